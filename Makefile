@@ -1,0 +1,72 @@
+# make sample PROMPT="..."   set up on a fresh machine, then write a 1024-pixel picture
+# make test                  set up on a fresh machine, then lint, check types and run the tests (what CI runs)
+# `make help` lists the rest. VENV=DIR uses another environment than .venv, PYTHON=EXE another interpreter to create it.
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SETUP_FILES := setup.cfg pyproject.toml constraints.txt
+WORKERS ?= 2
+ARGS ?=
+
+export PROMPT
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help sample setup setup-dev lint types test test-all mutants format demo clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- environment -----------------------------------------------------------------------------------------------------
+# The environment is made once; the stamps make a second call instant and are redone when a set-up file changes.
+
+$(VENV)/.setup: $(SETUP_FILES)
+	@PYTHON="$(PYTHON)" .ci/venv "$(VENV)"
+	@echo "installing imagen into $(VENV) (once; a few minutes)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	@echo "installing the tools of development into $(VENV) (once)"
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.setup  ## install what sampling and training need
+
+setup-dev: $(VENV)/.setup-dev  ## ... and what the tests need
+
+# --- use -------------------------------------------------------------------------------------------------------------
+
+sample: $(VENV)/.setup  ## PROMPT="..." [ARGS="--seed 1 --out DIR ..."]: sample 64 -> 256 -> 1024
+	@if [ -z "$$PROMPT" ]; then echo 'make sample: no prompt; write make sample PROMPT="a red circle above a blue square"' >&2; exit 2; fi
+	@$(BIN)/python sample.py "$$PROMPT" $(ARGS)
+
+demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing (hours on two cores; see docs/demo.md)
+	PYTHON=$(BIN)/python scripts/demo.sh
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . || (echo "run: make format" >&2; exit 1)
+
+types: $(VENV)/.setup-dev
+	$(BIN)/mypy
+
+test: lint types  ## lint, types and every test but the slow ones; under 10 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
+
+test-all: lint types  ## the slow tests as well
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --timeout 1800 $(ARGS)
+
+mutants: $(VENV)/.setup-dev  ## apply each stored mutation to a copy of the tree; the tests must catch every one
+	$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
+
+format: $(VENV)/.setup-dev  ## sort imports, mend what can be mended, format
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and the caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache imagen.egg-info
