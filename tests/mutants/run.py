@@ -193,9 +193,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     results += try_all(fresh, root, args.workers) if fresh else []
     failed = [result for result in results if result.verdict != "caught"]
     for result in failed:
-        print(
-            f"\n{result.verdict}: {result.mutation.source}: {result.mutation.file}: {result.mutation.name}\n{result.detail}"
-        )
+        m = result.mutation
+        print(f"\n{result.verdict}: {m.source}: {m.file}: {m.name}\n{result.detail}")
     print(f"\n{len(results) - len(failed)} passed, {len(failed)} failed")
     return int(bool(failed))
 
