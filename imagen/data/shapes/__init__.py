@@ -1,0 +1,1 @@
+"""The shapes world: endless captioned pictures of simple things, drawn at any resolution."""

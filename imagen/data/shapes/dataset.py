@@ -1,0 +1,129 @@
+"""The shapes world as a source of samples: endless, deterministic in (seed, index), at any stage's resolution."""
+
+from __future__ import annotations
+
+import zlib
+from math import cos, gcd, pi, sin
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..sources import Sample
+from .language import Category, Facts, Split, caption, sample_facts
+from .layout import Scene, place
+from .render import LEAST_PERIOD, PERIOD, WHOLE, Window, render
+
+ON_OBJECT = 0.9  # share of crops aimed at an object
+PATTERN_CELLS = 8  # an eighth of the picture holds whole periods of every pattern
+
+
+class ShapesDataset(Dataset[Sample]):
+    """Endless captioned pictures of a split; the same index is the same scene and caption at every size.
+
+    For a super-resolution stage, ``lowres_size`` is the previous stage's picture size, and ``sample.lowres`` shows the
+    same window **rendered** at that resolution. It is not the large picture made small: below 3 px a period is drawn as
+    the mean of its two tones, which is what a base stage can know, while a reduced stripe would leave a trace that
+    tells the patterns apart. So at 64 → 256 only the caption says which pattern to draw.
+
+    Args:
+        size: side of the whole picture in pixels.
+        seed: with the index, decides everything; at least 0.
+        split: ``"train"`` or ``"heldout"`` (every caption holds a combination that ``train`` never has).
+        crop: side in pixels of a square window of the picture; None gives the whole picture. Nine crops in ten are
+            aimed at an object. The caption still tells the whole picture.
+        lowres_size: side of the whole picture at the previous stage; must divide ``size``. A crop's corner then falls
+            on a low-res pixel, and where the low-res picture cannot show patterns on an eighth of the picture, so that
+            patterns have the same phase in every window.
+        category: ``"single"``, ``"relation"``, ``"counting"`` or ``"background"`` only; None mixes them.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or a negative seed.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        seed: int = 0,
+        split: Split = "train",
+        crop: int | None = None,
+        lowres_size: int | None = None,
+        category: Category | None = None,
+    ) -> None:
+        if size < 1 or seed < 0:
+            raise ValueError(f"size is {size} and seed is {seed}; expected size >= 1 and seed >= 0")
+        if split not in ("train", "heldout"):
+            raise ValueError(f"split is {split!r}; expected 'train' or 'heldout'")
+        if lowres_size is not None and (lowres_size < 1 or size % lowres_size):
+            raise ValueError(f"lowres_size is {lowres_size}; expected a divisor of size, which is {size}")
+        self.size, self.seed, self.split, self.category = size, seed, split, category
+        self.lowres_size = lowres_size
+        self.crop = size if crop is None else crop
+        self.cells = self._grid()
+        if not 0 < self.crop <= size or (self.crop * self.cells) % size:
+            raise ValueError(
+                f"crop is {crop}; expected a multiple of {max(1, size // self.cells)} up to size, which is {size}: a "
+                "crop covers whole low-res pixels, and whole periods of patterns that the low-res picture cannot show"
+            )
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    @property
+    def length(self) -> int | None:
+        """None: the source has no end."""
+        return None
+
+    def _grid(self) -> int:
+        """On how many cells per side of the picture the crops' corners lie."""
+        if self.crop == self.size:
+            return 1
+        if self.lowres_size is None:
+            return self.size
+        return gcd(PATTERN_CELLS, self.lowres_size) if self.lowres_size * PERIOD < LEAST_PERIOD else self.lowres_size
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        if index < 0:
+            raise ValueError(f"index is {index}; expected at least 0")
+        key = np.array([self.seed, zlib.crc32(f"{self.split}/{self.category}".encode())], np.uint64)
+        counter = np.array([0, stream, index, 0], np.uint64)  # Philox counts in the first word: streams never meet
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+    def scene(self, index: int) -> tuple[Facts, str, Scene]:
+        """Facts, caption and scene of an index: independent of sizes and crops."""
+        rng = self._rng(index, 0)
+        facts = sample_facts(rng, self.split, self.category)
+        return facts, caption(facts, rng), place(facts, rng)
+
+    def window(self, index: int) -> Window:
+        """The part of the picture that the sample shows, as (x0, y0, x1, y1) in units of the picture's side."""
+        if self.crop == self.size:
+            return WHOLE
+        rng = self._rng(index, 1)
+        side, objects = self.crop / self.size, self.scene(index)[2].objects
+        x, y = rng.uniform(0, 1 - side, 2)
+        if rng.random() < ON_OBJECT:  # the window holds a point of the object's disc, more often of its edge
+            thing = objects[int(rng.integers(len(objects)))]
+            angle, radius = rng.uniform(0, 2 * pi), thing.radius * rng.uniform(0.3, 1.0)
+            x = thing.x + radius * cos(angle) - side * rng.random()
+            y = thing.y + radius * sin(angle) - side * rng.random()
+        last = self.cells - self.crop * self.cells // self.size
+        column, row = (min(max(int(c * self.cells), 0), last) for c in (x, y))
+        x0, y0 = column / self.cells, row / self.cells
+        return (x0, y0, x0 + side, y0 + side)
+
+    def sample(self, index: int) -> Sample:
+        """The sample of an index (>= 0): image (3, crop, crop), lowres (3, crop · lowres_size / size, same) or None."""
+        _, text, scene = self.scene(index)
+        window = self.window(index)
+        lowres = None
+        if self.lowres_size is not None:
+            lowres = _tensor(render(scene, self.crop * self.lowres_size // self.size, window))
+        image = _tensor(render(scene, self.crop, window))
+        return Sample(f"shapes/{self.split}/{self.seed}/{index}", image, text, lowres)
+
+
+def _tensor(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) in [0, 1] → (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))) * 2 - 1
