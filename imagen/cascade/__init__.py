@@ -1,0 +1,1 @@
+"""The parts of the cascade around its networks: what a stage stores, pictures in and out, seeds, model folders."""

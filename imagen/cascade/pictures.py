@@ -1,0 +1,99 @@
+"""Pictures in and out: what callers hold (PIL, arrays, tensors) <-> (B, C, H, W) float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def load_pictures(image: Any, channels: int) -> list[Tensor]:
+    """Pictures to start from -> a list of (C, H, W) float32 in [-1, 1], square and each of its own size.
+
+    Args:
+        image: a PIL image, an array (H, W, C) or (H, W), a tensor (C, H, W), a batch (B, H, W, C) or (B, C, H, W) of
+            one of these, or a list of any. Integers are 0 to 255; floats are 0 to 1, as `output_type` np and pt give.
+        channels: that the network expects; PIL images are converted where PIL can.
+
+    Pictures that are not square are cropped to their centre.
+
+    Raises:
+        ValueError: another type, shape, number of channels or range.
+    """
+    if isinstance(image, Sequence) and not isinstance(image, str | bytes):
+        if not image:
+            raise ValueError("image is an empty list; give at least one picture")
+        return [picture for entry in image for picture in load_pictures(entry, channels)]
+    if isinstance(image, Image.Image):
+        return [_square(_from_pil(image, channels))]
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim not in (3, 4):
+            raise ValueError(f"image is an array of shape {image.shape}; expected (H, W, C), (H, W) or (B, H, W, C)")
+        image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
+    if not isinstance(image, Tensor):
+        raise ValueError(f"image is a {type(image).__name__}; expected a PIL image, an array, a tensor or a list of these")
+    if image.ndim not in (3, 4):
+        raise ValueError(f"image is a tensor of shape {tuple(image.shape)}; expected (C, H, W) or (B, C, H, W)")
+    batch = image if image.ndim == 4 else image[None]
+    if batch.shape[1] != channels or not batch.numel():
+        raise ValueError(f"image has shape {tuple(image.shape)}; this model's pictures have {channels} channels")
+    return [_square(_from_range(picture)) for picture in batch]
+
+
+def _from_pil(image: Image.Image, channels: int) -> Tensor:
+    if channels not in PIL_MODES:
+        raise ValueError(f"this model's pictures have {channels} channels, a PIL image cannot hold them; give a tensor")
+    upright = ImageOps.exif_transpose(image)
+    pixels = np.asarray(upright.convert(PIL_MODES[channels]))
+    return _from_range(torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], channels).permute(2, 0, 1))
+
+
+def _from_range(picture: Tensor) -> Tensor:
+    if not picture.is_floating_point():
+        return picture.float() / 127.5 - 1
+    picture = picture.detach().float()
+    low, high = picture.aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"image has values from {low.item():.3g} to {high.item():.3g}; expected floats in [0, 1] or integers in "
+            "[0, 255] (a picture in [-1, 1] is brought there by x / 2 + 0.5)"
+        )
+    return picture * 2 - 1
+
+
+def _square(picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[..., top : top + side, left : left + side]
+
+
+def check_output_type(output_type: str, channels: int) -> None:
+    """Raises: ValueError for a type that does not exist or cannot hold the model's channels."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
+    if output_type == "pil" and channels not in PIL_MODES:
+        raise ValueError(f"output_type='pil' cannot hold {channels} channels; use output_type='np' or 'pt'")
+
+
+def to_output(x: Tensor, output_type: str) -> Any:
+    """(B, C, H, W) in [-1, 1] -> a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), both in [0, 1].
+
+    Arrays and tensors are float32 on the CPU, clamped to the range.
+    """
+    unit = (x.detach().float().cpu() / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return unit
+    pixels = unit.permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return pixels
+    return [Image.fromarray(picture.squeeze(-1)) for picture in (pixels * 255).round().astype(np.uint8)]

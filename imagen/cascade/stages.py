@@ -1,0 +1,232 @@
+"""What the pipeline knows of each stage beyond its network and scheduler: sizes, defaults, the order they run in.
+
+Stored in ``model_index.json`` under ``stages`` with a ``format_version``; no torch here, so the command line can check
+a model folder before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT_VERSION = 1
+SLOTS = ("base", "sr256", "sr1024")
+USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
+THRESHOLDING = ("none", "static", "dynamic")
+AUG_SPACES = ("lowres", "upsampled")
+AUG_SCHEDULES = ("cosine", "linear")
+
+
+@dataclass(frozen=True)
+class StageDefaults:
+    """How a stage samples unless the call says otherwise. The paper gives no step counts; these are our choice.
+
+    Attributes:
+        size: side of the picture it makes, in pixels.
+        lowres_size: side of the picture it starts from; None for a stage that starts from text (or nothing).
+        num_inference_steps: network evaluations, >= 1.
+        guidance_scale: w of eq. 2, >= 0; 1 is off. 5 is the paper's value for its Fig. A.10.
+        thresholding: ``none``, ``static`` or ``dynamic`` (section 2.3).
+        threshold_p: quantile of dynamic thresholding, in (0, 1]; 0.995 in Fig. A.10.
+        threshold_cap: upper bound of the dynamic threshold, >= 1; None (the paper) for no bound.
+        aug_level: strength of the low-res noise in [0, 1]; the paper's best-looking samples use 0.1 to 0.3 (D.2).
+        aug_space: where that noise is added: ``lowres`` (before resizing, the default) or ``upsampled`` (IF).
+        aug_schedule: schedule that turns the level into noise, ``cosine`` or ``linear`` (the paper is silent).
+        aug_shift: that schedule's resolution factor; below 1 is noisier.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+
+    size: int
+    lowres_size: int | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    thresholding: str = "dynamic"
+    threshold_p: float = 0.995
+    threshold_cap: float | None = None
+    aug_level: float = 0.1
+    aug_space: str = "lowres"
+    aug_schedule: str = "cosine"
+    aug_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_int("size", self.size, 1)
+        if self.lowres_size is not None:
+            check_int("lowres_size", self.lowres_size, 1, self.size)
+        check_int("num_inference_steps", self.num_inference_steps, 1)
+        check_number("guidance_scale", self.guidance_scale, 0.0)
+        check_choice("thresholding", self.thresholding, THRESHOLDING)
+        check_number("threshold_p", self.threshold_p, 0.0, 1.0)
+        if self.threshold_cap is not None:
+            check_number("threshold_cap", self.threshold_cap, 1.0)
+        check_number("aug_level", self.aug_level, 0.0, 1.0)
+        check_choice("aug_space", self.aug_space, AUG_SPACES)
+        check_choice("aug_schedule", self.aug_schedule, AUG_SCHEDULES)
+        check_number("aug_shift", self.aug_shift, 1e-6)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "stage") -> StageDefaults:
+        """Build from a plain dict (``stage.json``, ``model_index.json``).
+
+        Raises:
+            ValueError: an unknown key, naming the nearest known one; no ``size``; or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+        if "size" not in values:
+            raise ValueError(f"{where}: no 'size'; give the side of the picture this stage makes, in pixels")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, so that a stored stage does not move when a default of the code does."""
+        return dataclasses.asdict(self)
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return ``value`` if it is an integer in [low, high]. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return value
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Return ``value`` as float if it is a finite number in [low, high]. Raises: ValueError."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        expected = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {expected}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``choices``. Raises: ValueError."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    return str(value)
+
+
+def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[str, StageDefaults]:
+    """Stored entries of ``model_index.json`` -> defaults per slot, migrated from older formats.
+
+    Format 0 is a folder without ``format_version`` or ``stages`` entries: it gets the usual sizes and our defaults.
+
+    Raises:
+        ValueError: a format newer than this code, an unknown slot or key, a value out of range.
+    """
+    if format_version is not None and (isinstance(format_version, bool) or not isinstance(format_version, int)):
+        raise ValueError(f"format_version is {format_version!r}; expected an integer from 0 to {FORMAT_VERSION}")
+    if (format_version or 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"this model has format_version {format_version}, newer than the {FORMAT_VERSION} this version of imagen "
+            "reads; update imagen, or save the model again with an older one"
+        )
+    result = {}
+    for slot, values in (stages or {}).items():
+        if slot not in SLOTS:
+            raise ValueError(f"stages: unknown stage {slot!r}; expected {', '.join(SLOTS)}")
+        result[slot] = values if isinstance(values, StageDefaults) else StageDefaults.from_dict(values, f"stage {slot}")
+    for slot in SLOTS:
+        size, lowres_size = USUAL_SIZES[slot]
+        result.setdefault(slot, StageDefaults(size=size, lowres_size=lowres_size))
+    return {slot: result[slot] for slot in SLOTS}
+
+
+def route(stages: Mapping[str, StageDefaults], size: int | None = None, image_side: int | None = None) -> list[str]:
+    """The slots a call runs, in order.
+
+    Without a picture the cascade starts at the stage that needs none. A picture of side ``image_side`` enters at the
+    last stage whose input it fills, so a 64 px picture goes through every super-resolution stage and a 256 px one (or
+    a photograph of 700 px, reduced to 256) only through the last; smaller ones enter at the first.
+
+    Args:
+        stages: the defaults of the stages that are there.
+        size: the side to stop at; None for the largest that can be reached.
+        image_side: shorter side of the picture to start from, or None.
+
+    Raises:
+        ValueError: no stage makes that size or can start from what is given, or one in between is missing.
+    """
+    made = {defaults.size: slot for slot, defaults in stages.items()}
+    if not made:
+        raise ValueError("this pipeline has no stage: load a model with a network and a scheduler for at least one")
+    if size is not None and size not in made:
+        raise ValueError(f"size={size}: this model makes {_sizes(made)} px; choose one of these")
+    if image_side is None:
+        starts = [slot for slot in stages if stages[slot].lowres_size is None]
+        if not starts:
+            raise ValueError(f"this model has no base stage (only {', '.join(stages)}): give the picture to start from")
+        start = starts[0]
+    else:
+        start = _entry(stages, image_side, size)
+    chain = [start]
+    while stages[chain[-1]].size != size:
+        follower = [slot for slot in stages if stages[slot].lowres_size == stages[chain[-1]].size]
+        if not follower:
+            break
+        chain.append(follower[0])
+    reached = stages[chain[-1]].size
+    if size is not None and reached != size:
+        wanted = stages[made[size]].lowres_size
+        raise ValueError(
+            f"size={size}: stage {made[size]} starts from {wanted} px and no stage here makes those; the stages here "
+            f"stop at {reached} px. Add the missing stage, or give a picture to start from"
+        )
+    return chain
+
+
+def _entry(stages: Mapping[str, StageDefaults], image_side: int, size: int | None) -> str:
+    needs = {slot: d.lowres_size for slot, d in stages.items() if d.lowres_size and (size is None or d.size <= size)}
+    if not needs:
+        limit = f" up to size={size}" if size is not None else ""
+        raise ValueError(f"this model has no super-resolution stage{limit} that could start from a picture")
+    filled = [slot for slot, lowres in needs.items() if lowres <= image_side]
+    if filled:
+        return max(filled, key=lambda slot: needs[slot])
+    return min(needs, key=lambda slot: needs[slot])
+
+
+def _sizes(made: Mapping[int, str]) -> str:
+    return ", ".join(str(size) for size in sorted(made))
+
+
+def per_stage(
+    name: str, value: Any, running: Sequence[str], stages: Mapping[str, StageDefaults]
+) -> dict[str, Any]:
+    """Spread a call's argument over the stages it runs: slot -> value, or None where the stage's default holds.
+
+    Args:
+        value: None, one value for all, a list or tuple (one per running stage, or one per stage of the model), or a
+            dict keyed by the stage's size or slot.
+
+    Raises:
+        ValueError: a list of another length, or a key that is no stage of the model.
+    """
+    if isinstance(value, Mapping):
+        by_key: dict[Any, str] = {stages[slot].size: slot for slot in stages} | {slot: slot for slot in stages}
+        unknown = [key for key in value if key not in by_key]
+        if unknown:
+            known = ", ".join(str(stages[slot].size) for slot in stages)
+            raise ValueError(f"{name} names stage {unknown[0]!r}; this model has {known}")
+        named = {by_key[key]: entry for key, entry in value.items()}
+        return {slot: named.get(slot) for slot in running}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) == len(running):
+            return dict(zip(running, value, strict=True))
+        if len(value) == len(stages):
+            return {slot: entry for slot, entry in zip(stages, value, strict=True) if slot in running}
+        sizes = ", ".join(str(stages[slot].size) for slot in running)
+        raise ValueError(f"{name} has {len(value)} values; expected one, or {len(running)} (for {sizes} px)")
+    return dict.fromkeys(running, value)
