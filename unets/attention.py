@@ -1,0 +1,180 @@
+"""Attention over image positions and text tokens (Imagen, App. D.3.1).
+
+Two layouts, both of the paper: text keys and values concatenated to those of a self-attention layer (base, 64 -> 256),
+and attention to the text alone (256 -> 1024). Parameter names are those of diffusers' ``Attention`` with added keys and
+values, so the checkpoints of that family load by name.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.utils.import_utils import is_xformers_available
+from torch import Tensor, nn
+
+TEXT_NORM_GROUPS = 32  # groups of the text norm in the DeepFloyd IF family, whatever the image norms use
+
+
+class TokenGroupNorm(nn.GroupNorm):
+    """Group norm of a token sequence whose statistics run over the real tokens (the text norm of DeepFloyd IF).
+
+    Statistics mix the tokens, so padding must be left out of them: without a mask this is ``nn.GroupNorm`` over (C, L).
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, L, D), mask (B, L) bool or None; returns (B, L, D)."""
+        if mask is None:
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        batch, length, dim = x.shape
+        grouped = x.view(batch, length, self.num_groups, dim // self.num_groups)
+        weight = mask[:, :, None, None].to(x.dtype)
+        count = (weight.sum(dim=(1, 3), keepdim=True) * grouped.shape[-1]).clamp(min=1)
+        mean = (grouped * weight).sum(dim=(1, 3), keepdim=True) / count
+        variance = ((grouped - mean).square() * weight).sum(dim=(1, 3), keepdim=True) / count
+        normed = ((grouped - mean) * torch.rsqrt(variance + self.eps)).reshape(batch, length, dim)
+        return normed * self.weight + self.bias
+
+
+def text_norm(kind: str, dim: int) -> nn.Module:
+    """The norm on text tokens in front of their key and value projections: "layer" (paper, 2.5) or "group" (IF)."""
+    if kind == "layer":
+        return nn.LayerNorm(dim)
+    if kind == "group":
+        if dim % TEXT_NORM_GROUPS:
+            raise ValueError(f'text_norm "group" needs a text width divisible by {TEXT_NORM_GROUPS}, got {dim}')
+        return TokenGroupNorm(TEXT_NORM_GROUPS, dim)
+    raise ValueError(f'text_norm must be "layer" or "group", got {kind!r}')
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a residual connection: image positions ask, image positions and text tokens answer.
+
+    Args:
+        channels: C of the feature map.
+        head_dim: width of one head; must divide ``inner_dim``.
+        text_dim: D of the text states, or None for self-attention alone.
+        inner_dim: width of queries, keys and values (None: ``channels``).
+        self_attention: False leaves the image's own keys and values out (text-only cross-attention).
+        norm_groups, norm_eps: of the group norm in front.
+        norm_kind: norm on the text, see :func:`text_norm`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        text_dim: int | None = None,
+        *,
+        inner_dim: int | None = None,
+        self_attention: bool = True,
+        norm_groups: int = 32,
+        norm_eps: float = 1e-5,
+        norm_kind: str = "layer",
+    ) -> None:
+        super().__init__()
+        inner = channels if inner_dim is None else inner_dim
+        if inner % head_dim:
+            raise ValueError(f"head_dim {head_dim} does not divide the attention width {inner}; choose a divisor")
+        if not self_attention and text_dim is None:
+            raise ValueError("attention without self_attention needs text: set text_dim, or self_attention=True")
+        self.heads = inner // head_dim
+        self.group_norm = nn.GroupNorm(norm_groups, channels, eps=norm_eps)
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner) if self_attention else None
+        self.to_v = nn.Linear(channels, inner) if self_attention else None
+        self.norm_cross = None if text_dim is None else text_norm(norm_kind, text_dim)
+        self.add_k_proj = None if text_dim is None else nn.Linear(text_dim, inner)
+        self.add_v_proj = None if text_dim is None else nn.Linear(text_dim, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+        nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
+        self._attend: Callable[..., Tensor] = sdpa
+
+    def forward(
+        self,
+        x: Tensor | None,
+        text: Tensor | None = None,
+        kv: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """x (B, C, H, W) -> (B, C, H, W); with x None, text (B, L, D) -> its keys and values, each (B, L, inner).
+
+        ``kv`` are keys and values computed before; without them they are computed from ``text``.
+        mask (B, L) bool marks the real tokens (None: all are).
+        """
+        if kv is None and text is not None and self.add_k_proj is not None:
+            kv = self._project(text, mask)
+        if x is None:
+            return kv
+        batch, channels, height, width = x.shape
+        hidden = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        query = self.to_q(hidden)
+        if self.to_k is None or self.to_v is None:
+            assert kv is not None, "cross-attention was called without text"
+            key, value = kv
+        elif kv is None:
+            key, value, mask = self.to_k(hidden), self.to_v(hidden), None
+        else:
+            key = torch.cat([kv[0], self.to_k(hidden)], dim=1)
+            value = torch.cat([kv[1], self.to_v(hidden)], dim=1)
+            if mask is not None:
+                mask = F.pad(mask, (0, hidden.shape[1]), value=True)
+        out = self.to_out[0](self._attend(query, key, value, self.heads, mask))
+        return x + out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _project(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.add_k_proj is not None and self.add_v_proj is not None
+        normed = self.norm_cross(text, mask) if isinstance(self.norm_cross, TokenGroupNorm) else self.norm_cross(text)  # type: ignore[misc]
+        return self.add_k_proj(normed), self.add_v_proj(normed)
+
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """What diffusers' ``enable_xformers_memory_efficient_attention`` calls on each attention layer.
+
+        Raises ModuleNotFoundError without xformers and ValueError without a CUDA device, as diffusers does.
+        """
+        if not valid:
+            self._attend = sdpa
+            return
+        if not is_xformers_available():
+            raise ModuleNotFoundError(
+                "Refer to https://github.com/facebookresearch/xformers for more information on how to install xformers",
+                name="xformers",
+            )
+        if not torch.cuda.is_available():
+            raise ValueError("xformers' memory efficient attention needs a CUDA device; none is available")
+        self._attend = XformersAttention(attention_op)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, N, heads*d), (B, S, heads*d) x 2, mask (B, S) bool; returns (B, N, heads*d)."""
+    batch, positions, inner = query.shape
+    split = [t.view(batch, t.shape[1], heads, inner // heads).transpose(1, 2) for t in (query, key, value)]
+    out = F.scaled_dot_product_attention(*split, attn_mask=None if mask is None else mask[:, None, None, :])
+    return out.transpose(1, 2).reshape(batch, positions, inner)
+
+
+class XformersAttention:
+    """The same function as :func:`sdpa` by ``xformers.ops.memory_efficient_attention``."""
+
+    def __init__(self, op: Callable[..., Any] | None = None) -> None:
+        self.op = op
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        """Shapes of :func:`sdpa`."""
+        import xformers.ops
+
+        batch, positions, inner = query.shape
+        split = [t.view(batch, t.shape[1], heads, inner // heads) for t in (query, key, value)]
+        bias = None
+        if mask is not None:
+            length = mask.shape[1]
+            padded = math.ceil(length / 8) * 8  # xformers wants rows of the bias aligned to 8 elements
+            bias = query.new_zeros(batch, 1, 1, padded)
+            bias[:, 0, 0, :length].masked_fill_(~mask, float("-inf"))
+            bias = bias.expand(batch, heads, positions, padded)[..., :length]
+        out = xformers.ops.memory_efficient_attention(*split, attn_bias=bias, op=self.op)
+        return out.reshape(batch, positions, inner)

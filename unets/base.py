@@ -1,0 +1,165 @@
+"""BaseUNet: the paper's 64x64 network (App. F.1), which is ADM's with text; also the family of DeepFloyd IF."""
+
+from collections.abc import Sequence
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel, activation, zero_init
+from .conditioning import ConditionedUNet, ConditioningOptions, LevelText
+
+
+class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
+    """The base diffusion U-Net (Imagen App. F.1; ADM's layout).
+
+    Level i has ``model_channels * channel_mult[i]`` channels at 1/2^i of the resolution (after the patch stem). Each has
+    residual blocks with FiLM by the time embedding and, where ``attention_levels`` names it, self-attention whose keys
+    and values are preceded by those of the text. See :meth:`forward` for the ways to call it. Module names are those of
+    diffusers' ``UNet2DConditionModel``, so IF's weights load by name.
+
+    Args:
+        in_channels, out_channels: of the noisy image and of the output (6 for a learned variance of 3 channels).
+        lowres_channels: channels of a low-resolution image concatenated to the input; 0: none, and no augmentation level.
+        patch_size: p folds p x p pixels into channels in front and unfolds them behind (ours, for small machines).
+        model_channels: the paper's embed_dim, channels of the first level.
+        channel_mult: channels of each level over ``model_channels``.
+        num_res_blocks: residual blocks of each level: one number, or one per level.
+        attention_levels: levels with attention. At 64 px the paper's resolutions 32, 16, 8 are levels 1, 2, 3.
+        head_dim: channels of an attention head.
+        text_dim: width of the encoder states; None: a network without text.
+        text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
+            the paper; IF projects).
+        text_norm: "layer" (paper, 2.5) or "group" (IF), in front of each attention layer's text projections.
+        text_pooling: "attention" (paper), "mean" (its ablation), or "none": nothing pooled is added to the time embedding.
+        pool_heads: heads of attention pooling; None: heads of gcd(text_dim, 64) channels (the paper is silent).
+        time_embed_dim: width of the time embedding; None: 4 * model_channels (ADM).
+        activation: "silu" (paper) or "gelu" (IF); with "_once" appended, it acts once on the time embedding instead of
+            in every block (IF stage II).
+        dropout: in residual blocks.
+        norm_groups: groups of the group norms; must divide every level's channels.
+        residual_scale: factor on each residual sum; 1 (ADM, IF-I) or 0.7071 (IF-II).
+
+    Raises:
+        ValueError: options that contradict each other, naming them.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock", "Attention"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        lowres_channels: int = 0,
+        patch_size: int = 1,
+        model_channels: int = 512,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        num_res_blocks: int | Sequence[int] = 3,
+        attention_levels: Sequence[int] = (1, 2, 3),
+        head_dim: int = 64,
+        text_dim: int | None = 4096,
+        text_proj_dim: int | None = None,
+        text_norm: str = "layer",
+        text_pooling: str = "attention",
+        pool_heads: int | None = None,
+        time_embed_dim: int | None = None,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+        residual_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        channels = [model_channels * mult for mult in channel_mult]
+        depths = [num_res_blocks] * len(channels) if isinstance(num_res_blocks, int) else list(num_res_blocks)
+        _check_levels(channels, depths, attention_levels)
+        act = activation.removesuffix("_once")
+        options = ConditioningOptions(
+            in_channels=in_channels,
+            lowres_channels=lowres_channels,
+            patch_size=patch_size,
+            divisor=patch_size * 2 ** (len(channels) - 1),
+            sinusoid_dim=model_channels,
+            emb_dim=4 * model_channels if time_embed_dim is None else time_embed_dim,
+            activation=act,
+            text_dim=text_dim,
+            text_proj_dim=text_proj_dim,
+            text_norm=text_norm,
+            text_pooling=text_pooling,
+            pool_heads=pool_heads,
+        )
+        self.conv_in = nn.Conv2d((in_channels + lowres_channels) * patch_size**2, channels[0], 3, padding=1)
+        self._setup(options)
+        blocks = BlockOptions(
+            emb_dim=options.emb_dim,
+            activation=act,
+            dropout=dropout,
+            norm_groups=norm_groups,
+            residual_scale=residual_scale,
+            activate_embedding=act == activation,
+            head_dim=head_dim,
+            text_dim=text_dim if text_proj_dim is None else text_proj_dim,
+            text_norm=text_norm,
+        )
+        self._build_levels(channels, depths, set(attention_levels), blocks)
+        self.time_embed_act = None if blocks.activate_embedding else make_activation(act)
+        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0])
+        self.conv_act = make_activation(act)
+        self.conv_out = zero_init(nn.Conv2d(channels[0], out_channels * patch_size**2, 3, padding=1))
+
+    def _build_levels(self, channels: list[int], depths: list[int], attention: set[int], blocks: BlockOptions) -> None:
+        self.down_blocks = nn.ModuleList()
+        skips, current, last = [channels[0]], channels[0], len(channels) - 1
+        for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
+            down = i < last
+            self.down_blocks.append(DownLevel(current, width, depth, blocks, attention=i in attention, downsample=down))
+            skips += [width] * (depth + down)
+            current = width
+        # the paper is silent on the middle; ADM and IF attend there, so we do wherever the lowest level does
+        self.mid_block = MidLevel(current, blocks, attention=last in attention)
+        self.up_blocks = nn.ModuleList()
+        for i in reversed(range(len(channels))):
+            taken = [skips.pop() for _ in range(depths[i] + 1)]
+            level = UpLevel(current, taken, channels[i], blocks, attention=i in attention, upsample=i > 0)
+            self.up_blocks.append(level)
+            current = channels[i]
+
+    def _levels(self) -> list[Level]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]  # type: ignore[list-item]
+
+    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText) -> Tensor:
+        if self.time_embed_act is not None:
+            emb = self.time_embed_act(emb)
+        x = self.conv_in(x)
+        skips: tuple[Tensor, ...] = (x,)
+        start = 0
+        for level in self._levels():
+            part = text.take(start, len(level.attentions))
+            start += len(level.attentions)
+            if isinstance(level, DownLevel):
+                x, made = self._run(level, x, emb, (), part)
+                skips += made
+            elif isinstance(level, UpLevel):
+                count = len(level.resnets)
+                x = self._run(level, x, emb, skips[-count:], part)
+                skips = skips[:-count]
+            else:
+                x = self._run(level, x, emb, (), part)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+
+
+make_activation = activation  # the constructor's argument of that name hides the function
+
+
+def _check_levels(channels: list[int], depths: list[int], attention_levels: Sequence[int]) -> None:
+    if not channels:
+        raise ValueError("channel_mult is empty; give one number per level, e.g. (1, 2, 3, 4)")
+    if len(depths) != len(channels):
+        raise ValueError(f"num_res_blocks {depths} has {len(depths)} entries for {len(channels)} levels; give one each")
+    if min(depths) < 1:
+        raise ValueError(f"num_res_blocks must be at least 1 on every level, got {depths}")
+    wrong = [level for level in attention_levels if level not in range(len(channels))]
+    if wrong:
+        raise ValueError(f"attention_levels {wrong} do not exist; this network has levels 0 to {len(channels) - 1}")

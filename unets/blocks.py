@@ -1,0 +1,231 @@
+"""Residual blocks and the levels of the base network (ADM's "biggan" blocks: resampling inside the residual block)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation called ``name`` ("silu" as the paper, "gelu" as DeepFloyd IF)."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def zero_init(module: nn.Conv2d) -> nn.Conv2d:
+    """Sets a convolution to zero, so that the branch it ends starts as nothing (ADM)."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all residual and attention blocks of one network share."""
+
+    emb_dim: int
+    activation: str = "silu"
+    dropout: float = 0.0
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    residual_scale: float = 1.0
+    activate_embedding: bool = True
+    shortcut_conv: str = "if_needed"
+    head_dim: int = 64
+    text_dim: int | None = None
+    text_norm: str = "layer"
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, activation, conv, FiLM by the embedding, activation, conv; plus the input (ADM; Imagen Fig. A.27).
+
+    ``resample`` "down" (2x2 mean) or "up" (nearest x2) acts between the first activation and the first convolution and
+    on the shortcut alike. The sum is multiplied by ``options.residual_scale``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions, resample: str | None = None) -> None:
+        super().__init__()
+        if in_channels % options.norm_groups or out_channels % options.norm_groups:
+            raise ValueError(
+                f"norm_groups {options.norm_groups} does not divide the channels of a block "
+                f"({in_channels} -> {out_channels}); choose a divisor of all of them"
+            )
+        self.resample = resample
+        self.residual_scale = options.residual_scale
+        self.activate_embedding = options.activate_embedding
+        self.nonlinearity = activation(options.activation)
+        self.norm1 = nn.GroupNorm(options.norm_groups, in_channels, eps=options.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(options.emb_dim, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(options.norm_groups, out_channels, eps=options.norm_eps)
+        self.dropout = nn.Dropout(options.dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        wanted = in_channels != out_channels or options.shortcut_conv == "always"
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if wanted else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C_in, H, W), emb (B, emb_dim) -> (B, C_out, H', W')."""
+        hidden = self._resample(self.nonlinearity(self.norm1(x)))
+        hidden = self.conv1(hidden)
+        emb = self.time_emb_proj(self.nonlinearity(emb) if self.activate_embedding else emb)
+        scale, shift = emb[:, :, None, None].chunk(2, dim=1)
+        hidden = self.nonlinearity(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
+        hidden = self.conv2(self.dropout(hidden))
+        x = self._resample(x)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        out = x + hidden
+        return out if self.residual_scale == 1 else out * self.residual_scale
+
+    def _resample(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+
+def make_attention(channels: int, options: BlockOptions) -> Attention:
+    """Self-attention with text keys and values in front (App. D.3.1)."""
+    return Attention(
+        channels,
+        options.head_dim,
+        options.text_dim,
+        norm_groups=options.norm_groups,
+        norm_kind=options.text_norm,
+    )
+
+
+class Level(nn.Module):
+    """Base of the parts that a U-Net runs in turn: residual blocks, each followed by its attention where there is one.
+
+    A level is called in two ways. ``level(x, emb, skips, text, kv, mask)`` runs it; ``level(None, text=..., mask=...)``
+    returns the keys and values of its attention layers. Both pass through ``forward``, so sharding and offload hooks
+    placed on a level see every use of its weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+
+    def keys_values(self, text: Tensor | None, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of every attention layer for text (B, L, D)."""
+        return tuple(attention(None, text, None, mask) for attention in self.attentions)
+
+    def attend(self, index: int, x: Tensor, text: Tensor | None, kv: Sequence[Any], mask: Tensor | None) -> Tensor:
+        """Attention layer ``index`` where the level has attention, else x."""
+        if len(self.attentions) == 0:
+            return x
+        out: Tensor = self.attentions[index](x, text, kv[index] if kv else None, mask)
+        return out
+
+
+class DownLevel(Level):
+    """``depth`` residual blocks, then (unless last) a residual block that halves the resolution; returns the skips too."""
+
+    def __init__(
+        self, in_channels: int, channels: int, depth: int, options: BlockOptions, *, attention: bool, downsample: bool
+    ) -> None:
+        super().__init__()
+        for index in range(depth):
+            self.resnets.append(ResnetBlock(in_channels if index == 0 else channels, channels, options))
+            if attention:
+                self.attentions.append(make_attention(channels, options))
+        down = [ResnetBlock(channels, channels, options, resample="down")] if downsample else []
+        self.downsamplers = nn.ModuleList(down)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        emb: Tensor | None = None,
+        skips: tuple[Tensor, ...] = (),
+        text: Tensor | None = None,
+        kv: Sequence[Any] = (),
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Returns (x, skips of this level)."""
+        if x is None:
+            return self.keys_values(text, mask)
+        made = []
+        for index, resnet in enumerate(self.resnets):
+            x = self.attend(index, resnet(x, emb), text, kv, mask)
+            made.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x, emb)
+            made.append(x)
+        return x, tuple(made)
+
+
+class MidLevel(Level):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, channels: int, options: BlockOptions, *, attention: bool) -> None:
+        super().__init__()
+        self.resnets.extend([ResnetBlock(channels, channels, options), ResnetBlock(channels, channels, options)])
+        if attention:
+            self.attentions.append(make_attention(channels, options))
+
+    def forward(
+        self,
+        x: Tensor | None,
+        emb: Tensor | None = None,
+        skips: tuple[Tensor, ...] = (),
+        text: Tensor | None = None,
+        kv: Sequence[Any] = (),
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Returns x."""
+        if x is None:
+            return self.keys_values(text, mask)
+        x = self.resnets[0](x, emb)
+        return self.resnets[1](self.attend(0, x, text, kv, mask), emb)
+
+
+class UpLevel(Level):
+    """One residual block per skip, taken last first and concatenated, then (unless last) one that doubles the resolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: Sequence[int],
+        channels: int,
+        options: BlockOptions,
+        *,
+        attention: bool,
+        upsample: bool,
+    ) -> None:
+        super().__init__()
+        for index, skip in enumerate(skip_channels):
+            self.resnets.append(ResnetBlock((in_channels if index == 0 else channels) + skip, channels, options))
+            if attention:
+                self.attentions.append(make_attention(channels, options))
+        up = [ResnetBlock(channels, channels, options, resample="up")] if upsample else []
+        self.upsamplers = nn.ModuleList(up)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        emb: Tensor | None = None,
+        skips: tuple[Tensor, ...] = (),
+        text: Tensor | None = None,
+        kv: Sequence[Any] = (),
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Returns x; ``skips`` are this level's, in the order they were made."""
+        if x is None:
+            return self.keys_values(text, mask)
+        for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
+            x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb), text, kv, mask)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, emb)
+        return x
