@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "sample": {"imagen.cli"},
 }
 MAY_IMPORT["imagen.cli"] = {"imagen.cli", *(part for part in MAY_IMPORT if part not in {"train", "sample"})}
-# Outside packages a part may use beside the standard library and, inside functions, the extras; others are free in this.
+# Outside packages a part may use beside the standard library and, in functions, the extras; others are free in this.
 OUTSIDE = {"imagen.diffusion": {"torch"}, "unets": {"torch", "diffusers"}, "train": set(), "sample": set()}
 OUTSIDE_FILES = {"imagen/diffusion/sampling.py": {"torch", "diffusers"}}
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.

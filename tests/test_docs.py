@@ -1,0 +1,136 @@
+"""What the documentation points at exists: links, headings, paths, commands and their options."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "pretrained/*/README.md", "configs/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+SOURCES = [*PAGES, *sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))]
+# Names in running text that look like paths of this repository; `runs/`, `samples/` and the like are made by the user.
+PATH = re.compile(r"`((?:imagen|unets|configs|docs|tests|benchmarks|pretrained|scripts|\.ci)/[\w./\-]*)`")
+
+
+def text(page: Path) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def outside_fences(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", text(page), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors a Markdown viewer makes of the headings of `page`."""
+    headings = re.findall(r"^#+ +(.+?) *$", outside_fences(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    problems = []
+    for target in re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", outside_fences(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page.parent / name).resolve() if name else ROOT / page
+        if not file.exists():
+            problems.append(f"{target}: there is no such file")
+        elif anchor and file.suffix == ".md" and anchor not in anchors(file.relative_to(ROOT)):
+            problems.append(
+                f"{target}: that page has no such heading; it has {sorted(anchors(file.relative_to(ROOT)))}"
+            )
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_paths_in_the_text_exist(page: Path) -> None:
+    missing = [name for name in PATH.findall(outside_fences(page)) if not (ROOT / name).exists()]
+    assert not missing, f"{page} names {missing}"
+
+
+def commands() -> list[tuple[Path, str]]:
+    """(page, command line) of every line of a shell block, and of every `$ ...` free command in a config's head."""
+    found = []
+    for page in SOURCES:
+        if page.suffix == ".yaml":
+            lines = re.findall(r"^# +((?:accelerate|python|make) .+)$", text(page), flags=re.M)
+        else:
+            blocks = re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text(page), flags=re.M | re.S)
+            lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        found += [(page, line.strip()) for line in lines if line.strip() and not line.strip().startswith("#")]
+    return found
+
+
+@cache
+def help_of(program: tuple[str, ...]) -> str:
+    done = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(program)} --help: {done.stderr[-500:]}"
+    return done.stdout
+
+
+@cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", text(Path("Makefile")), flags=re.M))
+
+
+def problems_of(line: str) -> list[str]:
+    """What is wrong with one documented command: unknown targets, modules, files or options."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    if not words:
+        return []
+    if words[0] == "make":
+        targets = [w for w in words[1:] if "=" not in w and not w.startswith("-")]
+        return [f"make has no target {t}" for t in targets if t not in make_targets()]
+    program: tuple[str, ...] = ()
+    if Path(words[0]).name == "accelerate" and "train.py" in words:
+        program, words = ("train.py",), words[words.index("train.py") + 1 :]
+    elif Path(words[0]).name in {"python", "python3"} and len(words) > 1:
+        if words[1] == "-m":
+            if not words[2].startswith("imagen"):
+                return [] if importlib.util.find_spec(words[2].split(".")[0]) else [f"no module {words[2]}"]
+            if importlib.util.find_spec(words[2]) is None:
+                return [f"there is no module {words[2]}"]
+            program, words = ("-m", words[2]), words[3:]
+            if words and re.fullmatch(r"[a-z]+", words[0]) and f"{words[0]}" in help_of(program):
+                program, words = (*program, words[0]), words[1:]
+        elif (ROOT / words[1]).suffix == ".py":
+            if not (ROOT / words[1]).exists():
+                return [f"there is no file {words[1]}"]
+            program, words = (words[1],), words[2:]
+    if not program:
+        return []
+    known = help_of(program)
+    options = [w.split("=")[0] for w in words if w.startswith("--")]
+    problems = [f"{' '.join(program)} has no option {o}" for o in options if not re.search(rf"{o}\b", known)]
+    files = [w for w in words if re.match(r"(configs|docs|pretrained|benchmarks)/", w)]
+    return problems + [f"there is no file {f}" for f in files if not (ROOT / f).exists()]
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=str)
+def test_documented_commands_exist(page: Path, line: str) -> None:
+    shell = subprocess.run(["bash", "-n"], input=line, text=True, capture_output=True, check=False)
+    assert shell.returncode == 0, f"{page}: not a shell command: {line}\n{shell.stderr}"
+    problems = problems_of(line)
+    assert not problems, f"{page}: {line}\n" + "\n".join(problems)
+
+
+def test_python_blocks_of_the_documentation_compile() -> None:
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```", text(page), flags=re.M | re.S):
+            compile(block, str(page), "exec")
