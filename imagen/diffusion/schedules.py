@@ -1,0 +1,244 @@
+"""Noise schedules in continuous time, as log-SNR, and their export to the 1000 levels diffusers works with.
+
+Time is ``t`` in [0, 1] inside the mathematics (0 clean, 1 noise) and ``timestep`` in [0, 1000) at a network or a
+scheduler; level ``i`` of 1000 is ``t = (i + 1/2) / 1000``. Everything is variance preserving:
+``alpha^2 = sigmoid(log_snr)`` and ``sigma^2 = sigmoid(-log_snr)`` (paper, appendix A).
+
+log-SNR is clamped to +-20 by default: a schedule that reaches alpha = 0 or sigma = 0 gives NaN in many samplers. The
+clamp is our choice; the paper does not say what it does at the ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_LOG_SNR = 20.0
+NUM_TIMESTEPS = 1000
+#: How far the log-SNR that a float32 scheduler rebuilds from exported betas may be from the schedule's own.
+MAX_EXPORT_ERROR = 0.05
+
+
+class Schedule(Protocol):
+    """A falling function log_snr(t) on [0, 1] with its inverse."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log-SNR at times ``t`` in [0, 1], any shape; the result has the shape and dtype of ``t``."""
+
+    def t(self, log_snr: Tensor) -> Tensor:
+        """The time at which the schedule has ``log_snr``, in [0, 1]; the inverse of :meth:`log_snr`."""
+
+
+def _float64(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {value.dtype}; expected floating point. t lies in [0, 1]: for a timestep in [0, 1000) "
+            "call t_from_timestep first."
+        )
+    return value.double()
+
+
+def _check_common(shift: float, max_log_snr: float) -> None:
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift={shift} is not a positive number; use 1.0 for no shift, 64/256 to shift from 64 to 256 px")
+    if not (math.isfinite(max_log_snr) and max_log_snr > 0):
+        raise ValueError(f"max_log_snr={max_log_snr} is not a positive number; the default is {MAX_LOG_SNR}")
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """alpha_bar(t) = cos^2((t + s) / (1 + s) * pi/2): the paper's "cosine" schedule (appendix F.1, F.2; Nichol & Dhariwal).
+
+    ``s = 0.008`` is theirs; whether Imagen keeps it is not said. ``shift`` is the resolution factor reference / size:
+    2 log(shift) is added to the log-SNR, so a shift below 1 is noisier (Hoogeboom et al. 2023; not in the paper).
+    """
+
+    s: float = 0.008
+    shift: float = 1.0
+    max_log_snr: float = MAX_LOG_SNR
+
+    def __post_init__(self) -> None:
+        _check_common(self.shift, self.max_log_snr)
+        if not (math.isfinite(self.s) and self.s >= 0):
+            raise ValueError(f"s={self.s} must be 0 or more; the usual value is 0.008")
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log-SNR at times ``t`` in [0, 1] (values outside are clamped), clamped to +-max_log_snr; dtype of ``t``."""
+        angle = (_float64("t", t).clamp(0, 1) + self.s) / (1 + self.s) * (math.pi / 2)
+        log_snr = 2 * math.log(self.shift) - 2 * torch.log(torch.tan(angle))
+        return log_snr.clamp(-self.max_log_snr, self.max_log_snr).to(t.dtype)
+
+    def t(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`, in [0, 1]; dtype of ``log_snr``."""
+        clamped = _float64("log_snr", log_snr).clamp(-self.max_log_snr, self.max_log_snr)
+        angle = torch.atan(torch.exp(math.log(self.shift) - clamped / 2))
+        return (angle * (2 / math.pi) * (1 + self.s) - self.s).clamp(0, 1).to(log_snr.dtype)
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """The linear-beta schedule of 1000 steps in continuous time: the paper's 256 -> 1024 stage (appendix F.3).
+
+    The limit of betas rising linearly from ``beta_start`` to ``beta_end`` is alpha_bar(t) = exp(-(a t + b t^2)) with
+    a = 1000 beta_start and b = 500 (beta_end - beta_start): exp(-(0.1 t + 9.95 t^2)) by default. ``shift`` as in
+    :class:`CosineSchedule`.
+    """
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    shift: float = 1.0
+    max_log_snr: float = MAX_LOG_SNR
+
+    def __post_init__(self) -> None:
+        _check_common(self.shift, self.max_log_snr)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start={self.beta_start}, beta_end={self.beta_end}: expected 0 < beta_start <= beta_end < 1; "
+                "the usual pair is 1e-4 and 0.02"
+            )
+
+    def _coefficients(self) -> tuple[float, float]:
+        return NUM_TIMESTEPS * self.beta_start, NUM_TIMESTEPS * (self.beta_end - self.beta_start) / 2
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log-SNR at times ``t`` in [0, 1] (values outside are clamped), clamped to +-max_log_snr; dtype of ``t``."""
+        a, b = self._coefficients()
+        time = _float64("t", t).clamp(0, 1)
+        log_snr = 2 * math.log(self.shift) - torch.log(torch.expm1(a * time + b * time * time))
+        return log_snr.clamp(-self.max_log_snr, self.max_log_snr).to(t.dtype)
+
+    def t(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`, in [0, 1]; dtype of ``log_snr``."""
+        a, b = self._coefficients()
+        clamped = _float64("log_snr", log_snr).clamp(-self.max_log_snr, self.max_log_snr)
+        minus_log_alpha_bar = F.softplus(2 * math.log(self.shift) - clamped, threshold=50.0)
+        root = torch.sqrt(a * a + 4 * b * minus_log_alpha_bar)
+        return (2 * minus_log_alpha_bar / (a + root)).clamp(0, 1).to(log_snr.dtype)
+
+
+_SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule]] = {"cosine": CosineSchedule, "linear": LinearSchedule}
+
+
+def make_schedule(
+    kind: str, shift: float = 1.0, max_log_snr: float = MAX_LOG_SNR, **options: float
+) -> CosineSchedule | LinearSchedule:
+    """A schedule by name: "cosine" (option ``s``) or "linear" (options ``beta_start``, ``beta_end``).
+
+    Raises:
+        ValueError: an unknown kind, an option that this kind does not have, or a value out of range.
+    """
+    if kind not in _SCHEDULES:
+        raise ValueError(f"schedule kind {kind!r} is unknown; choose one of {sorted(_SCHEDULES)}")
+    cls = _SCHEDULES[kind]
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"the {kind} schedule has no option {unknown[0]!r}; it has {sorted(known)}")
+    return cls(shift=shift, max_log_snr=max_log_snr, **options)
+
+
+def alpha_sigma(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of a variance-preserving process: alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr).
+
+    Computed in float64, returned with the shape and dtype of ``log_snr``.
+    """
+    wide = log_snr.double()
+    return torch.sigmoid(wide).sqrt().to(log_snr.dtype), torch.sigmoid(-wide).sqrt().to(log_snr.dtype)
+
+
+def timestep_from_t(t: Tensor) -> Tensor:
+    """The number a network is given for time ``t`` in [0, 1]: 1000 t - 1/2, clamped to [0, 999.5]; same shape and dtype."""
+    return (NUM_TIMESTEPS * t - 0.5).clamp(0, NUM_TIMESTEPS - 0.5)
+
+
+def t_from_timestep(timestep: Tensor) -> Tensor:
+    """The time of a (float or integer) timestep: (timestep + 1/2) / 1000. Integers give float32."""
+    return (timestep + 0.5) / NUM_TIMESTEPS
+
+
+def _log_snr_of_levels(schedule: Schedule, num: int) -> Tensor:
+    return schedule.log_snr((torch.arange(num, dtype=torch.float64) + 0.5) / num)
+
+
+def trained_betas(schedule: Schedule, num: int = NUM_TIMESTEPS) -> list[float]:
+    """The betas of a diffusers scheduler that has the schedule's log-SNR at t = (i + 1/2) / num, i = 0 ... num - 1.
+
+    The export is checked in log-SNR, rebuilt in float32 as diffusers does it: near a clean end 1 - alpha_bar loses its
+    digits there, which no comparison of alpha_bar shows.
+
+    Raises:
+        ValueError: the schedule is flat somewhere (samplers divide by the difference of two log-SNRs), or float32
+            cannot hold its clean end.
+    """
+    log_snr = _log_snr_of_levels(schedule, num)
+    flat = int((log_snr.diff() >= 0).sum())
+    if flat:
+        raise ValueError(
+            f"{schedule} does not fall between {flat} pairs of its {num} levels, so samplers would divide by zero; use a "
+            "larger max_log_snr or a shift nearer to 1"
+        )
+    log_alpha_bar = F.logsigmoid(log_snr)
+    betas = -torch.expm1(torch.diff(log_alpha_bar, prepend=log_alpha_bar.new_zeros(1)))
+    result: list[float] = betas.tolist()
+    error = export_error(result, schedule)
+    if not error <= MAX_EXPORT_ERROR:
+        raise ValueError(
+            f"{schedule}: a float32 scheduler would be off by {error:.3g} in log-SNR (at most {MAX_EXPORT_ERROR} is "
+            "accepted); its clean end is too clean, use a smaller shift or, for the cosine, a larger s"
+        )
+    return result
+
+
+def export_error(betas: Sequence[float], schedule: Schedule) -> float:
+    """The largest difference in log-SNR between the schedule and what a float32 diffusers scheduler makes of ``betas``."""
+    alpha_bar = torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
+    rebuilt = (torch.log(alpha_bar) - torch.log(1.0 - alpha_bar)).double()
+    return float((rebuilt - _log_snr_of_levels(schedule, len(betas))).abs().max())
+
+
+def log_snr_from_betas(betas: Sequence[float] | Tensor) -> Tensor:
+    """log-SNR (num,), float64, of the levels of a scheduler with these betas: the inverse of :func:`trained_betas`.
+
+    1 - alpha_bar is accumulated without cancellation. A last beta of 1 (zero terminal SNR) gives -inf there.
+    """
+    wide = torch.as_tensor(betas, dtype=torch.float64)
+    log_alpha_bar = torch.cumsum(torch.log1p(-wide), dim=0)
+    return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+
+
+def log_snr_at(timestep: Tensor, log_snrs: Tensor) -> Tensor:
+    """log-SNR at float timesteps: linear interpolation, in log-SNR, of a table of levels.
+
+    Args:
+        timestep: any shape, 0 is the first level; beyond the last level the last segment is continued.
+        log_snrs: (num,), the log-SNR of every level.
+
+    Returns:
+        float64 of the shape of ``timestep``, on its device.
+    """
+    table = log_snrs.to(device=timestep.device, dtype=torch.float64)
+    position = timestep.double()
+    low = position.floor().clamp(0, table.numel() - 2)
+    fraction = position - low
+    index = low.long()
+    return torch.where(fraction == 0, table[index], torch.lerp(table[index], table[index + 1], fraction))
+
+
+def timestep_at(log_snr: Tensor, log_snrs: Tensor) -> Tensor:
+    """The float timestep at which a table of levels has ``log_snr``: the inverse of :func:`log_snr_at`, clamped to the table.
+
+    Args:
+        log_snr: any shape.
+        log_snrs: (num,), strictly falling.
+    """
+    table = log_snrs.to(device=log_snr.device, dtype=torch.float64)
+    value = log_snr.double().clamp(table[-1], table[0])
+    high = torch.searchsorted(-table, -value).clamp(1, table.numel() - 1)
+    left, right = table[high - 1], table[high]
+    return (high - 1) + (left - value) / (left - right)
