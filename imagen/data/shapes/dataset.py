@@ -126,4 +126,5 @@ class ShapesDataset(Dataset[Sample]):
 
 def _tensor(picture: np.ndarray) -> Tensor:
     """(H, W, 3) in [0, 1] → (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))) * 2 - 1
+    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    return torch.from_numpy(planes * np.float32(2) - np.float32(1))

@@ -103,7 +103,7 @@ def render(scene: Scene, size: int, window: Window = WHOLE) -> Array:
     eighth of the picture.
 
     Returns:
-        (size, size, 3) float32 in [0, 1].
+        (size, size, 3) float32 in [0, 1], a view of planes (3, size, size).
 
     Raises:
         ValueError: the window is not a square inside the picture, or ``size`` is not positive.
@@ -115,11 +115,11 @@ def render(scene: Scene, size: int, window: Window = WHOLE) -> Array:
         raise ValueError(f"window is {window}; expected a square (x0, y0, x1, y1) inside (0, 0, 1, 1)")
     pitch = _snap((x1 - x0) / size)
     xs, ys = _centres(x0, pitch, size), _centres(y0, pitch, size)
-    picture = np.empty((size, size, 3), np.float32)
-    picture[:] = _unit(scene.background)
+    planes = np.empty((3, size, size), np.float32)
+    planes[:] = _unit(scene.background)
     for thing in scene.objects:
-        _draw(picture, thing, xs, ys, float(pitch))
-    return picture
+        _draw(planes, thing, xs, ys, float(pitch))
+    return planes.transpose(1, 2, 0)
 
 
 def _snap(values: float | Array) -> Array:
@@ -132,22 +132,23 @@ def _centres(start: float, pitch: Array, size: int) -> Array:
 
 
 def _unit(rgb: Sequence[int]) -> Array:
-    return np.asarray(rgb, np.float32) / 255
+    """Colour in 0-255 → (3, 1, 1) in [0, 1]."""
+    return (np.asarray(rgb, np.float32) / 255)[:, None, None]
 
 
-def _draw(picture: Array, thing: Placed, xs: Array, ys: Array, pitch: float) -> None:
-    """Blend one object into ``picture`` (H, W, 3), touching only its bounding box."""
+def _draw(planes: Array, thing: Placed, xs: Array, ys: Array, pitch: float) -> None:
+    """Blend one object into ``planes`` (3, H, W), touching only its bounding box."""
     columns, rows = _span(xs, thing.x, thing.radius, pitch), _span(ys, thing.y, thing.radius, pitch)
     xs, ys = xs[columns], ys[rows]
     if not (xs.size and ys.size):
         return
     x = ((xs - thing.x) / thing.radius).astype(np.float32)[None, :]
     y = ((thing.y - ys) / thing.radius).astype(np.float32)[:, None]
-    cover = np.clip(0.5 - SDF[thing.shape](x, y) * (thing.radius / pitch), 0.0, 1.0)[..., None]
+    cover = np.clip(0.5 - SDF[thing.shape](x, y) * (thing.radius / pitch), 0.0, 1.0)
     paint = _unit(thing.rgb)
     if thing.pattern is not None:
-        paint = paint * (TWIN + (1 - TWIN) * _bright(thing.pattern, xs, ys, pitch))[..., None]
-    box = picture[rows, columns]
+        paint = paint * (TWIN + (1 - TWIN) * _bright(thing.pattern, xs, ys, pitch))
+    box = planes[:, rows, columns]
     box[:] = box * (1 - cover) + paint * cover
 
 
