@@ -2,6 +2,15 @@
 
 from .order import StepSampler, micro_positions, sample_index
 from .shapes.dataset import ShapesDataset
-from .sources import Sample, Source, collate
+from .sources import FolderDataset, Sample, Source, collate
 
-__all__ = ["Sample", "ShapesDataset", "Source", "StepSampler", "collate", "micro_positions", "sample_index"]
+__all__ = [
+    "FolderDataset",
+    "Sample",
+    "ShapesDataset",
+    "Source",
+    "StepSampler",
+    "collate",
+    "micro_positions",
+    "sample_index",
+]

@@ -98,10 +98,13 @@ class ShapesDataset(Dataset[Sample]):
 
     def window(self, index: int) -> Window:
         """The part of the picture that the sample shows, as (x0, y0, x1, y1) in units of the picture's side."""
+        return self._window(index, self.scene(index)[2])
+
+    def _window(self, index: int, scene: Scene) -> Window:
         if self.crop == self.size:
             return WHOLE
         rng = self._rng(index, 1)
-        side, objects = self.crop / self.size, self.scene(index)[2].objects
+        side, objects = self.crop / self.size, scene.objects
         x, y = rng.uniform(0, 1 - side, 2)
         if rng.random() < ON_OBJECT:  # the window holds a point of the object's disc, more often of its edge
             thing = objects[int(rng.integers(len(objects)))]
@@ -116,7 +119,7 @@ class ShapesDataset(Dataset[Sample]):
     def sample(self, index: int) -> Sample:
         """The sample of an index (>= 0): image (3, crop, crop), lowres (3, crop · lowres_size / size, same) or None."""
         _, text, scene = self.scene(index)
-        window = self.window(index)
+        window = self._window(index, scene)
         lowres = None
         if self.lowres_size is not None:
             lowres = _tensor(render(scene, self.crop * self.lowres_size // self.size, window))
