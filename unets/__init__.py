@@ -2,5 +2,6 @@
 
 from .base import BaseUNet
 from .conditioning import TextContext
+from .efficient import EfficientUNet
 
-__all__ = ["BaseUNet", "TextContext"]
+__all__ = ["BaseUNet", "EfficientUNet", "TextContext"]

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel, activation, zero_init
-from .conditioning import ConditionedUNet, ConditioningOptions, LevelText
+from .network import ConditionedUNet, ConditioningOptions, LevelText
 
 
 class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
