@@ -17,6 +17,14 @@ from torch import Tensor, nn
 TEXT_NORM_GROUPS = 32  # groups of the text norm in the DeepFloyd IF family, whatever the image norms use
 
 
+class TokenLayerNorm(nn.LayerNorm):
+    """Layer norm of each token by itself (the paper's, 2.5); a mask changes nothing."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, L, D), mask (B, L) bool or None; returns (B, L, D)."""
+        return super().forward(x)
+
+
 class TokenGroupNorm(nn.GroupNorm):
     """Group norm of a token sequence whose statistics run over the real tokens (the text norm of DeepFloyd IF).
 
@@ -37,10 +45,10 @@ class TokenGroupNorm(nn.GroupNorm):
         return normed * self.weight + self.bias
 
 
-def text_norm(kind: str, dim: int) -> nn.Module:
+def text_norm(kind: str, dim: int) -> TokenLayerNorm | TokenGroupNorm:
     """The norm on text tokens in front of their key and value projections: "layer" (paper, 2.5) or "group" (IF)."""
     if kind == "layer":
-        return nn.LayerNorm(dim)
+        return TokenLayerNorm(dim)
     if kind == "group":
         if dim % TEXT_NORM_GROUPS:
             raise ValueError(f'text_norm "group" needs a text width divisible by {TEXT_NORM_GROUPS}, got {dim}')
@@ -125,9 +133,11 @@ class Attention(nn.Module):
         return x + out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _project(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert self.add_k_proj is not None and self.add_v_proj is not None
-        normed = self.norm_cross(text, mask) if isinstance(self.norm_cross, TokenGroupNorm) else self.norm_cross(text)  # type: ignore[misc]
-        return self.add_k_proj(normed), self.add_v_proj(normed)
+        assert self.norm_cross is not None
+        assert self.add_k_proj is not None
+        assert self.add_v_proj is not None
+        text = self.norm_cross(text, mask)
+        return self.add_k_proj(text), self.add_v_proj(text)
 
     def set_use_memory_efficient_attention_xformers(
         self, valid: bool, attention_op: Callable[..., Any] | None = None
@@ -150,10 +160,10 @@ class Attention(nn.Module):
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, N, heads*d), (B, S, heads*d) x 2, mask (B, S) bool; returns (B, N, heads*d)."""
+    """softmax(q k^T / sqrt(d)) v per head: q (B, N, heads*d), k and v (B, S, heads*d), mask (B, S) bool -> as q."""
     batch, positions, inner = query.shape
-    split = [t.view(batch, t.shape[1], heads, inner // heads).transpose(1, 2) for t in (query, key, value)]
-    out = F.scaled_dot_product_attention(*split, attn_mask=None if mask is None else mask[:, None, None, :])
+    q, k, v = (t.view(batch, t.shape[1], heads, inner // heads).transpose(1, 2) for t in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
     return out.transpose(1, 2).reshape(batch, positions, inner)
 
 

@@ -1,6 +1,7 @@
 """BaseUNet: the paper's 64x64 network (App. F.1), which is ADM's with text; also the family of DeepFloyd IF."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -13,14 +14,14 @@ from .network import ConditionedUNet, ConditioningOptions, LevelText
 class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     """The base diffusion U-Net (Imagen App. F.1; ADM's layout).
 
-    Level i has ``model_channels * channel_mult[i]`` channels at 1/2^i of the resolution (after the patch stem). Each has
-    residual blocks with FiLM by the time embedding and, where ``attention_levels`` names it, self-attention whose keys
-    and values are preceded by those of the text. See :meth:`forward` for the ways to call it. Module names are those of
-    diffusers' ``UNet2DConditionModel``, so IF's weights load by name.
+    Level i has ``model_channels * channel_mult[i]`` channels at 1/2^i of the resolution (after the patch stem). Each
+    has residual blocks with FiLM by the time embedding and, where ``attention_levels`` names it, self-attention whose
+    keys and values are preceded by those of the text. See :meth:`forward` for the ways to call it. Module names are
+    those of diffusers' ``UNet2DConditionModel``, so IF's weights load by name.
 
     Args:
         in_channels, out_channels: of the noisy image and of the output (6 for a learned variance of 3 channels).
-        lowres_channels: channels of a low-resolution image concatenated to the input; 0: none, and no augmentation level.
+        lowres_channels: channels of a low-resolution image concatenated to the input; 0: none, nor its noise level.
         patch_size: p folds p x p pixels into channels in front and unfolds them behind (ours, for small machines).
         model_channels: the paper's embed_dim, channels of the first level.
         channel_mult: channels of each level over ``model_channels``.
@@ -31,7 +32,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
             the paper; IF projects).
         text_norm: "layer" (paper, 2.5) or "group" (IF), in front of each attention layer's text projections.
-        text_pooling: "attention" (paper), "mean" (its ablation), or "none": nothing pooled is added to the time embedding.
+        text_pooling: "attention" (paper), "mean" (its ablation), or "none"; pooled text is added to the time embedding.
         pool_heads: heads of attention pooling; None: heads of gcd(text_dim, 64) channels (the paper is silent).
         time_embed_dim: width of the time embedding; None: 4 * model_channels (ADM).
         activation: "silu" (paper) or "gelu" (IF); with "_once" appended, it acts once on the time embedding instead of
@@ -45,8 +46,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+    _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
 
     @register_to_config
     def __init__(

@@ -144,7 +144,7 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """``depth`` residual blocks, then (unless last) a residual block that halves the resolution; returns the skips too."""
+    """``depth`` residual blocks, then (unless last) one that halves the resolution."""
 
     def __init__(
         self, in_channels: int, channels: int, depth: int, options: BlockOptions, *, attention: bool, downsample: bool
@@ -205,7 +205,7 @@ class MidLevel(Level):
 
 
 class UpLevel(Level):
-    """One residual block per skip, taken last first and concatenated, then (unless last) one that doubles the resolution."""
+    """A residual block per skip, last skip first, concatenated; then (unless last) one that doubles the resolution."""
 
     def __init__(
         self,

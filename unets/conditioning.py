@@ -51,7 +51,7 @@ class TimestepEmbedding(nn.Module):
 
 
 def sinusoids(timestep: Tensor, dim: int) -> Tensor:
-    """cos and sin of timestep (B,) at dim/2 geometric frequencies from 1 to 1/10000, (B, dim) float32 (DDPM; ADM's order)."""
+    """cos, then sin, of timestep (B,) at dim/2 geometric frequencies from 1 to 1/10000: (B, dim) float32 (DDPM)."""
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = timestep[:, None].float() * torch.exp(exponent)[None, :]
@@ -59,7 +59,7 @@ def sinusoids(timestep: Tensor, dim: int) -> Tensor:
 
 
 class AttentionPooling(nn.Module):
-    """One query, the mean token plus a learned vector, attends to itself and all tokens (as DeepFloyd IF pools its text).
+    """One query, the mean token plus a learned vector, attends to itself and all tokens (as DeepFloyd IF pools).
 
     The paper says "attention pooled" and no more (2.5); this form is the one with public weights.
     """
@@ -102,7 +102,7 @@ def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class TextPooling(nn.Module):
-    """Layer norm, pooling, linear to the time embedding's width, layer norm (2.5: "layer normalization ... in pooling").
+    """Layer norm, pooling, linear to the time embedding's width, layer norm (2.5 asks for norms in the pooling).
 
     Args:
         dim, out_dim: widths of text and time embedding.
@@ -127,9 +127,9 @@ class TextPooling(nn.Module):
 
 
 def trim(text: Tensor, mask: Tensor, sync: bool) -> tuple[Tensor, Tensor | None]:
-    """Cuts columns that are padding in every row, and drops a mask that is all True (attention is faster without one).
+    """Cuts columns that are padding in every row, and drops a mask that is all True (attention is then faster).
 
-    Looking at the mask's values would wait for a GPU and break a compiled graph: only where ``sync`` says so, or on CPU.
+    Looking at a mask's values waits for the GPU and breaks a compiled graph: only where ``sync`` says so, or on CPU.
     """
     if torch.compiler.is_compiling() or mask.is_meta or not (sync or mask.device.type == "cpu"):
         return text, mask

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -130,7 +130,7 @@ class UBlock(Level):
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
     ) -> Any:
-        """x (B, C, H, W), skips () at the lowest block -> (B, C', H*stride, W*stride); with x None see :class:`Level`."""
+        """x (B, C, H, W) -> (B, C', H*stride, W*stride); no skips at the lowest block; x None: see :class:`Level`."""
         if x is None:
             return self.keys_values(text, mask)
         for index, resnet in enumerate(self.resnets):
@@ -160,7 +160,7 @@ def upsampling_conv(kind: str, in_channels: int, out_channels: int, stride: int)
 
 
 class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
-    """The Efficient U-Net (Imagen App. B.1): parameters at low resolution, resampling at a block's cheap end, 1/sqrt(2).
+    """The Efficient U-Net (Imagen App. B.1): depth at low resolution, resampling first or last, 1/sqrt(2).
 
     The defaults are the 64 -> 256 network of App. F.2; F.3 (256 -> 1024) has ``attention="cross"``. See :meth:`forward`
     for the ways to call it.
@@ -178,9 +178,9 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected.
         text_pooling: "attention" (paper), "mean", or "none"; pooled text is added to the time embedding.
         time_embed_dim: width of the time embedding; None: 4 * channels[0] (ours; the paper is silent).
-        time_input: the sinusoids see the "timestep", or "cosine_log_snr" (the paper writes log-SNR, not how it enters).
-        skip: how a UBlock takes its skip: "add" (times ``residual_scale``), "concat", or "concat_each", a skip for every
-            residual block as in ADM (Fig. A.29 says "Previous UBlock + Skip").
+        time_input: the sinusoids see the "timestep" or "cosine_log_snr" (the paper has log-SNR, not how it enters).
+        skip: how a UBlock takes its skip: "add" (times ``residual_scale``), "concat", or "concat_each", a skip for
+            every residual block as in ADM (Fig. A.29 says "Previous UBlock + Skip").
         shortcut_conv: the residual block's 1x1 convolution: "always" (as Fig. A.27 draws it) or "if_needed".
         upsample: "nearest" (nearest, then convolution), "transposed" or "pixel_shuffle" (the paper does not say).
         norm_groups: groups of the group norms; must divide every level's channels.
@@ -192,8 +192,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+    _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
 
     @register_to_config
     def __init__(
@@ -250,6 +250,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         )
         self.conv_in = nn.Conv2d((in_channels + lowres_channels) * patch_size**2, channels[0], 3, padding=1)
         self._setup(options)
+        self.skip, self.residual_scale = skip, residual_scale
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         current, attending = channels[0], set(attention_levels)
         for i, (width, depth, stride) in enumerate(zip(channels, num_res_blocks, strides, strict=True)):
@@ -278,10 +279,10 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
                 skips.append(made)
             else:
                 taken = skips.pop()
-                lowest = len(skips) == len(self.down_blocks) - 1 and self.config.skip != "concat_each"
+                lowest = len(skips) == len(self.down_blocks) - 1 and self.skip != "concat_each"
                 x = self._run(level, x, emb, () if lowest else taken, part)
         # the stem is the last skip (ours: the paper's figure of the whole network is not explicit)
-        x = join(x, stem, self.config.skip, self.config.residual_scale)
+        x = join(x, stem, self.skip, self.residual_scale)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 

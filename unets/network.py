@@ -65,7 +65,7 @@ class ConditioningOptions:
 
 
 class ConditionedUNet(nn.Module):
-    """The conditioning and the one ``forward`` of both networks; a subclass builds its levels and gives ``_denoise``."""
+    """Conditioning and ``forward`` of both networks; a subclass builds the levels and gives ``_denoise``."""
 
     _gradient_checkpointing_func: Callable[..., Any]
 
