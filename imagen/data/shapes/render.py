@@ -113,22 +113,18 @@ def render(scene: Scene, size: int, window: Window = WHOLE) -> Array:
         raise ValueError(f"size is {size}; expected at least 1 pixel")
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and abs((x1 - x0) - (y1 - y0)) < 1e-9):
         raise ValueError(f"window is {window}; expected a square (x0, y0, x1, y1) inside (0, 0, 1, 1)")
-    pitch = _snap((x1 - x0) / size)
-    xs, ys = _centres(x0, pitch, size), _centres(y0, pitch, size)
+    pitch = float(_snap((x1 - x0) / size))
+    xs, ys = (_snap(start + (np.arange(size) + 0.5) * ((x1 - x0) / size)) for start in (x0, y0))
     planes = np.empty((3, size, size), np.float32)
     planes[:] = _unit(scene.background)
     for thing in scene.objects:
-        _draw(planes, thing, xs, ys, float(pitch))
+        _draw(planes, thing, xs, ys, pitch)
     return planes.transpose(1, 2, 0)
 
 
 def _snap(values: float | Array) -> Array:
-    """Round to multiples of 2**-40, so that a pixel has the same position whichever window it is reached through."""
+    """Round to multiples of 2**-40: a pixel then has the same position whichever window it is reached through."""
     return np.round(np.asarray(values, np.float64) * 2.0**40) * 2.0**-40
-
-
-def _centres(start: float, pitch: Array, size: int) -> Array:
-    return _snap(start + (np.arange(size) + 0.5) * pitch)
 
 
 def _unit(rgb: Sequence[int]) -> Array:

@@ -1,0 +1,97 @@
+"""Who reads what when: a permutation per epoch, the same on any number of processes, resumable at any step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from imagen.data import Sample, StepSampler, collate, micro_positions, sample_index
+
+
+def draws(length: int | None, count: int, batch_size: int = 4, seed: int = 0) -> list[int]:
+    return [sample_index(seed, n // batch_size, n % batch_size, batch_size, length) for n in range(count)]
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(12, 4), (10, 4), (3, 8), (1, 2)])
+def test_every_epoch_is_a_permutation(length: int, batch_size: int) -> None:
+    order = draws(length, 5 * length, batch_size)
+    for epoch in range(5):
+        indices = order[epoch * length : (epoch + 1) * length]
+        assert sorted(index % length for index in indices) == list(range(length))
+        assert {index // length for index in indices} == {epoch}
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order, other = draws(50, 100), draws(50, 100, seed=1)
+    assert [i % 50 for i in order[:50]] != [i % 50 for i in order[50:]]
+    assert order[:50] != other[:50]
+    assert order[:50] != list(range(50))
+    assert order == draws(50, 100)
+
+
+def test_the_order_does_not_depend_on_the_batch_size() -> None:
+    assert draws(7, 24, batch_size=2) == draws(7, 24, batch_size=8)
+
+
+def test_an_endless_source_is_read_in_order() -> None:
+    assert draws(None, 100) == list(range(100))
+
+
+@pytest.mark.parametrize("length", [None, 10])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 2)])
+def test_processes_and_accumulation_share_out_one_batch(length: int | None, world: int, accumulation: int) -> None:
+    batch, steps = 24, 3
+    parts = [
+        list(StepSampler(length, batch, 5, num_steps=steps, accumulation=accumulation, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert all(len(part) == steps * accumulation for part in parts)
+    for step in range(steps):
+        joined: list[int] = []
+        for micro in range(accumulation):
+            for part in parts:
+                joined += part[step * accumulation + micro]
+        assert joined == [sample_index(5, step, position, batch, length) for position in range(batch)]
+
+
+def test_positions_are_shared_out_once() -> None:
+    found = [p for micro in range(2) for rank in range(3) for p in micro_positions(12, micro, 2, rank, 3)]
+    assert found == list(range(12))
+
+
+def test_resuming_is_starting_later() -> None:
+    whole = list(StepSampler(10, 4, seed=2, num_steps=9, accumulation=2))
+    for step in range(10):
+        assert list(StepSampler(10, 4, seed=2, start_step=step, num_steps=9, accumulation=2)) == whole[2 * step :]
+    endless = iter(StepSampler(None, 2))
+    assert [next(endless) for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_what_cannot_be_ordered_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 6"):
+        StepSampler(10, 8, accumulation=3, world=2)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        micro_positions(8, 0, 1, 2, 2)
+    with pytest.raises(ValueError, match="0 samples"):
+        StepSampler(0, 8)
+    with pytest.raises(ValueError, match="position is 4"):
+        sample_index(0, 0, 4, 4, None)
+
+
+def sample(key: str = "a", side: int = 4, lowres: bool = False) -> Sample:
+    return Sample(key, torch.full((3, side, side), 0.5), f"a {key}", torch.zeros(3, 2, 2) if lowres else None)
+
+
+def test_collate() -> None:
+    batch = collate([sample("a"), sample("b")])
+    assert set(batch) == {"key", "image", "caption"}
+    assert (batch["key"], batch["caption"]) == (["a", "b"], ["a a", "a b"])
+    assert batch["image"].shape == (2, 3, 4, 4)
+    assert collate([sample(lowres=True)])["lowres"].shape == (1, 3, 2, 2)
+
+
+def test_collate_refuses_what_does_not_go_together() -> None:
+    with pytest.raises(ValueError, match="'b' has no lowres"):
+        collate([sample("a", lowres=True), sample("b")])
+    with pytest.raises(ValueError, match="image has the shapes"):
+        collate([sample("a"), sample("b", side=5)])
