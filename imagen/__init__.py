@@ -1,6 +1,7 @@
 """Imagen: a text-to-image cascade of pixel-space diffusion models, re-implemented in the open.
 
-Importing this package is cheap: :class:`ImagenPipeline` (and with it diffusers and transformers) is imported on first use.
+Importing this package is cheap: :class:`ImagenPipeline`, and with it diffusers and transformers, is imported on first
+use.
 """
 
 from __future__ import annotations

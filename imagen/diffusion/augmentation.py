@@ -4,8 +4,8 @@ The whole project resizes pictures with :func:`resize`: data loading, the low-re
 cascade. Two kernels by default:
 
 * reducing averages exactly over the area that an output pixel covers. It keeps the mean of the picture and its range
-  (no ringing outside [-1, 1]), and two reductions in a row equal one (1024 -> 256 -> 64 is 1024 -> 64), so the stages of
-  a cascade are trained on pictures that agree. It is what a coarser sensor would have measured.
+  (no ringing outside [-1, 1]), and two reductions in a row equal one (1024 -> 256 -> 64 is 1024 -> 64), so the stages
+  of a cascade are trained on pictures that agree. It is what a coarser sensor would have measured.
 * enlarging is bicubic with Pillow's coefficient (a = -1/2).
 
 The paper does not say how it resizes; Pillow's antialiased bicubic ("bicubic" in both directions) is the usual
@@ -111,8 +111,8 @@ def augment_lowres(
 
     Args:
         lowres: (B, C, h, w) in [-1, 1].
-        level: (B,) in [0, 1], the paper's aug_level: uniform in training, fixed in sampling. The network is told
-            timestep_from_t(level).
+        level: (B,) in [0, 1] (clamped), the paper's aug_level: uniform in training, fixed in sampling. The network
+            is told timestep_from_t(level).
         noise: standard normal, of :func:`aug_noise_shape`.
         size: the stage's side or (height, width).
         space: "lowres" (the paper) adds the noise to the small picture, then enlarges; "upsampled" (DeepFloyd IF)
@@ -125,7 +125,7 @@ def augment_lowres(
         (B, C, height, width), the dtype of ``lowres``.
 
     Raises:
-        ValueError: levels outside [0, 1], or shapes that do not fit.
+        ValueError: shapes that do not fit, or an unknown space.
     """
     expected = aug_noise_shape(lowres.shape, size, space)
     if tuple(noise.shape) != expected:

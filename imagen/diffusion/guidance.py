@@ -43,7 +43,8 @@ def drop_text(text: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]
     """
     if text.ndim != 3 or mask.shape != text.shape[:2] or drop.shape != text.shape[:1]:
         raise ValueError(
-            f"text {tuple(text.shape)}, mask {tuple(mask.shape)}, drop {tuple(drop.shape)}: expected (B, L, D), (B, L), (B,)"
+            f"text {tuple(text.shape)}, mask {tuple(mask.shape)}, drop {tuple(drop.shape)}: "
+            "expected (B, L, D), (B, L), (B,)"
         )
     if text.shape[1] == 0:
         raise ValueError("text has no token (L = 0); expected at least one, null_text makes one")

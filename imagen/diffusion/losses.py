@@ -45,7 +45,7 @@ class LossWeighting:
         if self.kind not in get_args(WeightingKind):
             raise ValueError(f"loss weighting {self.kind!r} is unknown; choose one of {list(get_args(WeightingKind))}")
         if self.kind == "uniform" and self.gamma != 5.0:
-            raise ValueError(f"gamma={self.gamma} has no effect on the uniform weighting; set kind to min_snr or drop it")
+            raise ValueError(f"gamma={self.gamma} has no effect on uniform; set kind to min_snr or drop it")
         if self.kind != "clamped_snr" and self.low != 0.0:
             raise ValueError(f"low={self.low} has no effect on {self.kind}; set kind to clamped_snr or drop it")
         if not (math.isfinite(self.gamma) and 0 <= self.low <= self.gamma and self.gamma > 0):

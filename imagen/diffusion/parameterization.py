@@ -1,7 +1,7 @@
 """What a network predicts - eps, v or x0 - and the way back, side by side.
 
-The words are diffusers': "epsilon", "v_prediction", "sample". The paper's networks predict eps (section 2.2, appendix A);
-v is Salimans & Ho 2022, used by Imagen Video.
+The words are diffusers': "epsilon", "v_prediction", "sample". The paper's networks predict eps (section 2.2, appendix
+A); v is Salimans & Ho 2022, used by Imagen Video.
 
 ``alpha`` and ``sigma`` are numbers or tensors: (B,) is one value per image, anything else broadcasts as usual.
 """
@@ -26,7 +26,7 @@ def check_prediction_type(prediction_type: str) -> None:
 
 
 def per_image(value: float | Tensor, like: Tensor) -> Tensor:
-    """``value`` in the dtype and on the device of ``like`` (B, ...); (B,) gets axes so that it multiplies whole images."""
+    """``value`` with the dtype and device of ``like`` (B, ...); (B,) gets axes so that it multiplies whole images."""
     tensor = torch.as_tensor(value).to(device=like.device, dtype=like.dtype)
     return tensor.reshape(-1, *[1] * (like.ndim - 1)) if tensor.ndim == 1 else tensor
 

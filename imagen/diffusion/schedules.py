@@ -46,17 +46,18 @@ def _float64(name: str, value: Tensor) -> Tensor:
 
 def _check_common(shift: float, max_log_snr: float) -> None:
     if not (math.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift={shift} is not a positive number; use 1.0 for no shift, 64/256 to shift from 64 to 256 px")
+        raise ValueError(f"shift={shift} is not positive; 1.0 is no shift, 64/256 shifts from 64 to 256 px")
     if not (math.isfinite(max_log_snr) and max_log_snr > 0):
         raise ValueError(f"max_log_snr={max_log_snr} is not a positive number; the default is {MAX_LOG_SNR}")
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """alpha_bar(t) = cos^2((t + s) / (1 + s) * pi/2): the paper's "cosine" schedule (appendix F.1, F.2; Nichol & Dhariwal).
+    """alpha_bar(t) = cos^2((t + s) / (1 + s) * pi/2): the paper's "cosine" (appendix F.1, F.2).
 
-    ``s = 0.008`` is theirs; whether Imagen keeps it is not said. ``shift`` is the resolution factor reference / size:
-    2 log(shift) is added to the log-SNR, so a shift below 1 is noisier (Hoogeboom et al. 2023; not in the paper).
+    ``s = 0.008`` is from Nichol & Dhariwal 2021; whether Imagen keeps it is not said. ``shift`` is the resolution
+    factor reference / size: 2 log(shift) is added to the log-SNR, so a shift below 1 is noisier (Hoogeboom et al. 2023;
+    not in the paper).
     """
 
     s: float = 0.008
@@ -122,7 +123,10 @@ class LinearSchedule:
         return (2 * minus_log_alpha_bar / (a + root)).clamp(0, 1).to(log_snr.dtype)
 
 
-_SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule]] = {"cosine": CosineSchedule, "linear": LinearSchedule}
+_SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule]] = {
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+}
 
 
 def make_schedule(
@@ -153,7 +157,7 @@ def alpha_sigma(log_snr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def timestep_from_t(t: Tensor) -> Tensor:
-    """The number a network is given for time ``t`` in [0, 1]: 1000 t - 1/2, clamped to [0, 999.5]; same shape and dtype."""
+    """The number a network is given for time ``t`` in [0, 1]: 1000 t - 1/2, clamped to [0, 999.5]; shape of ``t``."""
     return (NUM_TIMESTEPS * t - 0.5).clamp(0, NUM_TIMESTEPS - 0.5)
 
 
@@ -180,8 +184,8 @@ def trained_betas(schedule: Schedule, num: int = NUM_TIMESTEPS) -> list[float]:
     flat = int((log_snr.diff() >= 0).sum())
     if flat:
         raise ValueError(
-            f"{schedule} does not fall between {flat} pairs of its {num} levels, so samplers would divide by zero; use a "
-            "larger max_log_snr or a shift nearer to 1"
+            f"{schedule} does not fall between {flat} pairs of its {num} levels, so samplers would divide by zero; use "
+            "a larger max_log_snr or a shift nearer to 1"
         )
     log_alpha_bar = F.logsigmoid(log_snr)
     betas = -torch.expm1(torch.diff(log_alpha_bar, prepend=log_alpha_bar.new_zeros(1)))
@@ -196,7 +200,7 @@ def trained_betas(schedule: Schedule, num: int = NUM_TIMESTEPS) -> list[float]:
 
 
 def export_error(betas: Sequence[float], schedule: Schedule) -> float:
-    """The largest difference in log-SNR between the schedule and what a float32 diffusers scheduler makes of ``betas``."""
+    """The largest difference in log-SNR between the schedule and what a float32 scheduler makes of ``betas``."""
     alpha_bar = torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
     rebuilt = (torch.log(alpha_bar) - torch.log(1.0 - alpha_bar)).double()
     return float((rebuilt - _log_snr_of_levels(schedule, len(betas))).abs().max())
@@ -231,7 +235,7 @@ def log_snr_at(timestep: Tensor, log_snrs: Tensor) -> Tensor:
 
 
 def timestep_at(log_snr: Tensor, log_snrs: Tensor) -> Tensor:
-    """The float timestep at which a table of levels has ``log_snr``: the inverse of :func:`log_snr_at`, clamped to the table.
+    """The float timestep at which a table has ``log_snr``: the inverse of :func:`log_snr_at`, clamped to the table.
 
     Args:
         log_snr: any shape.

@@ -1,0 +1,359 @@
+"""The one sampling loop, and the schedulers it steps.
+
+Step rules are rented from diffusers; all of them see x0 estimates only (``prediction_type="sample"``), so guidance and
+thresholding, which happen in x0_fn, act once. The loop works on a clone of the scheduler, made by
+:func:`sampling_clone`, that differs where stock schedulers go wrong for this use:
+
+* alpha_bar is kept in float64: in float32, 1 - alpha_bar loses its digits near the clean end.
+* The last update lands on x0, and adds no noise.
+* DDIM goes to the next timestep of its list; the stock one goes 1000 // N down, another level unless N divides 1000.
+* "trailing" spacing has exactly N timesteps; the stock one has a last timestep of -1 for some N (61, 103, ...).
+* z is handed to x0_fn in variance-preserving form with the timestep of exactly its noise level, also by the samplers
+  that scale z by sigma or place their levels between two timesteps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# ConfigMixin and SchedulerMixin are named here because diffusers looks them up in the module of a saved component.
+from diffusers import (
+    ConfigMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from imagen.diffusion.denoiser import X0Fn
+from imagen.diffusion.parameterization import check_prediction_type
+from imagen.diffusion.schedules import (
+    MAX_LOG_SNR,
+    NUM_TIMESTEPS,
+    Schedule,
+    log_snr_at,
+    log_snr_from_betas,
+    timestep_at,
+    trained_betas,
+)
+
+_LEARNED = ("learned", "learned_range")
+
+
+class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
+    """The paper's ancestral sampler: a DDPM scheduler whose variance lies between small and large (appendix A).
+
+    From level t to level s the noise has variance small^(1 - gamma) * large^gamma with
+    small = (1 - e^(l_t - l_s)) sigma_s^2, the posterior's, and large = (1 - e^(l_t - l_s)) sigma_t^2. The paper gives
+    no value of gamma; our default is 0. A learned variance (variance_type "learned_range") is a gamma per pixel.
+
+    Its other defaults differ from DDPMScheduler's where those do not fit: "trailing" spacing, no clipping. The file and
+    the name of this class are part of every saved pipeline and do not move.
+
+    Raises:
+        ValueError: gamma outside [0, 1]; variance_type fixed_large, which is gamma = 1 here; gamma with a learned one.
+    """
+
+    @register_to_config
+    def __init__(  # the arguments are DDPMScheduler's, which diffusers requires to be spelled out, and gamma
+        self,
+        num_train_timesteps: int = NUM_TIMESTEPS,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = False,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "trailing",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        gamma: float = 0.0,
+    ) -> None:
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma={gamma} is outside [0, 1]; 0 is the small variance, 1 the large one")
+        if variance_type not in ("fixed_small", *_LEARNED):
+            raise ValueError(
+                f"variance_type={variance_type!r}: ImagenDDPMScheduler has 'fixed_small' with gamma (gamma=1 is the "
+                f"large variance) and {_LEARNED}"
+            )
+        if variance_type in _LEARNED and gamma != 0:
+            raise ValueError(f"gamma={gamma} has no effect on a {variance_type} variance; drop it or use fixed_small")
+        super().__init__(  # by name: diffusers records positional arguments as defaults, and drops those on a swap
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            variance_type=variance_type,
+            clip_sample=clip_sample,
+            prediction_type=prediction_type,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            clip_sample_range=clip_sample_range,
+            sample_max_value=sample_max_value,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+        )
+
+    def _get_variance(
+        self, t: int, predicted_variance: Tensor | None = None, variance_type: str | None = None
+    ) -> Tensor:
+        """The variance of the step from t (its logarithm for "learned_range", as in the parent); none onto x0."""
+        kind = variance_type or self.config.variance_type
+        if self.previous_timestep(t) < 0:
+            shape = self.one if predicted_variance is None else predicted_variance
+            return torch.full_like(shape, -torch.inf if kind == "learned_range" else 0.0)
+        small = super()._get_variance(t, predicted_variance, kind)
+        if kind != "fixed_small" or self.config.gamma == 0:
+            return small
+        large = super()._get_variance(t, variance_type="fixed_large")
+        return small ** (1 - self.config.gamma) * large**self.config.gamma
+
+
+class _ListDDIMScheduler(DDIMScheduler, SchedulerMixin, ConfigMixin):
+    """DDIM from each timestep to the next of the list, and from the last to x0 (paper, appendix A). Not saved."""
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **_: Any) -> tuple[Tensor]:
+        later = self.timesteps[self.timesteps < timestep]
+        alpha_bar_t = self.alphas_cumprod[timestep]
+        alpha_bar_s = self.alphas_cumprod[later[0]] if len(later) else self.final_alpha_cumprod
+        eps = (sample - alpha_bar_t.sqrt() * model_output) / (1 - alpha_bar_t).sqrt()
+        return (alpha_bar_s.sqrt() * model_output + (1 - alpha_bar_s).sqrt() * eps,)
+
+
+#: The samplers make_scheduler knows by name.
+SAMPLERS: dict[str, type] = {
+    "ddpm": ImagenDDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+}
+#: Those whose state is x0 + sigma eps instead of alpha x0 + sigma eps.
+_SCALED_BY_SIGMA = (EulerDiscreteScheduler, HeunDiscreteScheduler)
+_SUPPORTED = (
+    DDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    UniPCMultistepScheduler,
+    *_SCALED_BY_SIGMA,
+)
+
+
+def _accepted(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that ``cls`` takes."""
+    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: value for name, value in options.items() if name in names}
+
+
+def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: float = 0.0) -> Any:
+    """The scheduler of a stage: the schedule as ``trained_betas``, what the network predicts, and spacing that fits.
+
+    The first evaluation is at the noisiest trained level ("trailing" spacing), the last update lands on x0.
+
+    Args:
+        kind: "ddpm", "ddim", "dpm++" (2M), "unipc", "euler" or "heun".
+        schedule: exported at t = (i + 1/2) / 1000.
+        prediction_type: "epsilon", "v_prediction" or "sample"; kept in the scheduler's config, as in diffusers.
+        gamma: of "ddpm" only; see :class:`ImagenDDPMScheduler`.
+
+    Raises:
+        ValueError: an unknown kind or prediction_type, gamma for another kind than ddpm, or a schedule that cannot be
+            exported.
+    """
+    if kind not in SAMPLERS:
+        raise ValueError(f"sampler {kind!r} is unknown; choose one of {list(SAMPLERS)}")
+    check_prediction_type(prediction_type)
+    if gamma != 0 and kind != "ddpm":
+        raise ValueError(f"gamma={gamma} has no effect on {kind}; it belongs to ddpm")
+    cls = SAMPLERS[kind]
+    options: dict[str, Any] = {
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "trained_betas": trained_betas(schedule),
+        "prediction_type": prediction_type,
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+        "thresholding": False,
+        "set_alpha_to_one": True,
+        "final_sigmas_type": "zero",
+    }
+    if gamma != 0:
+        options["gamma"] = gamma
+    return cls(**_accepted(cls, options))
+
+
+def level_log_snrs(scheduler: Any) -> Tensor:
+    """log-SNR (num_train_timesteps,), float64, of a diffusers scheduler's levels, from its betas.
+
+    A level without any signal (zero terminal SNR) is given -20.
+    """
+    exact = scheduler.config.get("trained_betas")
+    if exact is None or scheduler.config.get("rescale_betas_zero_snr"):
+        exact = scheduler.betas
+    log_snrs = log_snr_from_betas(exact)
+    return log_snrs.masked_fill(torch.isneginf(log_snrs), -MAX_LOG_SNR)
+
+
+def sampling_clone(scheduler: Any) -> Any:
+    """A copy of a stage's scheduler for the loop to step: it takes x0, never clips, and lands on x0.
+
+    Its own timestep spacing, solver order and the like are kept. A plain DDPMScheduler becomes an
+    :class:`ImagenDDPMScheduler` (gamma 0 or 1 for its small or large variance).
+
+    Raises:
+        ValueError: a scheduler that cannot take x0 estimates of a variance-preserving process.
+    """
+    if not isinstance(scheduler, _SUPPORTED):
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot step x0 estimates; supported are "
+            f"{', '.join(cls.__name__ for cls in _SUPPORTED)} (and ImagenDDPMScheduler)"
+        )
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        raise ValueError(
+            f"{type(scheduler).__name__} is set up for flow matching (use_flow_sigmas={config.get('use_flow_sigmas')}, "
+            f"prediction_type={config.get('prediction_type')!r}); the networks here are trained on a "
+            "variance-preserving process"
+        )
+    cls: type = type(scheduler)
+    if cls is DDPMScheduler:
+        cls = ImagenDDPMScheduler
+        if config["variance_type"] not in _LEARNED:
+            config["gamma"] = 1.0 if config["variance_type"].startswith("fixed_large") else 0.0
+            config["variance_type"] = "fixed_small"
+    elif cls is DDIMScheduler:
+        cls = _ListDDIMScheduler
+    config.update(
+        prediction_type="sample",
+        clip_sample=False,
+        thresholding=False,
+        set_alpha_to_one=True,
+        final_sigmas_type="zero",
+    )
+    clone = cls(**_accepted(cls, config))
+    clone.alphas_cumprod = torch.sigmoid(level_log_snrs(scheduler))
+    return clone
+
+
+@dataclass
+class LoopState:
+    """What a callback sees after each completed step, and may change.
+
+    step: 0 ... total - 1. timestep: where x0_fn was evaluated last. z: (B, C, H, W), the state after the step in
+    variance-preserving form; assign another tensor to change it. x0: the estimate. stop: set True to end the loop.
+    """
+
+    step: int
+    total: int
+    timestep: float
+    z: Tensor
+    x0: Tensor
+    stop: bool = False
+
+
+def _set_timesteps(clone: Any, num_inference_steps: int) -> None:
+    clone.set_timesteps(num_inference_steps, device="cpu")
+    if clone.timesteps.min() < 0:
+        # numpy.arange(1000, 0, -1000 / N) has one element too many when N * (1000 / N) rounds below 1000.
+        clone.set_timesteps(num_inference_steps * (1 - 1e-9), device="cpu")
+    if hasattr(clone, "set_begin_index"):
+        clone.set_begin_index(0)
+
+
+def _exact_timestep(nominal: float, sigma_ratio: float, log_snrs: Tensor) -> float:
+    """``nominal`` if its level has sigma / alpha = sigma_ratio, else the (fractional) timestep that has."""
+    log_snr = -2 * torch.tensor(sigma_ratio, dtype=torch.float64).log()
+    at_nominal = log_snr_at(torch.tensor(nominal, dtype=torch.float64), log_snrs)
+    return nominal if abs(at_nominal - log_snr) < 1e-5 else float(timestep_at(log_snr, log_snrs))
+
+
+def sample_loop(
+    x0_fn: X0Fn,
+    z: Tensor,
+    scheduler: Any,
+    num_inference_steps: int,
+    generators: Sequence[torch.Generator] | None = None,
+    callback: Callable[[LoopState], None] | None = None,
+) -> Tensor:
+    """Denoise z from pure noise to a picture: one loop for every stage and sampler.
+
+    Args:
+        x0_fn: the contract, see :mod:`imagen.diffusion.denoiser`; called with z in variance-preserving form and the
+            matching timestep (B,), float.
+        z: (B, C, H, W), standard normal.
+        scheduler: a supported diffusers scheduler (see :func:`sampling_clone`), which is not changed.
+        num_inference_steps: steps, 1 to the scheduler's number of levels; Heun evaluates x0_fn twice for most of them.
+        generators: one per image for samplers that add noise, so that a picture does not depend on its batch; None uses
+            the global generator.
+        callback: called with a :class:`LoopState` after each completed step.
+
+    Returns:
+        (B, C, H, W), the last x0 estimate, in at least float32; after a callback's stop, z as it is.
+
+    Raises:
+        ValueError: a scheduler that is not supported, a number of steps out of range, generators that do not match the
+            batch, or a learned variance that is missing.
+    """
+    clone = sampling_clone(scheduler)
+    levels = clone.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= levels:
+        raise ValueError(f"num_inference_steps={num_inference_steps} is out of range; expected 1 to {levels}")
+    if generators is not None and len(generators) != z.shape[0]:
+        raise ValueError(f"{len(generators)} generators for {z.shape[0]} images; expected one per image")
+    _set_timesteps(clone, num_inference_steps)
+    log_snrs = level_log_snrs(clone)
+    # What the state is multiplied with, beside variance-preserving form, before evaluation i.
+    scales = [1.0] * (len(clone.timesteps) + 1)
+    if isinstance(clone, _SCALED_BY_SIGMA):
+        scales = (clone.sigmas.double().square() + 1).sqrt().tolist()
+    learned = clone.config.get("variance_type") in _LEARNED and isinstance(clone, DDPMScheduler)
+    options: dict[str, Any] = {"return_dict": False}
+    if "generator" in inspect.signature(clone.step).parameters:
+        options["generator"] = None if generators is None else list(generators)
+
+    state = z.to(torch.promote_types(z.dtype, torch.float32)) * scales[0]
+    step = 0
+    for i, timestep in enumerate(clone.timesteps):
+        at = float(timestep)
+        if hasattr(clone, "sigmas"):
+            at = _exact_timestep(at, float(clone.sigmas[i]), log_snrs)
+        scaled = clone.scale_model_input(state, timestep)
+        x0, variance = x0_fn(scaled, torch.full((z.shape[0],), at, device=z.device, dtype=state.dtype))
+        if learned:
+            if variance is None:
+                raise ValueError(
+                    f"the scheduler's variance_type is {clone.config.variance_type!r} but the network learned no "
+                    "variance; use a scheduler with variance_type='fixed_small'"
+                )
+            x0 = torch.cat([x0, variance], dim=1)
+        state = clone.step(x0, timestep, state, **options)[0]
+        if callback is None or not getattr(clone, "state_in_first_order", True):
+            continue
+        report = LoopState(step, num_inference_steps, at, state / scales[i + 1], x0[:, : z.shape[1]])
+        seen = report.z
+        callback(report)
+        if report.z is not seen:
+            state = report.z.to(state) * scales[i + 1]
+        if report.stop:
+            return report.z
+        step += 1
+    return state
