@@ -1,0 +1,1 @@
+"""Training one stage of the cascade: configuration, the loop, EMA, exact checkpoints, export and composition."""

@@ -1,0 +1,78 @@
+"""From what the loader gives to what the objective needs: the training device, the noise, the frozen text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagen.training.config import ConfigError, RunConfig
+from imagen.training.objective import Batch, Objective
+from imagen.training.randomness import Draws, draw_noise
+
+
+class Texts:
+    """The frozen encoder: captions -> (B, L, D) float32 and a mask, without gradients; nothing where none is named."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config = config.text
+        self.encoder: Any = None
+        if config.text.encoder is None:
+            return
+        from imagen.text.encoder import load_text_encoder
+
+        try:
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.text.dtype]
+            self.tokenizer, self.encoder = load_text_encoder(config.text.encoder, dtype)
+        except ValueError as error:
+            raise ConfigError(f"text.encoder: {error}") from error
+        self.encoder.to(device)
+        width, expected = self.encoder.config.d_model, config.unet.get("text_dim")
+        if expected is not None and width != expected:
+            raise ConfigError(
+                f"unet.text_dim {expected} differs from the encoder's width {width}: set unet.text_dim {width}"
+            )
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """(B, L, D) and (B, L), or None when training without text."""
+        if self.encoder is None:
+            return None
+        from imagen.text.encoder import encode
+
+        return encode(self.tokenizer, self.encoder, captions, self.config.max_length)
+
+
+class BatchMaker:
+    """Callable: loader batch, its draws and rows -> `Batch` on the device, in the dtype of the weights."""
+
+    def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
+        self.config, self.objective, self.texts, self.device = config, objective, texts, device
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
+        self.generator = torch.Generator(device)
+
+    def _noise(self, shape: Sequence[int], purpose: str, step: int, rows: range) -> Tensor:
+        return draw_noise(shape, self.config.train.seed, purpose, step, rows, self.generator).to(self.dtype)
+
+    def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
+        """`rows` are the positions of this micro-batch in the global batch of `step`."""
+        image = raw["image"].to(self.device, self.dtype, non_blocking=True)
+        text = self.texts(raw["caption"])
+        lowres = lowres_noise = None
+        if self.config.stage.lowres_size is not None:
+            given = raw.get("lowres")
+            lowres = self.objective.make_lowres(image) if given is None else given.to(self.device, self.dtype)
+            shape = self.objective.lowres_noise_shape(lowres, image)
+            lowres_noise = self._noise(shape, "lowres", step, rows)
+        return Batch(
+            image=image,
+            noise=self._noise(image.shape[1:], "image", step, rows),
+            t=draws.t.to(self.device),
+            drop=draws.drop.to(self.device),
+            aug_level=draws.aug_level.to(self.device),
+            text=None if text is None else text[0].to(self.dtype),
+            text_mask=None if text is None else text[1],
+            lowres=lowres,
+            lowres_noise=lowres_noise,
+        )

@@ -1,0 +1,331 @@
+"""The configuration of one training run: frozen dataclasses, read from YAML and `--a.b value` (see `parsing`).
+
+Nothing here imports torch, so that a misspelt key is reported before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; its message is one line that names the value and the remedy."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A noise schedule in continuous time (imagen.diffusion.schedules)."""
+
+    kind: Literal["cosine", "linear"] = "cosine"
+    """cosine (the paper's base and first SR stage) or linear (beta 1e-4 to 0.02)"""
+    shift: float = 1.0
+    """resolution factor reference/size: adds 2 log(shift) to the log-SNR, below 1 is noisier"""
+    max_log_snr: float = 20.0
+    """log-SNR is clamped to plus or minus this"""
+
+    def __post_init__(self) -> None:
+        require(self.shift > 0, f"schedule shift {self.shift} must be positive: 1 leaves the schedule alone")
+        require(self.max_log_snr > 0, f"schedule max_log_snr {self.max_log_snr} must be positive: 20 is the default")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The weight of the loss as a function of the noise level (imagen.diffusion.losses)."""
+
+    kind: Literal["uniform", "min_snr", "clamped_snr"] = "uniform"
+    """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss) or clamped_snr"""
+    gamma: float = 5.0
+    """upper clamp of the SNR, for min_snr and clamped_snr"""
+    low: float = 0.0
+    """lower clamp of the SNR, for clamped_snr"""
+
+    def __post_init__(self) -> None:
+        require(self.gamma > 0, f"loss gamma {self.gamma} must be positive: 5 is the usual value")
+        require(0 <= self.low <= self.gamma, f"loss low {self.low} must lie between 0 and gamma ({self.gamma})")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Which stage of the cascade is trained, and on what target."""
+
+    name: Literal["base64", "sr256", "sr1024"] = "base64"
+    """the slot that this stage takes in a pipeline"""
+    size: int = 64
+    """side of the pictures this stage makes, in pixels"""
+    lowres_size: int | None = None
+    """side of the low-resolution input in pixels; null for the base stage"""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """what the network predicts, in diffusers' words"""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    text_dropout: float = 0.1
+    """share of captions replaced by the null text, for classifier-free guidance (paper, section 2.2)"""
+    aug_space: Literal["lowres", "upsampled"] = "lowres"
+    """noise the low-resolution picture before (the paper) or after (IF) it is resized"""
+    aug_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """the schedule that turns an augmentation level into an amount of noise"""
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, f"stage.size {self.size} must be positive")
+        require(0 <= self.text_dropout <= 1, f"stage.text_dropout {self.text_dropout} must lie in [0, 1]")
+        if self.name == "base64":
+            require(self.lowres_size is None, f"stage.lowres_size {self.lowres_size}: base64 takes none, use null")
+        else:
+            require(
+                self.lowres_size is not None and 0 < self.lowres_size < self.size,
+                f"stage.lowres_size {self.lowres_size}: {self.name} needs a side below stage.size ({self.size})",
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the finished stage samples unless told otherwise; stored in stage.json, and used for the grids."""
+
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    """ddpm is the paper's ancestral sampler"""
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    """classifier-free guidance weight; 1 is off"""
+    threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    threshold_p: float = 0.995
+    """quantile of |x0| for dynamic thresholding (paper, section 2.3)"""
+    threshold_cap: float | None = None
+    """upper bound of that quantile; null is the paper's, 1.5 is IF's"""
+    aug_level: float = 0.1
+    """noise-conditioning level of the low-resolution input, in [0, 1]"""
+
+    def __post_init__(self) -> None:
+        steps = self.num_inference_steps
+        require(1 <= steps <= 1000, f"sampling.num_inference_steps {steps} must lie in [1, 1000]")
+        require(
+            math.isfinite(self.guidance_scale), f"sampling.guidance_scale {self.guidance_scale} must be a finite number"
+        )
+        require(0 < self.threshold_p <= 1, f"sampling.threshold_p {self.threshold_p} must lie in (0, 1]")
+        require(0 <= self.aug_level <= 1, f"sampling.aug_level {self.aug_level} must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder."""
+
+    encoder: str | None = None
+    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text"""
+    max_length: int = 128
+    """captions are cut to this many tokens, the paper gives none (our choice)"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype the encoder computes in; its output is float32"""
+
+    def __post_init__(self) -> None:
+        require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from."""
+
+    kind: Literal["shapes", "folder"] = "shapes"
+    """shapes (the endless synthetic world) or folder (your own pictures with .txt captions beside them)"""
+    path: str | None = None
+    """the folder, for kind folder"""
+    crop: int | None = None
+    """train on windows of this many pixels instead of whole pictures (convolutional SR stages)"""
+    square: Literal["center", "random"] = "center"
+    """where a picture that is not square is cut, for kind folder"""
+    flip: bool = False
+    """mirror half of the pictures, for kind folder (wrong for captions that say left or right)"""
+    category: Literal["single", "relation", "counting", "background"] | None = None
+    """only captions of this category, for kind shapes; null mixes them"""
+
+    def __post_init__(self) -> None:
+        require(self.kind != "folder" or bool(self.path), "data.path is missing: kind folder needs --data.path DIR")
+        require(self.crop is None or self.crop > 0, f"data.crop {self.crop} must be positive or null")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = 1e-4
+    """peak learning rate (the paper: 1e-4 for every stage)"""
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled decay, on weights of two or more axes only (biases and norms are left alone)"""
+    warmup: int = 1000
+    """steps of linear warm-up (the paper: 10,000)"""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """shape of the learning rate after the warm-up"""
+    hold: int = 0
+    """steps at the peak between the warm-up and the decay"""
+    clip_norm: float | None = 1.0
+    """gradients are scaled down to this global norm; null for no clipping"""
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0 and math.isfinite(self.lr), f"optim.lr {self.lr} must be zero or a positive number")
+        require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
+        require(self.weight_decay >= 0, f"optim.weight_decay {self.weight_decay} must not be negative")
+        require(self.warmup >= 0, f"optim.warmup {self.warmup} must not be negative")
+        require(self.hold >= 0, f"optim.hold {self.hold} must not be negative")
+        require(
+            self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be positive or null"
+        )
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """The exponential moving average of the weights, which is what a stage exports."""
+
+    decay: float = 0.9999
+    """the paper gives none (our choice)"""
+    warmup: bool = True
+    """start from a short average: decay after n updates is min(decay, (1 + n) / (10 + n))"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, f"ema.decay {self.decay} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 100_000
+    """optimizer steps in all"""
+    batch_size: int = 64
+    """pictures per optimizer step, over all processes and accumulation steps together"""
+    accumulation: int = 1
+    """the batch is worked through in this many parts"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    dtype: Literal["float32", "float64"] = "float32"
+    """dtype of the weights (float64 serves checks of exactness)"""
+    seed: int = 0
+    num_workers: int = 1
+    """processes that load pictures, per training process; 0 loads in the training process"""
+    stratified_t: bool = True
+    """spread the noise levels of a batch evenly over [0, 1] (unbiased, less noisy)"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, more time"""
+    compile: bool = False
+    """torch.compile the network"""
+    init_from: str | None = None
+    """start from the weights of an exported stage (a run/model folder)"""
+    checkpoint_every: int = 1000
+    """steps between two resume points"""
+    keep_last: int = 2
+    """resume points kept"""
+    log_every: int = 10
+    """steps between two lines of metrics.jsonl"""
+    time_limit: float | None = None
+    """save and stop after this many minutes; the same command goes on later"""
+    max_skipped: int = 100
+    """stop when this many steps in all were skipped for a non-finite loss or gradient"""
+    max_skipped_in_a_row: int = 10
+    """stop when this many consecutive steps were skipped"""
+    tensorboard: bool = False
+    """also log to TensorBoard (needs the tensorboard package)"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):
+            require(getattr(self, name) > 0, f"train.{name} {getattr(self, name)} must be positive")
+        for name in ("num_workers", "max_skipped", "max_skipped_in_a_row", "seed"):
+            require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)} must not be negative")
+        require(
+            self.batch_size % self.accumulation == 0,
+            f"train.batch_size {self.batch_size} must be a multiple of train.accumulation ({self.accumulation})",
+        )
+        require(
+            self.time_limit is None or self.time_limit > 0,
+            f"train.time_limit {self.time_limit} must be positive minutes or null",
+        )
+        require(
+            self.dtype == "float32" or self.mixed_precision == "no",
+            "train.dtype float64 and train.mixed_precision bf16 exclude each other: set mixed_precision to no",
+        )
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The grid of samples drawn while training, with the EMA weights."""
+
+    every: int = 1000
+    """steps between two grids; 0 for none"""
+    num_inference_steps: int = 20
+    """DDIM steps"""
+    guidance_scale: float | None = None
+    """null takes sampling.guidance_scale"""
+    prompts: tuple[str, ...] = ()
+    """base stage: one column each; empty takes captions of the data. SR stages always use the data's captions"""
+    count: int = 8
+    """pictures in a grid where prompts is empty"""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"grid.every {self.every} must not be negative: 0 draws none")
+        require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
+        steps = self.num_inference_steps
+        require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: one stage, one folder."""
+
+    run_dir: str
+    """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
+    unet: dict[str, Any]
+    """kind (BaseUNet or EfficientUNet) and the arguments of its constructor"""
+    stage: StageConfig = field(default_factory=StageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
+        crop, low, size = self.data.crop, self.stage.lowres_size, self.stage.size
+        if crop is not None and low is not None:
+            require(
+                crop <= size and crop * low % size == 0,
+                f"data.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+            )
+
+
+# What may differ when a run goes on. Anything not named changes what the run means, and is refused.
+FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
+        "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from", "train.gradient_checkpointing",
+        "train.accumulation", "run_dir", "grid", "sampling")  # fmt: skip
+WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "data.path")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, so that a YAML round trip compares equal."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changed_keys(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], list[str]]:
+    """(keys whose change is worth a warning, keys whose change is refused) between a saved run and `new`."""
+    defaults = {key: value for key, value in flatten(asdict(RunConfig(new.run_dir, {}))).items() if key != "unet"}
+    before, after = defaults | flatten(old), flatten(asdict(new))
+    warned, refused = [], []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key) or any(key == f or key.startswith(f + ".") for f in FREE):
+            continue
+        is_warned = any(key == w or key.startswith(w + ".") for w in WARNED)
+        (warned if is_warned else refused).append(f"{key} {before.get(key)} -> {after.get(key)}")
+    return warned, refused

@@ -1,0 +1,98 @@
+"""run/model: a trained stage as the pipeline takes it, with the EMA weights.
+
+    unet/         config.json and diffusion_pytorch_model.safetensors (diffusers' ModelMixin.from_pretrained)
+    scheduler/    scheduler_config.json: the noise schedule as trained_betas, and what the network predicts
+    stage.json    slot, sizes, augmentation and sampling defaults, text encoder, step; with a format version
+
+Every file is replaced as a whole, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from imagen.cascade.stages import StageDefaults
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import make_schedule
+from imagen.training.checkpoint import sync, write_text
+from imagen.training.config import ConfigError, RunConfig
+from imagen.training.ema import EMA
+
+FORMAT_VERSION = 1
+SLOTS = {"base64": "base", "sr256": "sr256", "sr1024": "sr1024"}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def stage_defaults(config: RunConfig) -> StageDefaults:
+    """What the pipeline stores of this stage."""
+    stage, sampling = config.stage, config.sampling
+    return StageDefaults(
+        size=stage.size,
+        lowres_size=stage.lowres_size,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        threshold=sampling.threshold,
+        threshold_p=sampling.threshold_p,
+        threshold_cap=sampling.threshold_cap,
+        aug_level=sampling.aug_level,
+        aug_space=stage.aug_space,
+        aug_schedule=dataclasses.asdict(stage.aug_schedule),
+    )
+
+
+def stage_scheduler(config: RunConfig) -> Any:
+    """The scheduler that the exported stage samples with by default."""
+    schedule = make_schedule(**dataclasses.asdict(config.stage.schedule))
+    return make_scheduler(config.sampling.sampler, schedule, config.stage.prediction_type)
+
+
+def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int) -> None:
+    """Write the stage after `step` steps into `folder`, over an earlier export of the same run."""
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    partial = folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    unet.save_config(partial / "unet")
+    save_file({k: v.contiguous() for k, v in ema.average.items()}, partial / "unet" / WEIGHTS, {"format": "pt"})
+    stage_scheduler(config).save_pretrained(partial / "scheduler")
+    for file in sorted(partial.rglob("*.*")):
+        target = folder / file.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync(file)
+        file.replace(target)
+    shutil.rmtree(partial)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "name": config.stage.name,
+        "step": step,
+        "images": step * config.train.batch_size,
+        "stage": stage_defaults(config).to_dict(),
+        "text": {"encoder": config.text.encoder, "max_length": config.text.max_length},
+    }
+    write_text(folder / "stage.json", json.dumps(record, indent=2) + "\n")
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """stage.json of an exported stage; `folder` is a run or its model folder. Adds "folder", the model folder.
+
+    Raises:
+        ConfigError: no exported stage there, or one of a newer format.
+    """
+    root = folder / "model" if (folder / "model" / "stage.json").is_file() else folder
+    try:
+        record: dict[str, Any] = json.loads((root / "stage.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{str(folder)!r} holds no exported stage (model/stage.json): give the run_dir of a training"
+        ) from None
+    if record.get("format_version", 0) > FORMAT_VERSION:
+        raise ConfigError(
+            f"{root / 'stage.json'} has format version {record['format_version']}, newer than {FORMAT_VERSION}: update imagen"
+        )
+    return {**record, "folder": root}

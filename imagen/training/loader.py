@@ -1,0 +1,57 @@
+"""The source that a configuration names, and a loader of this process's share of every global batch."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, Literal, cast
+
+from torch.utils.data import DataLoader, Dataset
+
+from imagen.data import FolderDataset, ShapesDataset, Source, StepSampler, collate
+from imagen.training.config import ConfigError, RunConfig
+
+
+def make_source(config: RunConfig, seed: int | None = None) -> Source:
+    """The pictures that `config` trains on.
+
+    Args:
+        seed: replaces the run's seed where the source draws pictures, for samples that training does not see.
+
+    Raises:
+        ConfigError: a missing folder, or sizes that the source cannot make.
+    """
+    data, stage = config.data, config.stage
+    seed = config.train.seed if seed is None else seed
+    try:
+        if data.kind == "folder":
+            assert data.path is not None  # checked by DataConfig
+            captions: Literal["required", "optional"] = "optional" if config.text.encoder is None else "required"
+            return FolderDataset(
+                data.path, stage.size, seed, data.crop, stage.lowres_size, data.square, data.flip, captions
+            )
+        return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def ignore_signals(_worker: int) -> None:
+    """Workers leave SIGTERM and Ctrl-C to the training process, which ends them when it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def make_loader(config: RunConfig, source: Source, start: int, rank: int, world: int) -> DataLoader[dict[str, Any]]:
+    """Micro-batches of one process from step `start` to the end, in the order they are used; whatever the workers."""
+    train = config.train
+    sampler = StepSampler(
+        source.length, train.batch_size, train.seed, start, train.steps, train.accumulation, rank, world
+    )
+    workers = train.num_workers
+    return DataLoader(
+        cast("Dataset[Any]", source),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=ignore_signals if workers else None,
+    )

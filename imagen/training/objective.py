@@ -1,0 +1,75 @@
+"""From a batch of pictures to the loss of each: noise, condition, predict, compare (paper section 2.1, eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
+from imagen.diffusion.guidance import drop_text
+from imagen.diffusion.losses import LossWeighting, diffusion_loss
+from imagen.diffusion.parameterization import q_sample
+from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.training.config import StageConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-batch needs, on the training device.
+
+    image (B, C, H, W) in [-1, 1]; noise like image; t and aug_level (B,); drop (B,) bool, True where the text is
+    dropped; text (B, L, D) and text_mask (B, L), None without text; lowres (B, C, h, w) and its noise for SR stages.
+    """
+
+    image: Tensor
+    noise: Tensor
+    t: Tensor
+    drop: Tensor
+    aug_level: Tensor
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    lowres: Tensor | None = None
+    lowres_noise: Tensor | None = None
+
+
+class Objective:
+    """The loss of a stage: `objective(unet, batch)` is (B,) float32, weighted, one value per picture."""
+
+    def __init__(self, stage: StageConfig) -> None:
+        self.stage = stage
+        self.schedule = make_schedule(**asdict(stage.schedule))
+        self.aug_schedule = make_schedule(**asdict(stage.aug_schedule))
+        self.weighting = LossWeighting(stage.loss.kind, stage.loss.gamma, stage.loss.low)
+
+    def make_lowres(self, image: Tensor) -> Tensor:
+        """The low-resolution copy of pictures (B, C, H, W); windows shrink by the same factor as whole pictures."""
+        assert self.stage.lowres_size is not None
+        return resize(image, image.shape[-1] * self.stage.lowres_size // self.stage.size)
+
+    def lowres_noise_shape(self, lowres: Tensor, image: Tensor) -> tuple[int, ...]:
+        """(C, H, W) of the noise that augments `lowres`: its own size or, in space "upsampled", the picture's."""
+        return aug_noise_shape(lowres.shape, (image.shape[-2], image.shape[-1]), self.stage.aug_space)[1:]
+
+    def __call__(self, unet: Callable[..., Any], batch: Batch) -> Tensor:
+        log_snr = self.schedule.log_snr(batch.t)
+        z = q_sample(batch.image, batch.noise, log_snr)
+        conditions: dict[str, Tensor] = {}
+        if batch.text is not None and batch.text_mask is not None:
+            text, mask = drop_text(batch.text, batch.text_mask, batch.drop)
+            conditions.update(text=text, text_mask=mask)
+        if batch.lowres is not None and batch.lowres_noise is not None:
+            conditions["lowres"] = augment_lowres(
+                batch.lowres,
+                batch.aug_level,
+                batch.lowres_noise,
+                size=(batch.image.shape[-2], batch.image.shape[-1]),
+                space=self.stage.aug_space,
+                schedule=self.aug_schedule,
+            )
+            conditions["aug_timestep"] = timestep_from_t(batch.aug_level).to(batch.image.dtype)
+        output = unet(z, timestep_from_t(batch.t).to(batch.image.dtype), **conditions)
+        prediction = self.stage.prediction_type
+        return diffusion_loss(prediction, output, batch.image, batch.noise, log_snr, self.weighting)

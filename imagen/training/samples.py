@@ -1,0 +1,132 @@
+"""The grid of samples drawn while training: the same prompts and the same noise every time, small DDIM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from imagen.diffusion.augmentation import augment_lowres, resize
+from imagen.diffusion.denoiser import make_x0_fn
+from imagen.diffusion.guidance import cat_text, null_text
+from imagen.diffusion.sampling import level_log_snrs, make_scheduler, sample_loop
+from imagen.diffusion.schedules import timestep_from_t
+from imagen.diffusion.thresholding import Thresholding
+from imagen.training.batches import Texts
+from imagen.training.config import RunConfig
+from imagen.training.loader import make_source
+from imagen.training.objective import Objective
+from imagen.training.randomness import draw_noise
+
+CHUNK = 16  # pictures sampled at once
+GAP = 2  # pixels between pictures
+
+
+class GridMaker:
+    """Draws grids: one row of samples for a base stage; rows of input, sample and truth for a super-resolution stage."""
+
+    def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
+        self.config, self.objective, self.texts, self.device = config, objective, texts, device
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
+        self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
+        self._held: list[Any] | None = None
+
+    def _held_out(self) -> list[Any]:
+        """Samples that training does not see where the source is endless; a folder's first ones."""
+        if self._held is None:
+            source = make_source(self.config, seed=self.config.train.seed + 1)
+            self._held = [source[index] for index in range(self.config.grid.count)]
+        return self._held
+
+    @torch.no_grad()
+    def write(self, unet: Any, path: Path) -> None:
+        """Sample with `unet` as it is and write a PNG with the prompts in its metadata."""
+        training = unet.training
+        unet.eval()
+        prompts, rows = self.sample(unet)
+        unet.train(training)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = PngInfo()
+        info.add_itxt("prompts", "\n".join(prompts))
+        info.add_itxt("step", path.stem)
+        partial = path.with_suffix(".partial")
+        tile(rows).save(partial, format="PNG", pnginfo=info)
+        partial.replace(path)
+
+    def sample(self, unet: Any) -> tuple[list[str], list[Tensor]]:
+        """(prompts, rows of pictures (B, C, H, W) in [-1, 1])."""
+        stage, prompts = self.config.stage, list(self.config.grid.prompts)
+        side = self.config.data.crop or stage.size
+        truth = lowres = None
+        if not prompts or stage.lowres_size is not None:
+            held = self._held_out()
+            prompts = [sample.caption for sample in held]
+            if stage.lowres_size is not None:
+                truth = torch.stack([sample.image for sample in held]).to(self.device, self.dtype)
+                given = [sample.lowres for sample in held if sample.lowres is not None]
+                lowres = torch.stack(given).to(truth) if given else self.objective.make_lowres(truth)
+        parts = []
+        for first in range(0, len(prompts), CHUNK):
+            rows = range(first, min(first + CHUNK, len(prompts)))
+            low = None if lowres is None else lowres[rows.start : rows.stop]
+            parts.append(self._sample_chunk(unet, prompts[rows.start : rows.stop], low, rows, side))
+        samples = torch.cat(parts)
+        if lowres is None or truth is None:
+            return prompts, [samples]
+        return prompts, [resize(lowres, side, "nearest"), samples, truth]
+
+    def _noise(self, shape: Any, purpose: str, rows: range) -> Tensor:
+        generator = torch.Generator(self.device)
+        noise = draw_noise(shape, self.config.train.seed, purpose, 0, rows, generator)
+        return noise.to(self.dtype)
+
+    def _sample_chunk(self, unet: Any, prompts: list[str], lowres: Tensor | None, rows: range, side: int) -> Tensor:
+        sampling, grid, stage = self.config.sampling, self.config.grid, self.config.stage
+        text = self.texts(prompts)
+        scale = sampling.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
+        scale = 1.0 if text is None else scale
+        copies = 1 if scale == 1 else 2
+        z = self._noise((unet.config.in_channels, side, side), "grid", rows)
+        conditions: dict[str, Any] = {}
+        if text is not None:
+            both = (text[0].to(self.dtype), text[1])
+            if copies == 2:
+                null = null_text(len(prompts), text[0].shape[-1], self.device, self.dtype)
+                both = cat_text(null, both)
+            conditions["context"] = unet(text=both[0], text_mask=both[1])
+        if lowres is not None:
+            level = torch.full((len(prompts),), sampling.aug_level, dtype=torch.float64, device=self.device)
+            noise = self._noise(self.objective.lowres_noise_shape(lowres, z), "grid lowres", rows)
+            low = augment_lowres(lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule)
+            conditions["lowres"] = torch.cat([low] * copies)
+            conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype).repeat(copies)
+
+        def predict(z: Tensor, timestep: Tensor) -> Tensor:
+            return unet(z, timestep.to(z.dtype), **conditions)
+
+        x0_fn = make_x0_fn(
+            predict,
+            prediction_type=stage.prediction_type,
+            log_snrs=level_log_snrs(self.scheduler),
+            guidance_scale=scale,
+            thresholding=Thresholding(sampling.threshold, sampling.threshold_p, sampling.threshold_cap),
+        )
+        return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
+
+
+def tile(rows: list[Tensor]) -> Image.Image:
+    """Rows of pictures (B, C, H, W) in [-1, 1], C 1 or 3 (of more, the first) -> one image."""
+    side = rows[0].shape[-1] + GAP
+    columns = rows[0].shape[0]
+    canvas = np.full((side * len(rows) - GAP, side * columns - GAP, 3), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        pixels = ((row.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        for x, picture in enumerate(pixels):
+            colour = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+            canvas[y * side : y * side + side - GAP, x * side : x * side + side - GAP] = colour
+    return Image.fromarray(canvas)

@@ -1,0 +1,336 @@
+"""The training loop of one stage.
+
+Every step is a function of the weights, the configuration and the step's number, so that a run that was killed goes on
+bit for bit from its last resume point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available
+from torch import Tensor
+
+from imagen.data import micro_positions
+from imagen.training.batches import BatchMaker, Texts
+from imagen.training.checkpoint import State, StateFolder, write_text
+from imagen.training.config import ConfigError, RunConfig, changed_keys
+from imagen.training.ema import EMA
+from imagen.training.export import export_stage
+from imagen.training.loader import make_loader, make_source
+from imagen.training.metrics import BINS, MetricsFile, Progress, Window
+from imagen.training.network import check_size, load_initial, make_unet
+from imagen.training.objective import Objective
+from imagen.training.optimizers import learning_rate, make_optimizer, set_learning_rate
+from imagen.training.parsing import to_yaml
+from imagen.training.randomness import derive_seed, draw_batch
+from imagen.training.samples import GridMaker
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended itself because too many steps had a non-finite loss or gradient."""
+
+
+class Trainer:
+    """One run: built from its configuration, resumed where run_dir holds a resume point.
+
+    `fit()` trains. The folder it leaves: config.yaml, metrics.jsonl, state/ (resume points), model/ (the stage with EMA
+    weights, loadable by the pipeline), samples/.
+
+    Raises:
+        ConfigError: a configuration that cannot run, or that does not belong to the run in run_dir.
+    """
+
+    def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
+        check_before_loading(config)
+        self.config = config
+        self.run = Path(config.run_dir)
+        self.states = StateFolder(self.run / "state", config.train.keep_last)
+        self.accelerator = make_accelerator(config)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        check_processes(config, self.world)
+        self._check_same_run()
+        self.source = make_source(config)
+        self.objective = Objective(config.stage)
+        self.texts = Texts(config, self.accelerator.device)
+        self.batch_maker = BatchMaker(config, self.objective, self.texts, self.accelerator.device)
+        self.unet = make_unet(config)
+        if config.train.dtype == "float64":
+            torch.nn.Module.to(self.unet, torch.float64)
+        self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.window = Window()
+        state = self._find_state()
+        if state is not None:
+            self.unet.load_state_dict(state.tensors["unet"])
+        elif config.train.init_from is not None:
+            load_initial(self.unet, config.train.init_from)
+        self.unet.to(self.accelerator.device)
+        if config.train.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if config.train.compile:
+            self.unet.compile()
+        self.ema = EMA(self.unet, config.ema.decay, config.ema.warmup)
+        self.model, self.optimizer = self.accelerator.prepare(self.unet, make_optimizer(self.unet, config.optim))
+        if state is not None:
+            self._restore(state)
+        self.grids = GridMaker(config, self.objective, self.texts, self.accelerator.device)
+        self.progress = progress
+        self._stop_signal: int | None = None
+        self._began = time.monotonic()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> bool:
+        """Train to train.steps. True when they are done, False when a signal or the time limit ended the run early.
+
+        Raises:
+            TrainingStopped: too many steps were skipped. A resume point is kept.
+        """
+        config = self.config.train
+        main = self.accelerator.is_main_process
+        if main:
+            self.run.mkdir(parents=True, exist_ok=True)
+            write_text(self.run / "config.yaml", to_yaml(self.config))
+        self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
+        self.progress = self.progress or Progress(config.steps, self.step)
+        self._start_trackers()
+        self.model.train()
+        self._mark = (time.monotonic(), self.step)
+        with self._signals():
+            batches = iter(make_loader(self.config, self.source, self.step, self.rank, self.world))
+            stop = False
+            while self.step < config.steps and not stop:
+                stop = self._train_step(batches)
+                self._after_step(stop)
+            del batches
+        if main:
+            self._export()
+        if self.metrics is not None:
+            self.metrics.close()
+        self.accelerator.end_training()
+        return self.step >= config.steps
+
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> bool:
+        """One optimizer step over the global batch; True when the run is to stop."""
+        config, step = self.config.train, self.step
+        draws = draw_batch(config.seed, step, config.batch_size, self.config.stage.text_dropout, config.stratified_t)
+        sums = torch.zeros(2 * BINS, dtype=torch.float64, device=self.accelerator.device)
+        for micro in range(config.accumulation):
+            rows = micro_positions(config.batch_size, micro, config.accumulation, self.rank, self.world)
+            batch = self.batch_maker(next(batches), draws.rows(rows.start, len(rows)), step, rows)
+            torch.manual_seed(derive_seed(config.seed, "network", step, rows.start))  # dropout inside the network
+            last = micro == config.accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = self.objective(self.model, batch)
+                self.accelerator.backward(losses.mean() / config.accumulation)
+            sums += sums_by_time(losses.detach(), batch.t)
+        clip = self.config.optim.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if clip is None else clip)
+        numbers, stop = self._reduce(sums, norm)
+        losses_by_time, counts, grad_norm = numbers[:BINS], numbers[BINS:-1], numbers[-1]
+        if all(math.isfinite(number) for number in numbers):
+            set_learning_rate(self.optimizer, learning_rate(self.config.optim, step, config.steps))
+            self.optimizer.step()
+            self.ema.update(self.unet)
+            self.window.add(losses_by_time, counts, grad_norm)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return stop
+
+    def _reduce(self, sums: Tensor, norm: Any) -> tuple[list[float], bool]:
+        """Sums over the processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
+        limit = self.config.train.time_limit
+        late = limit is not None and time.monotonic() - self._began > 60 * limit
+        stop = float(self._stop_signal is not None or late)
+        if self.world > 1:
+            packed = torch.cat([sums, sums.new_tensor([stop])])
+            packed = self.accelerator.reduce(packed, reduction="sum")
+            sums, stop = packed[:-1], float(packed[-1])
+        norm = torch.as_tensor(norm, device=sums.device).to(torch.float64).reshape(1)
+        return torch.cat([sums, norm]).tolist(), stop > 0
+
+    def _after_step(self, stop: bool) -> None:
+        config = self.config.train
+        last = self.step == config.steps
+        if self.step % config.log_every == 0 or last:
+            self._log()
+        every = self.config.grid.every
+        if every and self.accelerator.is_main_process and (self.step % every == 0 or last):
+            with self.ema.swapped_in(self.unet):
+                self.grids.write(self.unet, self.run / "samples" / f"step-{self.step:08d}.png")
+        if self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped:
+            self._give_up()
+        if stop or last or self.step % config.checkpoint_every == 0:
+            self.save()
+
+    def _give_up(self) -> None:
+        self.save()
+        if self.metrics is not None:
+            self.metrics.close()
+        config = self.config.train
+        raise TrainingStopped(
+            f"stopped at step {self.step}: {self.skipped} steps in all and {self.skipped_in_a_row} in a row had a "
+            f"non-finite loss or gradient (limits {config.max_skipped} and {config.max_skipped_in_a_row}); the weights "
+            f"before them are kept in {self.run / 'state'}. Lower optim.lr, raise optim.warmup or look at the data"
+        )
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        now, (then, before) = time.monotonic(), self._mark
+        self._mark = (now, self.step)
+        rate = (self.step - before) * self.config.train.batch_size / max(now - then, 1e-9)
+        means = self.window.means()
+        self.window = Window()
+        record = {
+            "step": self.step,
+            "images": self.step * self.config.train.batch_size,
+            **means,
+            "lr": learning_rate(self.config.optim, self.step - 1, self.config.train.steps),
+            "skipped": self.skipped,
+            "clock": {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)},
+        }
+        if self.metrics is None or self.progress is None:
+            return
+        self.metrics.write(record)
+        self.progress.show(self.step, means["loss"], rate, self.skipped)
+        if self.config.train.tensorboard:
+            shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
+            self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
+
+    def _start_trackers(self) -> None:
+        if self.config.train.tensorboard:
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+
+    # --- resume points -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a resume point and the exported stage; nothing is lost where the process dies meanwhile."""
+        self.ema.check_moved(self.unet)
+        if self.accelerator.is_main_process:
+            if self.metrics is not None:
+                self.metrics.sync()
+            facts = {
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "ema_updates": self.ema.updates,
+                "window": self.window.state(),
+            }
+            tensors = {"unet": self.unet.state_dict(), "ema": self.ema.average}
+            self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
+            self._export()
+        self.accelerator.wait_for_everyone()
+
+    def _export(self) -> None:
+        if self.ema.updates or self.step:
+            export_stage(self.config, self.unet, self.ema, self.run / "model", self.step)
+
+    def _check_same_run(self) -> None:
+        saved = self.run / "config.yaml"
+        if not self.states.steps() or not saved.exists():
+            return
+        warned, refused = changed_keys(yaml.safe_load(saved.read_text(encoding="utf-8")), self.config)
+        if refused:
+            raise ConfigError(
+                f"run_dir {str(self.run)!r} holds a run with another configuration ({'; '.join(refused)}): use another "
+                "run_dir, with train.init_from to start from its weights"
+            )
+        if warned and self.accelerator.is_main_process:
+            warnings.warn(f"the run goes on with a changed configuration: {'; '.join(warned)}", stacklevel=3)
+
+    def _find_state(self) -> State | None:
+        """The newest intact resume point, the same on every process."""
+        if self.world == 1:
+            return self.states.newest()
+        if self.accelerator.is_main_process:
+            self.states.newest()  # sets damaged ones aside
+        self.accelerator.wait_for_everyone()
+        return self.states.newest()
+
+    def _restore(self, state: State) -> None:
+        self.step = state.step
+        self.skipped = state.facts["skipped"]
+        self.skipped_in_a_row = state.facts["skipped_in_a_row"]
+        self.window = Window(state.facts["window"])
+        self.ema.load(state.tensors["ema"], state.facts["ema_updates"])
+        saved = dict(state.optimizer)
+        saved["param_groups"] = self.optimizer.state_dict()["param_groups"]  # hyperparameters are the configuration's
+        self.optimizer.load_state_dict(saved)
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the step they arrive in; a second one acts as usual."""
+
+        def ask(number: int, _frame: Any) -> None:
+            self._stop_signal = number
+            signal.signal(number, before[number])
+
+        before = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to handle
+            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def sums_by_time(losses: Tensor, t: Tensor) -> Tensor:
+    """(2 BINS,) float64: sums of the losses (B,) and numbers of pictures per quarter of t; deterministic on any device."""
+    quarter = (t * BINS).long().clamp(0, BINS - 1)
+    member = torch.nn.functional.one_hot(quarter, BINS).to(torch.float64)
+    return torch.cat([losses.to(torch.float64) @ member, member.sum(dim=0)])
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """accelerate's plumbing. Raises ConfigError where TensorBoard is asked for and missing."""
+    if config.train.tensorboard and not is_tensorboard_available():
+        raise ConfigError("train.tensorboard is true but tensorboard is not installed: pip install tensorboard")
+    return Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with="tensorboard" if config.train.tensorboard else None,
+        project_dir=config.run_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def check_processes(config: RunConfig, world: int) -> None:
+    """Raises ConfigError unless every process gets the same share of the batch."""
+    parts = config.train.accumulation * world
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is not divisible by {config.train.accumulation} accumulation "
+            f"steps x {world} processes: use a multiple of {parts}"
+        )
+
+
+def check_before_loading(config: RunConfig) -> None:
+    """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    check_size(config, make_unet(config, device="meta"))
+    try:
+        Objective(config.stage)
+    except ValueError as error:
+        raise ConfigError(f"stage: {error}") from error
+    text = config.text.encoder
+    if text is not None and (text.startswith((".", "/", "~")) and not Path(text).is_dir()):
+        raise ConfigError(f"text.encoder {text!r} does not exist: give a T5 folder or a Hub id")
