@@ -40,7 +40,9 @@ def load_pictures(image: Any, channels: int) -> list[Tensor]:
             raise ValueError(f"image is an array of shape {image.shape}; expected (H, W, C), (H, W) or (B, H, W, C)")
         image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
     if not isinstance(image, Tensor):
-        raise ValueError(f"image is a {type(image).__name__}; expected a PIL image, an array, a tensor or a list of these")
+        raise ValueError(
+            f"image is a {type(image).__name__}; expected a PIL image, an array, a tensor or a list of these"
+        )
     if image.ndim not in (3, 4):
         raise ValueError(f"image is a tensor of shape {tuple(image.shape)}; expected (C, H, W) or (B, C, H, W)")
     batch = image if image.ndim == 4 else image[None]

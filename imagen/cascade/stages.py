@@ -10,15 +10,16 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 FORMAT_VERSION = 1
 SLOTS = ("base", "sr256", "sr1024")
 USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
-THRESHOLDING = ("none", "static", "dynamic")
-AUG_SPACES = ("lowres", "upsampled")
-AUG_SCHEDULES = ("cosine", "linear")
+Threshold = Literal["none", "static", "dynamic"]
+AugSpace = Literal["lowres", "upsampled"]
+ResizeMode = Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"]
+AUG_SCHEDULE_KEYS = ("kind", "shift", "max_log_snr", "s", "beta_start", "beta_end")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class StageDefaults:
         lowres_size: side of the picture it starts from; None for a stage that starts from text (or nothing).
         num_inference_steps: network evaluations, >= 1.
         guidance_scale: w of eq. 2, >= 0; 1 is off. 5 is the paper's value for its Fig. A.10.
-        thresholding: ``none``, ``static`` or ``dynamic`` (section 2.3).
+        threshold: ``none``, ``static`` or ``dynamic`` (section 2.3).
         threshold_p: quantile of dynamic thresholding, in (0, 1]; 0.995 in Fig. A.10.
         threshold_cap: upper bound of the dynamic threshold, >= 1; None (the paper) for no bound.
         aug_level: strength of the low-res noise in [0, 1]; the paper's best-looking samples use 0.1 to 0.3 (D.2).
         aug_space: where that noise is added: ``lowres`` (before resizing, the default) or ``upsampled`` (IF).
-        aug_schedule: schedule that turns the level into noise, ``cosine`` or ``linear`` (the paper is silent).
-        aug_shift: that schedule's resolution factor; below 1 is noisier.
+        aug_schedule: the schedule that turns the level into noise, as the arguments of
+            :func:`imagen.diffusion.schedules.make_schedule`; empty for the cosine (the paper is silent).
+        lowres_mode: how the small picture is enlarged, a mode of :func:`imagen.diffusion.augmentation.resize`.
 
     Raises:
         ValueError: naming the field, its value and what was expected.
@@ -46,13 +48,13 @@ class StageDefaults:
     lowres_size: int | None = None
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
-    thresholding: str = "dynamic"
+    threshold: Threshold = "dynamic"
     threshold_p: float = 0.995
     threshold_cap: float | None = None
     aug_level: float = 0.1
-    aug_space: str = "lowres"
-    aug_schedule: str = "cosine"
-    aug_shift: float = 1.0
+    aug_space: AugSpace = "lowres"
+    aug_schedule: Mapping[str, Any] = field(default_factory=dict)
+    lowres_mode: ResizeMode = "auto"
 
     def __post_init__(self) -> None:
         check_int("size", self.size, 1)
@@ -60,14 +62,15 @@ class StageDefaults:
             check_int("lowres_size", self.lowres_size, 1, self.size)
         check_int("num_inference_steps", self.num_inference_steps, 1)
         check_number("guidance_scale", self.guidance_scale, 0.0)
-        check_choice("thresholding", self.thresholding, THRESHOLDING)
-        check_number("threshold_p", self.threshold_p, 0.0, 1.0)
+        check_choice("threshold", self.threshold, get_args(Threshold))
+        check_number("threshold_p", self.threshold_p, 1e-6, 1.0)
         if self.threshold_cap is not None:
             check_number("threshold_cap", self.threshold_cap, 1.0)
         check_number("aug_level", self.aug_level, 0.0, 1.0)
-        check_choice("aug_space", self.aug_space, AUG_SPACES)
-        check_choice("aug_schedule", self.aug_schedule, AUG_SCHEDULES)
-        check_number("aug_shift", self.aug_shift, 1e-6)
+        check_choice("aug_space", self.aug_space, get_args(AugSpace))
+        check_choice("lowres_mode", self.lowres_mode, get_args(ResizeMode))
+        if not isinstance(self.aug_schedule, Mapping) or not set(self.aug_schedule) <= {*AUG_SCHEDULE_KEYS}:
+            raise ValueError(f"aug_schedule is {self.aug_schedule!r}; expected keys {', '.join(AUG_SCHEDULE_KEYS)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "stage") -> StageDefaults:
@@ -76,7 +79,7 @@ class StageDefaults:
         Raises:
             ValueError: an unknown key, naming the nearest known one; no ``size``; or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [entry.name for entry in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
@@ -91,7 +94,7 @@ class StageDefaults:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, so that a stored stage does not move when a default of the code does."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "aug_schedule": dict(self.aug_schedule)}
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -202,9 +205,7 @@ def _sizes(made: Mapping[int, str]) -> str:
     return ", ".join(str(size) for size in sorted(made))
 
 
-def per_stage(
-    name: str, value: Any, running: Sequence[str], stages: Mapping[str, StageDefaults]
-) -> dict[str, Any]:
+def per_stage(name: str, value: Any, running: Sequence[str], stages: Mapping[str, StageDefaults]) -> dict[str, Any]:
     """Spread a call's argument over the stages it runs: slot -> value, or None where the stage's default holds.
 
     Args:

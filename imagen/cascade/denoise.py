@@ -1,0 +1,156 @@
+"""One stage of one call: noise, conditions and the network bound into the contract, and stepped by the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from imagen.cascade.seeds import stage_generator
+from imagen.cascade.stages import StageDefaults
+from imagen.cascade.text import Text
+from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
+from imagen.diffusion.denoiser import Predict, make_x0_fn
+from imagen.diffusion.sampling import LoopState, level_log_snrs, sample_loop
+from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.diffusion.thresholding import Thresholding
+
+PIXELS_PER_CALL = 4 * 1024 * 1024
+"""Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
+
+
+class Stage(NamedTuple):
+    """One stage of one call.
+
+    Attributes:
+        slot: "base", "sr256" or "sr1024".
+        unet, scheduler: its parts.
+        settings: its stored defaults with the call's values on top.
+    """
+
+    slot: str
+    unet: Any
+    scheduler: Any
+    settings: StageDefaults
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures it makes."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its network was built with text."""
+        return self.unet.config.text_dim is not None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half is computed."""
+        return self.reads_text and self.settings.guidance_scale != 1
+
+
+class Job(NamedTuple):
+    """What all stages of a call share.
+
+    Attributes:
+        text: of the prompts, or None.
+        pictures_per_prompt: of each.
+        seeds: one per picture, B in all.
+        device: where the networks compute.
+        sr_batch_size: pictures a super-resolution network sees at once, or None.
+    """
+
+    text: Text | None
+    pictures_per_prompt: int
+    seeds: list[int]
+    device: torch.device
+    sr_batch_size: int | None
+
+
+def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None]) -> Tensor:
+    """Sample one stage.
+
+    Args:
+        lowres: B pictures (C, h, w) in [-1, 1] to start from, of any size; empty for a stage that starts without.
+        callback: called after each step; setting ``state.stop`` ends the stage with its estimate of the clean picture.
+
+    Returns:
+        (B, C, size, size) float32 in [-1, 1].
+    """
+    settings = stage.settings
+    generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
+    z = _noise(generators, (stage.channels, settings.size, settings.size), job.device)
+    conditions = {} if settings.lowres_size is None else _low_resolution(stage, lowres, generators, job.device)
+    x0_fn = make_x0_fn(
+        bind(stage, job, conditions),
+        prediction_type=stage.scheduler.config.prediction_type,
+        log_snrs=level_log_snrs(stage.scheduler).to(job.device),
+        guidance_scale=settings.guidance_scale if stage.guided else 1.0,
+        thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
+        learned_variance=stage.unet.config.out_channels == 2 * stage.channels,
+    )
+    estimate: list[Tensor] = []
+
+    def watch(state: LoopState) -> None:
+        callback(state)
+        if state.stop:
+            estimate.append(state.x0)
+
+    done = sample_loop(x0_fn, z, stage.scheduler, settings.num_inference_steps, generators, watch)
+    return (estimate[0] if estimate else done).clamp(-1, 1)
+
+
+def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Predict:
+    """The network with its text and low-res picture bound: ``predict(z, timestep)``, in as many calls as memory needs.
+
+    The text is projected here, once; ``z`` may have B rows, or 2B with the unconditional half first.
+    """
+    context, rows = None, None
+    if job.text is not None and stage.reads_text:
+        text, mask, rows = job.text.batch(job.pictures_per_prompt, stage.guided)
+        context = stage.unet(text=text, text_mask=mask)
+    pictures = torch.arange(len(job.seeds), device=job.device).repeat(2 if stage.guided else 1)
+    limit = max(1, PIXELS_PER_CALL // stage.settings.size**2)
+    if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
+        limit = job.sr_batch_size * (2 if stage.guided else 1)
+    parts = [slice(start, start + limit) for start in range(0, len(pictures), limit)]
+    given: list[dict[str, Any]] = [{k: v[pictures[part]] for k, v in conditions.items()} for part in parts]
+    if context is not None and rows is not None:
+        given = [{**seen, "context": context.select(rows[part])} for seen, part in zip(given, parts, strict=True)]
+
+    def predict(z: Tensor, timestep: Tensor) -> Tensor:
+        return torch.cat([stage.unet(z[p], timestep[p], **seen) for p, seen in zip(parts, given, strict=True)])
+
+    return predict
+
+
+def _low_resolution(
+    stage: Stage, lowres: Sequence[Tensor], generators: Sequence[torch.Generator], device: torch.device
+) -> dict[str, Tensor]:
+    """The noised and enlarged low-res pictures and their level, as the network takes them (section 2.4)."""
+    settings = stage.settings
+    assert settings.lowres_size is not None
+    small = torch.cat([resize(picture[None].to(device), settings.lowres_size) for picture in lowres])
+    shape = aug_noise_shape(small.shape, settings.size, settings.aug_space)
+    noise = _noise(
+        generators, shape[1:], device
+    )  # drawn at level 0 too: the level does not change the noise of the steps
+    level = torch.full((len(small),), settings.aug_level, device=device, dtype=torch.float64)
+    schedule = make_schedule(**{"kind": "cosine", **settings.aug_schedule})
+    noised = augment_lowres(
+        small,
+        level,
+        noise,
+        settings.size,
+        settings.aug_space,
+        schedule,
+        settings.lowres_mode,
+    )
+    return {"lowres": noised, "aug_timestep": timestep_from_t(level).float()}
+
+
+def _noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal (B, *shape), one generator per picture."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(device)

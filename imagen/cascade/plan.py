@@ -1,0 +1,103 @@
+"""Which stages a call runs, with what settings, on what text: its inputs checked against what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+
+from imagen.cascade.denoise import Stage
+from imagen.cascade.pictures import load_pictures
+from imagen.cascade.stages import check_int, per_stage, route
+from imagen.cascade.text import Text, pair
+
+logger = logging.get_logger(__name__)
+
+
+def plan(
+    available: Mapping[str, Stage], image: Any, size: int | None, asked: Mapping[str, Any]
+) -> tuple[list[Stage], list[Tensor]]:
+    """The stages of a call, with its settings in place of the stored ones where it gives any.
+
+    Args:
+        available: the model's stages by slot, in order.
+        image: picture(s) to start from, or None.
+        size: side to stop at, or None for as far as it goes.
+        asked: setting -> None, one value, one per stage, or a dict by size.
+
+    Returns:
+        the stages that run, in order, and the pictures to start from as (C, h, w) in [-1, 1] (none: an empty list).
+
+    Raises:
+        ValueError: no such route through the stages, or a value out of range.
+    """
+    stored = {slot: stage.settings for slot, stage in available.items()}
+    if size is not None:
+        check_int("size", size, 1)
+    given: list[Tensor] = []
+    if image is not None and available:
+        given = load_pictures(image, next(iter(available.values())).channels)
+    slots = route(stored, size, min(picture.shape[-1] for picture in given) if given else None)
+    from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
+    spread = {}
+    for name, value in asked.items():
+        takes = from_picture if name == "aug_level" else stored
+        running = [slot for slot in slots if slot in takes]
+        if value is not None and not running:
+            raise ValueError(f"{name}={value!r} has no effect: no super-resolution stage runs")
+        spread[name] = per_stage(name, value, running, takes)
+    stages = []
+    for slot in slots:
+        values = {name: by_slot[slot] for name, by_slot in spread.items() if by_slot.get(slot) is not None}
+        stage = available[slot]._replace(settings=dataclasses.replace(stored[slot], **values))
+        levels = stage.scheduler.config.num_train_timesteps
+        check_int("num_inference_steps", stage.settings.num_inference_steps, 1, levels)
+        stages.append(stage)
+    return stages, given
+
+
+def join(
+    stages: Sequence[Stage],
+    prompt: tuple[Tensor, Tensor] | None,
+    negative: tuple[Tensor, Tensor] | None,
+    pictures: int,
+    device: torch.device,
+) -> tuple[Text | None, int]:
+    """Both halves of the text, checked against the stages that run.
+
+    Args:
+        prompt, negative: embeddings (P, L, D) and mask (P, L) each, or None.
+        pictures: how many pictures the call starts from; 0 for none.
+
+    Returns:
+        the text, None if no stage reads one; and the number of prompts (without text: of pictures, at least 1).
+
+    Raises:
+        ValueError: a prompt is missing, or given for nobody; widths or numbers that do not fit.
+    """
+    reading = [stage for stage in stages if stage.reads_text]
+    if prompt is None and reading:
+        raise ValueError(f"no prompt: stage {reading[0].slot} reads text; give prompt= or prompt_embeds=")
+    if prompt is None:
+        if negative is not None:
+            raise ValueError("negative_prompt is given but no stage that runs reads text (text_dim=None); leave it out")
+        return None, max(1, pictures)
+    if not reading:
+        raise ValueError("prompt is given but no stage that runs reads text (text_dim=None); leave it out")
+    if negative is not None and not any(stage.guided for stage in stages):
+        logger.warning("negative_prompt has no effect at guidance_scale=1: the unconditional half is not computed")
+    width = prompt[0].shape[-1]
+    for stage in reading:
+        if stage.unet.config.text_dim != width:
+            raise ValueError(
+                f"the text has width {width} but stage {stage.slot} was trained on {stage.unet.config.text_dim}; "
+                "use the text encoder it was trained with"
+            )
+    count = max(prompt[0].shape[0], pictures)
+    if pictures not in (0, 1, count):
+        raise ValueError(f"{pictures} pictures to start from for {count} prompts; give one, or one for each")
+    return pair(prompt, negative, count, device), count

@@ -1,0 +1,130 @@
+"""The text of a call: prompts or ready embeddings, and what stands in the unconditional half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import T5EncoderModel
+
+from imagen.diffusion.guidance import cat_text, null_text
+from imagen.text.encoder import check_loaded, encode, token_count
+
+
+class Text(NamedTuple):
+    """Embeddings of a call's P prompts and of the U = 1 or P texts of its unconditional half.
+
+    Attributes:
+        prompt: (P, L, D) float32 and mask (P, L) bool, True at real tokens.
+        negative: (U, L', D) and (U, L').
+    """
+
+    prompt: tuple[Tensor, Tensor]
+    negative: tuple[Tensor, Tensor]
+
+    def batch(self, pictures_per_prompt: int, guided: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network is to read, and which of it each row of its batch sees.
+
+        Returns:
+            text (P, L, D) and mask (P, L), or (P + U, ...) if guided, each text once; and the row of that text for each
+            picture, prompt by prompt: (B,), or if guided (2B,) with the unconditional half first.
+        """
+        count = self.prompt[0].shape[0]
+        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(pictures_per_prompt)
+        if not guided:
+            return *self.prompt, prompt
+        negative = count + (prompt if self.negative[0].shape[0] == count else torch.zeros_like(prompt))
+        return *cat_text(self.prompt, self.negative), torch.cat([negative, prompt])
+
+
+def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
+    """One or several prompts -> a list. Raises: ValueError for anything else."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(entry, str) for entry in prompt):
+        return list(prompt)
+    raise ValueError(f"{name} is {prompt!r}; expected a string or a non-empty list of strings")
+
+
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
+    """Prompts -> embeddings (P, L, D) float32 and mask (P, L), refusing what the encoder would cut.
+
+    Raises:
+        ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
+    """
+    if tokenizer is None or text_encoder is None:
+        raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
+    for prompt in prompts:
+        length = token_count(tokenizer, prompt)
+        if length > max_length:
+            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+            raise ValueError(
+                f"prompt {shown!r} has {length} tokens and this model reads {max_length}; shorten it (nothing is cut "
+                "silently; T5 itself has no limit: raise max_length if the networks were trained on longer ones)"
+            )
+    text, mask = encode(tokenizer, text_encoder, prompts, max_length)
+    return text, mask.to(text.device)
+
+
+def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Ready embeddings (P, L, D) and their mask (P, L) or None (all tokens real) -> float32 and bool.
+
+    Raises:
+        ValueError: shapes that do not fit, or a row without a real token.
+    """
+    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or 0 in embeds.shape:
+        found = f"shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else f"type {type(embeds).__name__}"
+        raise ValueError(f"{name} has {found}; expected a tensor (prompts, tokens, width)")
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    if mask.shape != embeds.shape[:2]:
+        raise ValueError(f"the mask of {name} has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}")
+    if not mask.any(dim=1).all():
+        raise ValueError(f"{name} has a row without a real token: its mask is 0 everywhere")
+    return embeds.float(), mask.to(embeds.device)
+
+
+def pair(
+    prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor] | None, count: int, device: torch.device
+) -> Text:
+    """Both halves on ``device``; without a negative text the null text (one zero token) stands there.
+
+    Args:
+        count: prompts wanted; a single one is repeated (one prompt for several pictures to start from).
+
+    Raises:
+        ValueError: prompts or negative texts of another number than one or ``count``, or of different widths.
+    """
+    given, _, dim = prompt[0].shape
+    negative = null_text(1, dim) if negative is None else negative
+    if given not in (1, count):
+        raise ValueError(f"{given} prompts for {count} pictures to start from; give one, or one for each")
+    if negative[0].shape[0] not in (1, count):
+        raise ValueError(f"{negative[0].shape[0]} negative prompts for {count} prompts; give one, or one for each")
+    if negative[0].shape[2] != dim:
+        raise ValueError(f"the negative text has width {negative[0].shape[2]}, the prompt {dim}; encode both alike")
+    embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
+    return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))
+
+
+def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
+    """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
+
+    Args:
+        options: those of ``from_pretrained``: dtype or torch_dtype, variant, use_safetensors.
+
+    Raises:
+        ValueError: weights are missing or damaged.
+    """
+    dtype = options.get("dtype") or options.get("torch_dtype") or torch.float32
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
+    variant = options.get("variant")
+    variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
+    encoder, info = T5EncoderModel.from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
+    )
+    check_loaded(encoder, info, str(folder))
+    return encoder.requires_grad_(False).eval()

@@ -1,0 +1,311 @@
+"""ImagenPipeline: prompt -> 64 px -> 256 px -> 1024 px, as a diffusers pipeline (paper sections 2.1 to 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils import BaseOutput, logging
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from imagen.cascade import pictures
+from imagen.cascade import text as texts
+from imagen.cascade.denoise import Job, Stage, run_stage
+from imagen.cascade.folder import check_folder, find_folder, read_index
+from imagen.cascade.plan import join, plan
+from imagen.cascade.seeds import picture_seeds
+from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, check_int, read_stages
+from imagen.diffusion.sampling import LoopState
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+@dataclass
+class ImagenPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    Attributes:
+        images: the last stage's pictures: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), floats
+            in [0, 1]; prompt by prompt, ``num_images_per_prompt`` of each.
+        stages: the same for every stage that ran, keyed by its side in pixels.
+    """
+
+    images: Any
+    stages: dict[int, Any]
+
+
+class ImagenPipeline(DiffusionPipeline):
+    """Frozen T5 encoder, base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
+
+    Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
+    picture (``image=``), without tokenizer and encoder it takes ``prompt_embeds`` or runs networks built without text.
+
+    Args:
+        tokenizer, text_encoder: a T5's, frozen.
+        base_unet, sr256_unet, sr1024_unet: :class:`unets.BaseUNet` or :class:`unets.EfficientUNet`.
+        base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
+            ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
+        stages: sizes and sampling defaults per slot, each a dict of the fields of
+            :class:`imagen.cascade.stages.StageDefaults`; the usual sizes and our defaults where none are given.
+        max_length: most T5 tokens of a prompt, as trained (our choice: the paper is silent).
+        format_version: of ``stages``; older ones are migrated.
+    """
+
+    model_cpu_offload_seq = "text_encoder->base_unet->sr256_unet->sr1024_unet"
+    _optional_components = ["tokenizer", "text_encoder", *(f"{s}_{p}" for s in SLOTS for p in ("unet", "scheduler"))]  # noqa: RUF012
+    _callback_tensor_inputs = ["z", "x0"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: T5EncoderModel | None = None,
+        base_unet: ModelMixin | None = None,
+        base_scheduler: SchedulerMixin | None = None,
+        sr256_unet: ModelMixin | None = None,
+        sr256_scheduler: SchedulerMixin | None = None,
+        sr1024_unet: ModelMixin | None = None,
+        sr1024_scheduler: SchedulerMixin | None = None,
+        stages: Mapping[str, Any] | None = None,
+        max_length: int = 128,
+        format_version: int | None = FORMAT_VERSION,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            base_unet=base_unet,
+            base_scheduler=base_scheduler,
+            sr256_unet=sr256_unet,
+            sr256_scheduler=sr256_scheduler,
+            sr1024_unet=sr1024_unet,
+            sr1024_scheduler=sr1024_scheduler,
+        )
+        stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
+        check_int("max_length", max_length, 1)
+        self.register_to_config(stages=stored, max_length=max_length, format_version=FORMAT_VERSION)
+        self._interrupt = False
+        self._stage: Stage | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImagenPipeline:
+        """Load a saved pipeline from a folder or a Hub id; arguments as in diffusers.
+
+        The weights are safetensors (``use_safetensors=False`` unpickles, at your own risk), in float32 unless ``dtype``
+        (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
+
+        Raises:
+            ValueError: no such model, a part of it is missing or damaged, or its format is newer than this code.
+        """
+        skip = [name for name in cls._optional_components if name in kwargs]
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        folder = find_folder(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
+        check_folder(folder, skip)
+        kwargs.setdefault("use_safetensors", True)
+        ours = read_index(folder).get("text_encoder") == ["transformers", "T5EncoderModel"]
+        if ours and not {"text_encoder", "device_map", "quantization_config"} & set(kwargs):
+            kwargs["text_encoder"] = texts.load_encoder(folder / "text_encoder", kwargs)
+        pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipe
+
+    # --- what is there --------------------------------------------------------------------------------------------
+
+    def _stages(self) -> dict[str, Stage]:
+        stored = read_stages(self.config["stages"], FORMAT_VERSION)
+        parts = {slot: (getattr(self, f"{slot}_unet"), getattr(self, f"{slot}_scheduler")) for slot in SLOTS}
+        return {
+            slot: Stage(slot, *parts[slot], stored[slot])
+            for slot in SLOTS
+            if all(part is not None for part in parts[slot])
+        }
+
+    @property
+    def stage_defaults(self) -> dict[str, StageDefaults]:
+        """Defaults of the stages that are there (network and scheduler both), by slot, in the order they run."""
+        return {slot: stage.settings for slot, stage in self._stages().items()}
+
+    def set_stage_defaults(self, slot: str, **changes: Any) -> None:
+        """Change stored defaults of one stage, for later calls and for :meth:`save_pretrained`.
+
+        Raises:
+            ValueError: an unknown slot or field, or a value out of range.
+        """
+        stored = dict(self.config["stages"])
+        if slot not in stored:
+            raise ValueError(f"stage {slot!r} is unknown; expected one of {', '.join(SLOTS)}")
+        stored[slot] = StageDefaults.from_dict({**stored[slot], **changes}, f"stage {slot}").to_dict()
+        self.register_to_config(stages=stored)
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Steps of the stage that runs; None between calls."""
+        return None if self._stage is None else self._stage.settings.num_inference_steps
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance of the stage that runs; None between calls."""
+        return None if self._stage is None else self._stage.settings.guidance_scale
+
+    @property
+    def stage(self) -> str | None:
+        """Slot of the stage that runs, for callbacks; None between calls."""
+        return None if self._stage is None else self._stage.slot
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call was asked to stop; a callback sets ``pipe._interrupt = True`` (as in diffusers)."""
+        return self._interrupt
+
+    # --- the call ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | Sequence[int] | Mapping[int | str, int] | None = None,
+        guidance_scale: float | Sequence[float] | Mapping[int | str, float] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        image: Any = None,
+        size: int | None = None,
+        aug_level: float | Sequence[float] | Mapping[int | str, float] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        prompt_embeds: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_mask: Tensor | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("z",),
+        callback_on_stage_end: Callable[..., None] | None = None,
+        sr_batch_size: int | None = None,
+    ) -> ImagenPipelineOutput | tuple[Any, dict[int, Any]]:
+        """Sample pictures.
+
+        A setting "per stage" is one value for all stages that run, a list with one for each, or a dict keyed by size;
+        what is not given is the stage's stored default (:attr:`stage_defaults`).
+
+        Args:
+            prompt: P prompts. negative_prompt: one, or one for each; it takes the null text's place.
+            num_images_per_prompt: pictures of each prompt; B = P * this.
+            num_inference_steps: network evaluations, per stage, 1 to the scheduler's number of trained levels.
+            guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
+            generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
+            image: picture(s) to start from, one or one per prompt (:func:`imagen.cascade.pictures.load_pictures`); it
+                enters at the last super-resolution stage whose input it fills.
+            size: side to stop at; None: the last stage that can be reached.
+            aug_level: noise on the low-res picture, per super-resolution stage, in [0, 1] (section 2.4).
+            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); arrays and tensors are float32 in [0, 1].
+            return_dict: False returns (images, stages).
+            prompt_embeds, prompt_mask: (P, L, D) and (P, L) in place of prompts; no mask: all tokens are real.
+            negative_prompt_embeds, negative_prompt_mask: (1 or P, L, D) and (1 or P, L).
+            callback_on_step_end: ``f(pipe, step, timestep, tensors)`` after each step of each ``pipe.stage``; may
+                return {"z": another}.
+            callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, and "x0", its clean estimate.
+            callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
+            sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
+
+        Raises:
+            ValueError: an input that no stage here can serve, naming it and what to do.
+        """
+        asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
+        stages, given = plan(self._stages(), image, size, asked)
+        self._check_call(num_images_per_prompt, sr_batch_size, callback_on_step_end_tensor_inputs)
+        pictures.check_output_type(output_type, stages[-1].channels)
+        positive = self._text("prompt", prompt, prompt_embeds, prompt_mask)
+        negative = self._text("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
+        text, count = join(stages, positive, negative, len(given), self._execution_device)
+        seeds = picture_seeds(generator, count * num_images_per_prompt)
+        job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
+        start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
+        after_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
+        images = made[max(made)]
+        return ImagenPipelineOutput(images=images, stages=made) if return_dict else (images, made)
+
+    def _cascade(
+        self,
+        stages: Sequence[Stage],
+        job: Job,
+        x: Sequence[Tensor],
+        after_step: Callable[[LoopState], None],
+        output_type: str,
+        stage_end: Callable[..., None] | None,
+    ) -> dict[int, Any]:
+        """Run the stages, each under a progress bar, each from the pictures of the one before: size -> pictures."""
+        made: dict[int, Any] = {}
+        self._interrupt = False
+        try:
+            for stage in stages:
+                self._stage = stage
+                size, steps = stage.settings.size, stage.settings.num_inference_steps
+                with self.progress_bar(total=steps) as bar:
+                    title = getattr(self, "_progress_bar_config", {}).get("desc")
+                    bar.set_description(" ".join(filter(None, [title, stage.slot, f"{size}px"])))
+
+                    def advance(state: LoopState, bar: Any = bar) -> None:
+                        bar.update()
+                        after_step(state)
+
+                    done = run_stage(stage, job, x, advance)
+                made[size], x = pictures.to_output(done, output_type), list(done)
+                if stage_end is not None:
+                    stage_end(self, size, made[size])
+                if self._interrupt:
+                    break
+        finally:
+            self._stage = None
+            self.maybe_free_model_hooks()
+        return made
+
+    # --- its parts --------------------------------------------------------------------------------------------------
+
+    def _check_call(self, num_images_per_prompt: int, sr_batch_size: int | None, tensor_inputs: Sequence[str]) -> None:
+        check_int("num_images_per_prompt", num_images_per_prompt, 1)
+        if sr_batch_size is not None:
+            check_int("sr_batch_size", sr_batch_size, 1)
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; "
+                f"expected some of {', '.join(self._callback_tensor_inputs)}"
+            )
+
+    def _text(
+        self, name: str, prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Embeddings and mask of what the caller gave, or None for nothing."""
+        if prompt is not None and embeds is not None:
+            raise ValueError(f"{name} and {name}_embeds are both given; they say the same thing, give one")
+        if embeds is not None:
+            return texts.check_embeds(f"{name}_embeds", embeds, mask)
+        if mask is not None:
+            raise ValueError(f"a mask is given without {name}_embeds, which it belongs to; a {name} brings its own")
+        if prompt is None:
+            return None
+        prompts = texts.as_list(name, prompt)
+        return texts.encode_prompts(self.tokenizer, self.text_encoder, prompts, self.config["max_length"])
+
+    def _step_callback(
+        self, callback: Callable[..., dict[str, Any] | None] | None, tensor_inputs: Sequence[str]
+    ) -> Callable[[LoopState], None]:
+        """The caller's callback as the loop calls it; it also carries a request to stop."""
+
+        def after_step(state: LoopState) -> None:
+            if callback is not None:
+                tensors = {name: getattr(state, name) for name in tensor_inputs}
+                changed = callback(self, state.step, state.timestep, tensors) or {}
+                if any(value is not tensors.get(name) for name, value in changed.items() if name != "z"):
+                    raise ValueError(f"callback_on_step_end returned {sorted(changed)}; only z can be replaced")
+                state.z = changed.get("z", state.z)
+            state.stop = self._interrupt
+
+        return after_step
