@@ -1,0 +1,90 @@
+"""Look at the shapes world: a contact sheet of samples with their captions.
+
+python -m imagen.data.shapes.sheet --out sheet.png --count 20
+python -m imagen.data.shapes.sheet --out stages.png --count 3 --stages
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .dataset import ShapesDataset
+from .language import Split
+
+_LINE, _GAP = 13, 8  # height of a line of text and width of the gaps, in pixels
+
+
+def tile(image: Tensor, text: str, side: int) -> Image.Image:
+    """One picture (3, H, W) in [-1, 1], enlarged or reduced to ``side`` pixels, with up to four lines of text below."""
+    pixels = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    enlarging = image.shape[-1] < side
+    filter_ = Image.Resampling.NEAREST if enlarging else Image.Resampling.BOX
+    picture = Image.new("RGB", (side, side + 4 * _LINE + 4), "white")
+    picture.paste(Image.fromarray(pixels).resize((side, side), filter_))
+    lines = textwrap.wrap(text, max(8, side // 6))[:4]
+    ImageDraw.Draw(picture).multiline_text((2, side + 2), "\n".join(lines), fill="black", spacing=2)
+    return picture
+
+
+def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Tiles of one size, row by row, on white."""
+    width, height = tiles[0].width + _GAP, tiles[0].height + _GAP
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    for number, image in enumerate(tiles):
+        sheet.paste(image, (_GAP + number % columns * width, _GAP + number // columns * height))
+    return sheet
+
+
+def samples(count: int, seed: int, split: Split, side: int) -> list[Image.Image]:
+    """The first ``count`` samples at 256 px."""
+    dataset = ShapesDataset(256, seed, split)
+    return [tile(dataset[i].image, dataset[i].caption, side) for i in range(count)]
+
+
+def stages(count: int, seed: int, split: Split, side: int) -> list[Image.Image]:
+    """Samples with a patterned object, three tiles each: at 64 px, at 256 px, and a quarter of the 1024-px picture."""
+    views = {
+        "64 px": ShapesDataset(64, seed, split),
+        "256 px": ShapesDataset(256, seed, split, lowres_size=64),
+        "256 of 1024 px": ShapesDataset(1024, seed, split, crop=256, lowres_size=256),
+    }
+    tiles: list[Image.Image] = []
+    index = 0
+    while len(tiles) < 3 * count:
+        if any(thing.pattern for thing in views["64 px"].scene(index)[0].things):
+            drawn = [(name, view[index]) for name, view in views.items()]
+            tiles += [tile(sample.image, f"{name}: {sample.caption}", side) for name, sample in drawn]
+        index += 1
+    return tiles
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a contact sheet as PNG; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--count", type=int, default=20, help="number of samples (20)")
+    parser.add_argument("--columns", type=int, default=5, help="samples per row (5)")
+    parser.add_argument("--side", type=int, default=160, help="side of a tile in pixels (160)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data set (0)")
+    parser.add_argument("--split", choices=get_args(Split), default="train")
+    parser.add_argument("--stages", action="store_true", help="show patterned samples at each stage's resolution")
+    options = parser.parse_args(arguments)
+    if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
+        parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
+    make, columns = (stages, 3) if options.stages else (samples, options.columns)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    arrange(make(options.count, options.seed, options.split, options.side), columns).save(options.out, optimize=True)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
