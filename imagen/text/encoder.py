@@ -1,0 +1,100 @@
+"""The frozen T5 encoder: prompts -> embeddings (B, L, D) and a mask (B, L) (paper section 2.1).
+
+Any T5 that ``transformers`` can load, by folder or Hub id. The paper does not say how long a prompt may be; here the
+caller does, and a batch is trimmed to its own longest prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+
+def load_text_encoder(
+    name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
+) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    """Load a tokenizer and its T5 encoder, frozen and in eval mode.
+
+    Args:
+        name_or_path: a folder (or Hub id) holding both, or a pipeline folder with ``tokenizer/`` and ``text_encoder/``.
+        dtype: of the weights; said explicitly because the default of ``transformers`` has changed between versions.
+        kwargs: passed to both ``from_pretrained`` (``revision``, ``cache_dir``, ``local_files_only``).
+
+    Raises:
+        ValueError: nothing there, or the checkpoint leaves a weight of the encoder uninitialised.
+    """
+    path = Path(name_or_path)
+    split = path.is_dir() and (path / "text_encoder").is_dir()
+    tokenizer_path, encoder_path = (str(path / "tokenizer"), str(path / "text_encoder")) if split else (str(path),) * 2
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
+        encoder, info = T5EncoderModel.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"no T5 encoder at {str(name_or_path)!r}: {reason}; give a T5 folder or Hub id") from error
+    check_loaded(encoder, info, str(name_or_path))
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> None:
+    """Refuse an encoder with weights that the checkpoint did not set: it would condition on noise without a word.
+
+    Raises:
+        ValueError: naming the first such weights, or an embedding that is constant or not finite.
+    """
+    unset = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if unset:
+        raise ValueError(f"T5 encoder {name!r} lacks {', '.join(unset[:3])} ({len(unset)} weights in all); re-export it")
+    if encoder.shared.weight is not encoder.encoder.embed_tokens.weight:
+        raise ValueError(f"T5 encoder {name!r}: embed_tokens is not tied to shared.weight; re-export it")
+    table = encoder.shared.weight
+    if table.device.type != "meta" and not bool(torch.isfinite(table).all() and table.float().std() > 0):
+        raise ValueError(f"T5 encoder {name!r}: the embedding table is constant or not finite; the file is damaged")
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Number of tokens of ``prompt`` with the end token, untruncated."""
+    return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+
+
+@torch.no_grad()
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: T5EncoderModel,
+    prompts: Sequence[str],
+    max_length: int = 128,
+    pad_to_multiple_of: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Encode prompts with the encoder's final layer.
+
+    Args:
+        prompts: B strings; longer ones are cut at ``max_length`` tokens (use :func:`token_count` to refuse them).
+        max_length: most tokens kept, end token included (our choice: the paper is silent).
+        pad_to_multiple_of: round the padded length up, for compiled networks; None trims to the longest prompt.
+
+    Returns:
+        embeddings (B, L, D) float32, zero where padded, and mask (B, L) bool, True at real tokens.
+
+    Raises:
+        ValueError: no prompts, or a prompt that is not a string.
+    """
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts is {prompts!r}; expected a non-empty list of strings")
+    tokens = tokenizer(
+        list(prompts),
+        padding="longest",
+        truncation=True,
+        max_length=max_length,
+        pad_to_multiple_of=pad_to_multiple_of,
+        return_tensors="pt",
+    )
+    device = encoder.device
+    mask = tokens.attention_mask.to(device)
+    hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+    mask = mask.to(hidden.device)  # with offloading the encoder rests on the CPU and answers from the accelerator
+    return hidden.float() * mask[..., None], mask.bool()

@@ -1,0 +1,80 @@
+"""The encoder: padding changes nothing, and a checkpoint that would condition on noise is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
+
+from imagen.text.encoder import encode, load_text_encoder
+from imagen.text.pretrain import train_tokenizer
+
+PROMPTS = ["a red circle", "a small blue square to the left of a red circle"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("t5")
+    tokenizer = train_tokenizer(PROMPTS * 20)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    T5EncoderModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_padding_changes_nothing(folder):
+    tokenizer, encoder = load_text_encoder(folder)
+    both, mask = encode(tokenizer, encoder, PROMPTS)
+    alone, alone_mask = encode(tokenizer, encoder, PROMPTS[:1])
+    length = int(mask[0].sum())
+    assert alone.shape[1] == length
+    assert alone_mask.all()
+    torch.testing.assert_close(both[0, :length], alone[0], atol=1e-6, rtol=1e-5)
+    assert both[0, length:].abs().max() == 0
+
+
+def test_length_options(folder):
+    tokenizer, encoder = load_text_encoder(folder)
+    assert encode(tokenizer, encoder, PROMPTS, max_length=6)[0].shape[1] == 6
+    hidden, mask = encode(tokenizer, encoder, PROMPTS, pad_to_multiple_of=16)
+    assert hidden.shape[1] == 16
+    assert int(mask[1].sum()) == encode(tokenizer, encoder, PROMPTS[1:])[0].shape[1]
+
+
+def test_dtype_is_what_was_asked_for_and_nothing_trains(folder):
+    encoder = load_text_encoder(folder, dtype=torch.bfloat16)[1]
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    assert not encoder.training
+
+
+@pytest.mark.parametrize("missing", ["shared.weight", "encoder.block.1.layer.0.SelfAttention.q.weight"])
+def test_a_checkpoint_that_leaves_weights_unset_is_refused(folder, tmp_path, missing):
+    load_text_encoder(folder)[1].save_pretrained(tmp_path)
+    load_text_encoder(folder)[0].save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[missing]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks"):
+        load_text_encoder(tmp_path)
+
+
+def test_a_constant_embedding_is_refused(folder, tmp_path):
+    tokenizer, encoder = load_text_encoder(folder)
+    encoder.shared.weight.data.zero_()
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="constant"):
+        load_text_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("prompts", [[], "a red circle", [None]])
+def test_bad_prompts_are_named(folder, prompts):
+    tokenizer, encoder = load_text_encoder(folder)
+    with pytest.raises(ValueError, match="expected a non-empty list of strings"):
+        encode(tokenizer, encoder, prompts)
+
+
+def test_nothing_there_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no T5 encoder at"):
+        load_text_encoder(tmp_path / "absent")
