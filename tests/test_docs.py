@@ -75,9 +75,8 @@ def commands() -> list[tuple[Path, str]]:
 
 @cache
 def help_of(program: tuple[str, ...]) -> str:
-    done = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, *program, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(program)} --help: {done.stderr[-500:]}"
     return done.stdout
 
