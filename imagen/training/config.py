@@ -302,7 +302,8 @@ class RunConfig:
 
 # What may differ when a run goes on. Anything not named changes what the run means, and is refused.
 FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
-        "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from", "train.gradient_checkpointing",
+        "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
+        "train.gradient_checkpointing",
         "train.accumulation", "run_dir", "grid", "sampling")  # fmt: skip
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "data.path")
 

@@ -93,6 +93,7 @@ def read_stage(folder: Path) -> dict[str, Any]:
         ) from None
     if record.get("format_version", 0) > FORMAT_VERSION:
         raise ConfigError(
-            f"{root / 'stage.json'} has format version {record['format_version']}, newer than {FORMAT_VERSION}: update imagen"
+            f"{root / 'stage.json'} has format version {record['format_version']}, newer than {FORMAT_VERSION}: "
+            "update imagen"
         )
     return {**record, "folder": root}

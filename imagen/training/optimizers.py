@@ -32,7 +32,8 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of update number `step` (from 0) of `steps`.
 
     Linear warm-up, then `hold` steps at the peak, then constant, or falling to 0 at `steps` along a line or half a
-    cosine. A function of the step alone: resuming needs no scheduler state, and the number of processes changes nothing.
+    cosine; the values of diffusers' schedules of those names where `hold` is 0. A function of the step alone: resuming
+    needs no scheduler state, and the number of processes changes nothing.
     """
     if step < config.warmup:
         return config.lr * step / config.warmup

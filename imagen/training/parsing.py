@@ -1,10 +1,11 @@
-"""Reading a run's configuration: YAML file, `--a.b value` overrides, one-line errors that name the nearest known key."""
+"""Reading a run's configuration: YAML, `--a.b value` overrides, one-line errors that name the nearest known key."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import inspect
+import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -105,8 +106,6 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         ConfigError: unknown key, wrong type or impossible value, in one line.
         SystemExit: after --help or --print_config.
     """
-    import sys
-
     words = list(sys.argv[1:] if arguments is None else arguments)
     _check_arguments(words)
     parser = build_parser()
@@ -114,7 +113,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         settings = parser.instantiate(parser.parse_args(words))
     except ConfigError:
         raise
-    except (Exception,) as error:  # argparse, jsonargparse and yaml each have their own families
+    except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
@@ -136,7 +135,7 @@ def from_mapping(tree: Mapping[str, Any]) -> RunConfig:
         settings = parser.instantiate(parser.parse_object(dict(tree)))
     except ConfigError:
         raise
-    except (Exception,) as error:
+    except Exception as error:
         raise ConfigError(_one_line(error)) from None
     return RunConfig(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(RunConfig)})
 

@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, step, index in the global batch): resuming needs no generator state, and a run
 does not depend on how many processes or accumulation steps share its batch.
 
-The few numbers per picture (time, dropout, augmentation level) come from one generator per step on the CPU; the noise of
-each picture from one generator, reseeded per picture, on the training device.
+The few numbers per picture (time, dropout, augmentation level) come from one generator per step on the CPU; the noise
+of each picture from one generator, reseeded per picture, on the training device.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ GAP = 2  # pixels between pictures
 
 
 class GridMaker:
-    """Draws grids: one row of samples for a base stage; rows of input, sample and truth for a super-resolution stage."""
+    """Draws grids: a row of samples for a base stage; rows of input, sample and truth for super-resolution."""
 
     def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
         self.config, self.objective, self.texts, self.device = config, objective, texts, device

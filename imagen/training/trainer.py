@@ -152,7 +152,7 @@ class Trainer:
         return stop
 
     def _reduce(self, sums: Tensor, norm: Any) -> tuple[list[float], bool]:
-        """Sums over the processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
+        """Sums over processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
         limit = self.config.train.time_limit
         late = limit is not None and time.monotonic() - self._began > 60 * limit
         stop = float(self._stop_signal is not None or late)
@@ -292,7 +292,7 @@ class Trainer:
 
 
 def sums_by_time(losses: Tensor, t: Tensor) -> Tensor:
-    """(2 BINS,) float64: sums of the losses (B,) and numbers of pictures per quarter of t; deterministic on any device."""
+    """(2 BINS,) float64: sums of the losses (B,) and counts per quarter of t; deterministic on any device."""
     quarter = (t * BINS).long().clamp(0, BINS - 1)
     member = torch.nn.functional.one_hot(quarter, BINS).to(torch.float64)
     return torch.cat([losses.to(torch.float64) @ member, member.sum(dim=0)])
