@@ -43,8 +43,15 @@ sample: $(VENV)/.setup  ## PROMPT="..." [ARGS="--seed 1 --out DIR ..."]: sample 
 	@if [ -z "$$PROMPT" ]; then echo 'make sample: no prompt; write make sample PROMPT="a red circle above a blue square"' >&2; exit 2; fi
 	@$(BIN)/python sample.py "$$PROMPT" $(ARGS)
 
-demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing (hours on two cores; see docs/demo.md)
-	PYTHON=$(BIN)/python scripts/demo.sh
+# Every line resumes where it was interrupted.
+demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about a day on two cores)
+	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5
+	$(BIN)/python train.py --config configs/shapes/base64.yaml
+	$(BIN)/python train.py --config configs/shapes/sr256.yaml
+	$(BIN)/python train.py --config configs/shapes/sr1024.yaml
+	$(BIN)/python -m imagen.cli.compose --base runs/shapes/base64 --sr256 runs/shapes/sr256 --sr1024 runs/shapes/sr1024 \
+		--out runs/shapes/model
+	$(BIN)/python -m imagen.evaluation alignment --model runs/shapes/model --split heldout
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 
