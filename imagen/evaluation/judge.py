@@ -29,11 +29,11 @@ class ThingLike(Protocol):
 
     @property
     def size(self) -> str | None:
-        """"small", "large" or None."""
+        """ "small", "large" or None."""
 
     @property
     def pattern(self) -> str | None:
-        """"striped", "dotted", "checkered" or None."""
+        """ "striped", "dotted", "checkered" or None."""
 
 
 class FactsLike(Protocol):
@@ -112,9 +112,9 @@ def _relation_verdicts(objects: Sequence[Found], facts: FactsLike, relation: str
 def check(picture: Image.Image | NDArray[np.generic] | Detection, facts: FactsLike) -> Verdict:
     """Judge a picture (or what :func:`detect` found in it) against a caption's facts.
 
-    The number of objects must be exact; every object has the named colour and shape, the named size, and the named pattern
-    (none named: plain; not judged at 64 px); the relation and a named background hold. With the wrong number
-    of objects the other facts are judged on the objects that are there, for the per-fact shares.
+    The number of objects must be exact; every object has the named colour and shape, the named size, and the named
+    pattern (none named: plain; not judged at 64 px); the relation and a named background hold. With the wrong number of
+    objects the other facts are judged on the objects that are there, for the per-fact shares.
 
     Raises:
         ValueError: not a square picture of 64 px or more.

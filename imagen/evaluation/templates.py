@@ -1,8 +1,8 @@
 """Which of the eight shapes a soft mask shows, by comparison with outlines drawn here.
 
-The outlines are this module's own reading of the shape names (an upright star stands on two points, a cross is a plus, ...);
-the renderer's are not consulted. Where a name leaves proportions open (how fat a star is, how thick a ring), several are drawn.
-Known wrong outlines (an inverted triangle, a diamond, an X) are drawn too and match as no shape.
+The outlines are this module's own reading of the shape names (an upright star stands on two points, a cross is a plus,
+...); the renderer's are not consulted. Where a name leaves proportions open (how fat a star is, how thick a ring),
+several are drawn. Known wrong outlines (an inverted triangle, a diamond, an X) are drawn too and match as no shape.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Points = list[tuple[float, float]]
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 _CANVAS = 512
 _RADIUS = 200.0  # of the bounding circle on the canvas
 _MATCH_PX = 28  # masks wider than about twice this are reduced before they are compared
-_SUBSAMPLES = 3
 _MAX_MISMATCH = 0.16  # of the mask's squared norm
 
 
@@ -29,12 +28,12 @@ _MAX_MISMATCH = 0.16  # of the mask's squared norm
 class Template:
     """One outline, its bounding circle at the origin with radius 1 (x right, y down).
 
-    ``canvas`` holds it at ``_RADIUS`` pixels; ``area`` and ``centroid`` are in units of the radius. ``shape`` is None for
-    an outline that is none of the eight shapes.
+    ``sums[i, j]`` counts its pixels above row i and left of column j on a canvas where the radius is ``_RADIUS`` px;
+    ``area`` and ``centroid`` are in units of the radius. ``shape`` is None for an outline that is none of the eight.
     """
 
     shape: str | None
-    canvas: NDArray[np.float32]
+    sums: NDArray[np.int64]
     area: float
     centroid: tuple[float, float]
 
@@ -111,10 +110,11 @@ def _template(shape: str | None, outline: Points, hole: float = 0.0) -> Template
     if hole:
         r = hole * _RADIUS
         draw.ellipse((mid - r - 0.5, mid - r - 0.5, mid + r - 0.5, mid + r - 0.5), fill=0)
-    canvas = np.asarray(image, dtype=np.float32)
+    canvas = np.asarray(image, dtype=np.int64)
     y, x = np.nonzero(canvas)
     centroid = (float((x.mean() + 0.5 - mid) / _RADIUS), float((y.mean() + 0.5 - mid) / _RADIUS))
-    return Template(shape, canvas, float(canvas.sum()) / _RADIUS**2, centroid)
+    sums = np.pad(canvas.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    return Template(shape, sums, y.size / _RADIUS**2, centroid)
 
 
 @cache
@@ -162,14 +162,14 @@ def _reduced(mask: Floats) -> tuple[Floats, int]:
 
 def _coverage(template: Template, size: tuple[int, int], center: tuple[float, float], radius: float) -> Floats:
     """The template's share of every pixel of a (h, w) grid, with its bounding circle at ``center``."""
-    sub = (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES
-    rows = (np.arange(size[0])[:, None] + sub).ravel()
-    cols = (np.arange(size[1])[:, None] + sub).ravel()
     scale, mid = _RADIUS / radius, _CANVAS / 2
-    i = np.clip((rows - center[1]) * scale + mid, 0, _CANVAS - 1).astype(np.intp)
-    j = np.clip((cols - center[0]) * scale + mid, 0, _CANVAS - 1).astype(np.intp)
-    fine = template.canvas[np.ix_(i, j)]
-    return fine.reshape(size[0], _SUBSAMPLES, size[1], _SUBSAMPLES).mean(axis=(1, 3))
+    rows, cols = (
+        np.clip(np.rint((np.arange(n + 1) - c) * scale + mid), 0, _CANVAS).astype(np.intp)
+        for n, c in zip(size, reversed(center), strict=True)
+    )
+    sums = template.sums[np.ix_(rows, cols)]
+    pixel = np.maximum(np.diff(rows)[:, None] * np.diff(cols), 1)
+    return (sums[1:, 1:] - sums[:-1, 1:] - sums[1:, :-1] + sums[:-1, :-1]) / pixel
 
 
 def match_shape(mask: Floats) -> ShapeMatch:

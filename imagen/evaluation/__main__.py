@@ -1,0 +1,40 @@
+"""``python -m imagen.evaluation COMMAND``: judge pictures, choose settings, check the super-resolution stages, plot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from imagen.evaluation import alignment, curves, superres, sweep
+
+_COMMANDS = {
+    "alignment": (alignment, "do pictures show what the prompts say?"),
+    "sweep": (sweep, "alignment over guidance scales and step counts of one stage"),
+    "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
+    "curves": (curves, "plot losses of training runs and alignment over training"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with one subcommand each."""
+    parser = argparse.ArgumentParser(prog="python -m imagen.evaluation", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in _COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=text, description=(module.__doc__ or text).strip()))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; wrong input is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    try:
+        return _COMMANDS[args.command][0].run(args, words)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

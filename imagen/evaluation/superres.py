@@ -1,0 +1,255 @@
+"""Do the super-resolution stages keep to their input, sharpen it rightly, and draw what the caption says?
+
+Every measure is taken with the model and, as a control, with bicubic enlargement in its place, which must fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagen.data.shapes.language import PATTERNS, Facts, caption
+from imagen.evaluation.alignment import add_sampling_arguments, recorded, sampling_settings, truth_pictures
+from imagen.evaluation.detector import detect
+from imagen.evaluation.generate import load, progress_line, sample
+from imagen.evaluation.report import Tile, note, provenance, save_sheet, table, write_json
+from imagen.evaluation.stats import Share
+from imagen.evaluation.suites import Prompt, suite
+
+MIN_CONSISTENCY_DB, MAX_COLOR_SHIFT, MIN_GAIN_DB, MIN_PATTERN_SHARE = 32.0, 2.0, 3.0, 0.8
+VISIBLE_FROM = 192  # px: where the detector tells patterns apart; below 120 the renderer draws none
+
+Pictures = Sequence[Image.Image]
+Upscaler = Callable[[Sequence[Prompt], Pictures, int], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the check: what was measured of which stage, the bound, and the value of every picture."""
+
+    stage: str
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+    values: tuple[float, ...]
+
+    @property
+    def passes(self) -> bool:
+        """The value is on the right side of the bound; NaN is on neither."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def _pixels(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(picture.convert("RGB"), dtype=np.float64)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures of one size (8 bits), capped at 99 where they are equal."""
+    error = float(((_pixels(a) - _pixels(b)) ** 2).mean())
+    return 99.0 if error < 1e-5 else min(99.0, 10 * float(np.log10(255.0**2 / error)))
+
+
+def reduced(picture: Image.Image, side: int) -> Image.Image:
+    """The mean over blocks of pixels."""
+    return picture.convert("RGB").reduce(picture.width // side)
+
+
+def bicubic(prompts: Sequence[Prompt], images: Pictures, size: int) -> list[Image.Image]:
+    """Enlarge by bicubic interpolation: the "model" that must fail."""
+    return [image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
+
+
+def color_shift(before: Image.Image, after: Image.Image) -> float:
+    """Largest of the three channels' mean differences, in 1/255; of the picture or of what differs from its border.
+
+    Both are taken because a small object's own shift would drown in a picture that is mostly background.
+    """
+    difference = _pixels(reduced(after, before.width)) - _pixels(before)
+    inside = np.abs(_pixels(before) - np.median(_pixels(before)[0], axis=0)).max(axis=-1) > 24
+    shifts = [np.abs(difference.mean(axis=(0, 1))).max()]
+    if inside.any():
+        shifts.append(np.abs(difference[inside].mean(axis=0)).max())
+    return float(max(shifts))
+
+
+def consistency(stage: str, before: Pictures, after: Pictures) -> list[Measure]:
+    """What a stage made, reduced again, against what it was made from."""
+    ratios = [psnr(reduced(large, small.width), small) for small, large in zip(before, after, strict=True)]
+    shifts = [color_shift(small, large) for small, large in zip(before, after, strict=True)]
+    return [
+        Measure(stage, "reduced output vs input, dB", float(np.mean(ratios)), MIN_CONSISTENCY_DB, True, tuple(ratios)),
+        Measure(stage, "mean colour shift, /255", float(np.mean(shifts)), MAX_COLOR_SHIFT, False, tuple(shifts)),
+    ]
+
+
+def gain(stage: str, name: str, low: Pictures, made: Pictures, truth: Pictures) -> Measure:
+    """How many dB nearer the rendered truth than bicubic enlargement."""
+    gains = [
+        psnr(picture, right) - psnr(bicubic([], [small], right.width)[0], right)
+        for small, picture, right in zip(low, made, truth, strict=True)
+    ]
+    return Measure(stage, f"gain over bicubic, {name}, dB", float(np.mean(gains)), MIN_GAIN_DB, True, tuple(gains))
+
+
+def with_pattern(prompt: Prompt, pattern: str | None) -> Prompt:
+    """The prompt with another pattern (None: plain) on every thing, said in the plain grammar."""
+    things = tuple(dataclasses.replace(thing, pattern=pattern) for thing in prompt.facts.things)
+    facts: Facts = dataclasses.replace(prompt.facts, things=things)
+    return Prompt(caption(facts), facts, prompt.seed)
+
+
+def plain_prompts(num: int, seed: int) -> list[Prompt]:
+    """Held-out prompts of all categories, without patterns."""
+    return [with_pattern(prompt, None) for prompt in suite("heldout", num, seed)]
+
+
+def patterned_prompts(num: int, seed: int) -> list[Prompt]:
+    """Held-out single objects with the three patterns in turn; black is left out, its dark twin looks the same."""
+    many = suite("heldout", 4 * num + 20, seed + 500, categories=("single",))
+    fit = [prompt for prompt in many if prompt.facts.things[0].color != "black"][:num]
+    return [with_pattern(prompt, PATTERNS[index % len(PATTERNS)]) for index, prompt in enumerate(fit)]
+
+
+def swapped(prompt: Prompt) -> Prompt:
+    """The prompt with the next pattern."""
+    present = prompt.facts.things[0].pattern
+    return with_pattern(prompt, PATTERNS[(PATTERNS.index(present or PATTERNS[0]) + 1) % len(PATTERNS)])
+
+
+def shows_pattern(prompts: Sequence[Prompt], pictures: Pictures) -> list[bool]:
+    """Whether the largest object of each picture has the caption's pattern."""
+    outcomes = []
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        objects = detect(picture).objects
+        outcomes.append(bool(objects) and objects[0].pattern == prompt.facts.things[0].pattern)
+    return outcomes
+
+
+def _share(stage: str, name: str, outcomes: Sequence[bool]) -> Measure:
+    share = Share.of(outcomes)
+    return Measure(stage, name, share.value, MIN_PATTERN_SHARE, True, tuple(float(right) for right in outcomes))
+
+
+def check_stage(
+    low: int, size: int, upscale: Upscaler, plain: Sequence[Prompt], patterned: Sequence[Prompt]
+) -> Checked:
+    """Every measure of the stage ``low`` -> ``size`` that starts from rendered pictures."""
+    stage = f"{low} -> {size}"
+    inputs, truth = truth_pictures(plain, low), truth_pictures(plain, size)
+    made = upscale(plain, inputs, size)
+    fills, fill_truth = truth_pictures(patterned, low), truth_pictures(patterned, size)
+    filled = upscale(patterned, fills, size)
+    measures = [
+        *consistency(stage, inputs, made),
+        gain(stage, "plain", inputs, made, truth),
+        gain(stage, "patterned", fills, filled, fill_truth),
+    ]
+    columns = [inputs + fills, bicubic([], inputs + fills, size), made + filled, truth + fill_truth]
+    names = ["input", "bicubic", "model", "truth"]
+    if size >= VISIBLE_FROM:
+        follows = shows_pattern(patterned, filled)
+        measures.append(_share(stage, "pattern follows the caption", follows))
+        if low < VISIBLE_FROM:  # the input does not say which pattern it is
+            others = [swapped(prompt) for prompt in patterned]
+            turned = upscale(others, fills, size)
+            both = [a and b for a, b in zip(follows, shows_pattern(others, turned), strict=True)]
+            measures.append(_share(stage, "swapping the word swaps the pattern", both))
+            columns.append([*made, *turned])
+            names.append("word swapped")
+    tiles = [
+        Tile(column[row], f"{name}: {prompt.text}")
+        for row, prompt in enumerate([*plain, *patterned])
+        for name, column in zip(names, columns, strict=True)
+    ]
+    return Checked(measures, tiles, len(names))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Measures of a stage and its pictures in rows of ``columns``."""
+
+    measures: list[Measure]
+    tiles: list[Tile]
+    columns: int
+
+
+def model_table(model: Sequence[Measure], control: Sequence[Measure]) -> str:
+    """All measures with bounds and verdicts, bicubic's beside the model's."""
+    others = {(m.stage, m.name): m for m in control}
+    rows = [("stage", "measure", "bound", "model", "", "bicubic", "")]
+    for m in model:
+        other = others.get((m.stage, m.name))
+        cells = [f"{x.value:.2f}" for x in (m, other) if x is not None]
+        words = ["pass" if x.passes else "FAIL" for x in (m, other) if x is not None]
+        beside = (cells[1], words[1].lower()) if other is not None else ("-", "")
+        bound = f"{'>=' if m.at_least else '<='} {m.bound:g}"
+        rows.append((m.stage, m.name, bound, cells[0], words[0], *beside))
+    return table(rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_sampling_arguments(parser)
+    parser.add_argument("--num", type=int, default=24, help="prompts of each kind, plain and patterned (default 24)")
+    parser.add_argument("--num-1024", type=int, default=8, help="the same for stages that make 1024 px (default 8)")
+    parser.add_argument("--out", type=Path, default=Path("results/superres"), help="folder of the JSON and the sheets")
+
+
+def _cascade(args: argparse.Namespace, pipe: Any, stages: Sequence[tuple[int, int]]) -> list[Measure]:
+    """Consistency of every stage with its input where that is the model's own picture, from text alone."""
+    measures: list[Measure] = []
+    for low, size in stages:
+        prompts = plain_prompts(args.num_1024 if size >= 1024 else args.num, args.seed)
+        label = progress_line(f"from text to {size} px")
+        made = sample(pipe, prompts, size, sampling_settings(args), args.batch_size, progress=label)
+        measures += consistency(f"text -> {low} -> {size}", made[low], made[size])
+    return measures
+
+
+def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Measure, print the table, write ``superres.json`` and a contact sheet a stage."""
+    if args.num < 1 or args.num_1024 < 1:
+        raise ValueError(f"--num is {args.num} and --num-1024 is {args.num_1024}; expected at least 1")
+    pipe = load(args.model, args.device)
+    defaults = list(pipe.stage_defaults.values())
+    stages = [(d.lowres_size, d.size) for d in defaults if d.lowres_size is not None]
+    if not stages:
+        raise ValueError(f"model {args.model!r} has no super-resolution stage to check")
+    model: list[Measure] = []
+    control: list[Measure] = []
+    for low, size in stages:
+        label = progress_line(f"{low} -> {size} px")
+
+        def upscale(prompts: Sequence[Prompt], images: Pictures, size: int, label: Any = label) -> list[Image.Image]:
+            return sample(pipe, prompts, size, sampling_settings(args), args.batch_size, images, label)[size]
+
+        number = args.num_1024 if size >= 1024 else args.num
+        plain, patterned = plain_prompts(number, args.seed), patterned_prompts(number, args.seed)
+        checked = check_stage(low, size, upscale, plain, patterned)
+        model += checked.measures
+        control += check_stage(low, size, bicubic, plain, patterned).measures
+        save_sheet(args.out / f"sheet_{size}.png", checked.tiles, columns=checked.columns, side=256)
+    if len(stages) < len(defaults):
+        model += _cascade(args, pipe, stages)
+    fails = all(any(not m.passes for m in control if m.stage == f"{low} -> {size}") for low, size in stages)
+    print(model_table(model, control))
+    print(f"\nmodel: {'pass' if all(m.passes for m in model) else 'FAIL'}")
+    print(f"control: bicubic enlargement {'fails, as it must' if fails else 'PASSES, so the check shows nothing'}")
+    content = {
+        "kind": "superres",
+        **provenance(command),
+        "settings": recorded(args, pipe),
+        "model": [{**dataclasses.asdict(m), "passes": m.passes} for m in model],
+        "bicubic": [{**dataclasses.asdict(m), "passes": m.passes} for m in control],
+    }
+    write_json(args.out / "superres.json", content)
+    note(f"wrote {args.out / 'superres.json'} and the contact sheets beside it")
+    return 0
