@@ -143,6 +143,22 @@ class ImagenPipeline(DiffusionPipeline):
         stored[slot] = StageDefaults.from_dict({**stored[slot], **changes}, f"stage {slot}").to_dict()
         self.register_to_config(stages=stored)
 
+    def settings(
+        self,
+        image: Any = None,
+        size: int | None = None,
+        num_inference_steps: Any = None,
+        guidance_scale: Any = None,
+        aug_level: Any = None,
+    ) -> dict[int, StageDefaults]:
+        """What a call with these arguments would run: the side of each stage, in order, and its settings.
+
+        Raises:
+            ValueError: as the call.
+        """
+        asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
+        return {stage.settings.size: stage.settings for stage in plan(self._stages(), image, size, asked)[0]}
+
     @property
     def num_timesteps(self) -> int | None:
         """Steps of the stage that runs; None between calls."""

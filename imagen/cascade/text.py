@@ -49,14 +49,8 @@ def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
     raise ValueError(f"{name} is {prompt!r}; expected a string or a non-empty list of strings")
 
 
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
-    """Prompts -> embeddings (P, L, D) float32 and mask (P, L), refusing what the encoder would cut.
-
-    Raises:
-        ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
-    """
-    if tokenizer is None or text_encoder is None:
-        raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
+def check_lengths(tokenizer: Any, prompts: Sequence[str], max_length: int) -> None:
+    """Refuse prompts that the encoder would cut. Raises: ValueError, naming the first."""
     for prompt in prompts:
         length = token_count(tokenizer, prompt)
         if length > max_length:
@@ -65,6 +59,17 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], ma
                 f"prompt {shown!r} has {length} tokens and this model reads {max_length}; shorten it (nothing is cut "
                 "silently; T5 itself has no limit: raise max_length if the networks were trained on longer ones)"
             )
+
+
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
+    """Prompts -> embeddings (P, L, D) float32 and mask (P, L), refusing what the encoder would cut.
+
+    Raises:
+        ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
+    """
+    if tokenizer is None or text_encoder is None:
+        raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
+    check_lengths(tokenizer, prompts, max_length)
     text, mask = encode(tokenizer, text_encoder, prompts, max_length)
     return text, mask.to(text.device)
 

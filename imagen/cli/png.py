@@ -1,0 +1,91 @@
+"""Files that sample.py writes: names that say prompt and seed, settings inside, nothing ever overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+KEY = "imagen"
+"""tEXt chunk that holds the settings as JSON; "Description" holds the prompt for other programs."""
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """``text`` as part of a file name: lower case words joined by hyphens, cut at a word; "picture" if none is left."""
+    words = re.findall(r"\w+", text.lower())
+    name = ""
+    for word in words:
+        longer = f"{name}-{word}" if name else word[:limit]
+        if len(longer) > limit:
+            break
+        name = longer
+    return name or "picture"
+
+
+def free_stem(folder: Path, stem: str, suffixes: Sequence[str]) -> str:
+    """``stem``, or the first of stem_2, stem_3, ... of which no file with any of the suffixes is in the folder."""
+    number, candidate = 1, stem
+    while any((folder / f"{candidate}{suffix}.png").exists() for suffix in suffixes):
+        number += 1
+        candidate = f"{stem}_{number}"
+    return candidate
+
+
+def write_png(image: Image.Image, folder: Path, stem: str, settings: Mapping[str, Any]) -> Path:
+    """Write a picture with its settings inside, under a name that no file has.
+
+    The file appears whole: it is written beside its place and moved there, so an interruption leaves no half of one.
+
+    Returns:
+        the path, ``stem``.png or with a counter behind.
+    """
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Description", str(settings.get("prompt") or ""))
+    info.add_text("Software", "imagen")
+    info.add_text(KEY, json.dumps(settings))
+    while True:
+        path = folder / f"{free_stem(folder, stem, [''])}.png"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # takes the name, or another did
+            break
+        except FileExistsError:
+            continue
+    partial = path.with_suffix(".png.tmp")
+    try:
+        image.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings inside a picture that sample.py wrote.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    with Image.open(path) as image:
+        text = getattr(image, "text", {}).get(KEY)
+    if text is None:
+        raise ValueError(f"{str(path)!r} holds no settings of sample.py")
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures of one size side by side, row by row, on white."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        canvas.paste(image.convert("RGB"), (gap + column * (width + gap), gap + row * (height + gap)))
+    return canvas

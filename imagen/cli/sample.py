@@ -1,0 +1,256 @@
+"""``python sample.py "PROMPT"``: pictures from prompts. Arguments and model folder are checked before torch loads."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from PIL import Image
+
+from imagen.cascade.folder import check_folder
+from imagen.cascade.stages import check_int, check_number, per_stage, route
+from imagen.cli.png import sheet
+from imagen.cli.record import Picture, Writer, describe
+
+if TYPE_CHECKING:
+    from imagen.pipeline import ImagenPipeline
+
+SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> Parser:
+    """The options of sample.py."""
+    p = Parser(
+        prog="sample.py",
+        description="Sample pictures from prompts. STEPS, GUIDANCE and LEVEL are one value for all stages (50), one "
+        "for each stage that runs (50,20,10), or named by size (64=50,1024=10); else the model's own defaults hold.",
+    )
+    p.add_argument("prompt", nargs="*", metavar="PROMPT", help="what to show, in quotes; several make several pictures")
+    p.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line (blank lines are skipped)")
+    p.add_argument("--model", default="pretrained/shapes", metavar="DIR_OR_HUB_ID", help="default: %(default)s")
+    p.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go; default: %(default)s")
+    p.add_argument("--seed", type=int, default=0, help="of the first picture, the next has one more; default: 0")
+    p.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt; default: 1")
+    p.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from, in place of no text")
+    p.add_argument(
+        "--size", type=int, help="side to stop at in pixels, e.g. 64, 256 or 1024; default: the last stage's"
+    )
+    p.add_argument("--image", metavar="FILE", help="a picture to start the super-resolution stages from")
+    p.add_argument("--steps", type=_values(int), metavar="STEPS", help="sampling steps per stage")
+    p.add_argument("--guidance", type=_values(float), metavar="GUIDANCE", help="guidance scale per stage; 1 is off")
+    p.add_argument("--aug-level", type=_values(float), metavar="LEVEL", help="noise on each stage's input, 0 to 1")
+    p.add_argument("--sampler", choices=SAMPLERS, help="step rule of every stage; default: the model's own")
+    p.add_argument("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
+    p.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="the networks compute in; default: %(default)s")
+    p.add_argument("--grid", action="store_true", help="also write all pictures side by side as one")
+    p.add_argument("--save-stages", action="store_true", help="also write the pictures of the earlier stages")
+    return p
+
+
+def _values(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse type for one value, a,b,c or size=a,size=b."""
+
+    def parse(text: str) -> Any:
+        try:
+            entries = [entry.strip() for entry in text.split(",")]
+            if any("=" in entry for entry in entries):
+                return {int(size): kind(value) for size, value in (entry.split("=") for entry in entries)}
+            return kind(text) if len(entries) == 1 else [kind(entry) for entry in entries]
+        except ValueError:
+            wanted = "50  or  50,20,10  or  64=50,256=20" if kind is int else "5  or  5,3,1.5  or  64=5,256=3"
+            raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
+
+    return parse
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts of the command line and of the file, in this order.
+
+    Raises:
+        ValueError: an empty prompt, a file that cannot be read or that holds none.
+    """
+    prompts = list(args.prompt)
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise ValueError(f"prompt {number} is empty ({prompt!r}); say what to show")
+    if args.prompts is not None:
+        try:
+            lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ValueError(f"--prompts {args.prompts!r} cannot be read: {reason}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"--prompts {args.prompts!r} holds no prompt; write one per line")
+        prompts += found
+    return prompts
+
+
+def check(args: argparse.Namespace, prompts: Sequence[str]) -> Image.Image | None:
+    """Everything that can be said before torch is loaded; opens the picture to start from.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    check_int("--seed", args.seed, 0, 2**62)
+    check_int("--num-images", args.num_images, 1)
+    if args.batch_size is not None:
+        check_int("--batch-size", args.batch_size, 1)
+    if args.size is not None:
+        check_int("--size", args.size, 1)
+    for name, given, low, high in (
+        ("--steps", args.steps, 1, None),
+        ("--guidance", args.guidance, 0.0, math.inf),
+        ("--aug-level", args.aug_level, 0.0, 1.0),
+    ):
+        values = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
+        for value in values:
+            if value is not None:
+                check_int(name, value, 1) if high is None else check_number(name, value, low, high)
+    local = Path(args.model).is_dir()
+    image = _open_image(args.image) if args.image is not None else None
+    if not prompts and not (local and not (Path(args.model) / "text_encoder").is_dir()):
+        raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
+    if local:
+        stages = check_folder(Path(args.model))
+        running = route(stages, args.size, min(image.size) if image else None)
+        later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
+        per_stage("--steps", args.steps, running, stages)
+        per_stage("--guidance", args.guidance, running, stages)
+        per_stage("--aug-level", args.aug_level, [slot for slot in running if slot in later], later)
+    return image
+
+
+def _open_image(name: str) -> Image.Image:
+    try:
+        with Image.open(name) as image:
+            image.load()
+            return image.copy()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"--image {name!r} cannot be read as a picture: {reason}") from error
+
+
+def _out_folder(name: str) -> Path:
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {name!r} cannot be made: {error.strerror}; give a folder to write to") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {name!r} cannot be written to; give another folder")
+    return folder
+
+
+def load(args: argparse.Namespace, prompts: Sequence[str]) -> ImagenPipeline:
+    """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
+
+    Raises:
+        ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    from imagen.cascade.text import check_lengths
+    from imagen.diffusion.sampling import SAMPLERS as CLASSES
+    from imagen.pipeline import ImagenPipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
+    try:
+        pipe = ImagenPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype)).to(device)
+    except ValueError:
+        raise
+    except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
+    if pipe.tokenizer is not None:
+        texts = [*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])]
+        check_lengths(pipe.tokenizer, texts, pipe.config["max_length"])
+    if args.sampler is not None:
+        for slot in pipe.stage_defaults:
+            scheduler = getattr(pipe, f"{slot}_scheduler")
+            setattr(pipe, f"{slot}_scheduler", CLASSES[args.sampler].from_config(scheduler.config))  # type: ignore[attr-defined]
+    return pipe
+
+
+def sample(args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], image: Any, out: Path) -> None:
+    """Make the pictures batch by batch, each written as soon as it is done.
+
+    Raises:
+        ValueError: a batch does not fit into memory.
+    """
+    import torch
+
+    writer = Writer(args, describe(args, pipe, image), out)
+    size = args.batch_size or (1 if pipe.device.type == "cpu" else 4)
+    for start in range(0, len(pictures), size):
+        batch = pictures[start : start + size]
+        writer.begin(batch)
+        if len(pictures) > len(batch):
+            pipe.set_progress_bar_config(desc=f"{start + 1}-{start + len(batch)} of {len(pictures)}:")
+        with_text = batch[0].prompt is not None
+        try:
+            pipe(
+                prompt=[str(picture.prompt) for picture in batch] if with_text else None,
+                negative_prompt=args.negative_prompt,
+                num_images_per_prompt=1 if with_text else len(batch),
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                aug_level=args.aug_level,
+                generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
+                image=image,
+                size=args.size,
+                callback_on_stage_end=writer.stage_end,
+            )
+        except torch.OutOfMemoryError as error:
+            remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
+            many = f"{len(batch)} pictures of {writer.shared['size']} px"
+            raise ValueError(f"{many} do not fit into the memory of {pipe.device}; {remedy}") from error
+    if args.grid:
+        columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
+        settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
+        writer.write(sheet(writer.finished, columns), f"grid_seed{args.seed}", settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    args = parser().parse_intermixed_args(argv)
+    try:
+        prompts = read_prompts(args)
+        image = check(args, prompts)
+        out = _out_folder(args.out)
+        pipe = load(args, prompts)
+        wanted: Sequence[str | None] = prompts or [None]
+        every = [prompt for prompt in wanted for _ in range(args.num_images)]
+        sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, out)
+    except ValueError as error:
+        print(f"sample.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"sample.py: error: {error}; what was finished is in {args.out}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nsample.py: interrupted; what was finished is in {args.out}", file=sys.stderr)
+        return 130
+    return 0
