@@ -84,7 +84,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption says: one thing, two things in a relation (the first RELATION the second), or ``count`` equal things."""
+    """What a caption says: one thing, two in a relation (the first RELATION the second), or ``count`` equal things."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -217,11 +217,12 @@ def parse(text: str) -> Facts:
     match = _GRAMMAR.fullmatch(" ".join(text.lower().split()).rstrip("."))
     if match is None:
         raise ValueError(f"caption {text!r} is not in the shapes language; expected e.g. 'a small red circle'")
-    size, pattern, color, shape, relation, size2, pattern2, color2, shape2, count, colors, shapes, background = match.groups()
+    size, pattern, color, shape, relation, *second, count, colors, shapes, background = match.groups()
     if count is not None:
         number = next(n for n, word in COUNTS.items() if word == count)
         return Facts((Thing(colors, shapes),), count=number, background=background)
-    things = (Thing(color, shape, pattern, size),)
+    things: tuple[Thing, ...] = (Thing(color, shape, pattern, size),)
     if relation is not None:
-        things += (Thing(color2, shape2, pattern2, size2),)
+        size, pattern, color, shape = second
+        things += (Thing(color, shape, pattern, size),)
     return Facts(things, relation=relation, background=background)
