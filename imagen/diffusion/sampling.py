@@ -36,7 +36,7 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from imagen.diffusion.denoiser import X0Fn
+from imagen.diffusion.denoiser import Denoised, X0Fn
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.schedules import (
     MAX_LOG_SNR,
@@ -150,13 +150,11 @@ SAMPLERS: dict[str, type] = {
 #: Those whose state is x0 + sigma eps instead of alpha x0 + sigma eps.
 _SCALED_BY_SIGMA = (EulerDiscreteScheduler, HeunDiscreteScheduler)
 _SUPPORTED = (
-    DDPMScheduler,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    UniPCMultistepScheduler,
+    *(DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler),
     *_SCALED_BY_SIGMA,
 )
+#: x0 is final when it comes (no clipping, no thresholding), and the last update lands on it.
+_NEUTRAL = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True, "final_sigmas_type": "zero"}
 
 
 def _accepted(cls: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +175,7 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
         gamma: of "ddpm" only; see :class:`ImagenDDPMScheduler`.
 
     Raises:
-        ValueError: an unknown kind or prediction_type, gamma for another kind than ddpm, or a schedule that cannot be
-            exported.
+        ValueError: an unknown kind or prediction_type, gamma for another kind than ddpm, a schedule with no export.
     """
     if kind not in SAMPLERS:
         raise ValueError(f"sampler {kind!r} is unknown; choose one of {list(SAMPLERS)}")
@@ -191,10 +188,7 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
         "trained_betas": trained_betas(schedule),
         "prediction_type": prediction_type,
         "timestep_spacing": "trailing",
-        "clip_sample": False,
-        "thresholding": False,
-        "set_alpha_to_one": True,
-        "final_sigmas_type": "zero",
+        **_NEUTRAL,
     }
     if gamma != 0:
         options["gamma"] = gamma
@@ -230,9 +224,8 @@ def sampling_clone(scheduler: Any) -> Any:
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         raise ValueError(
-            f"{type(scheduler).__name__} is set up for flow matching (use_flow_sigmas={config.get('use_flow_sigmas')}, "
-            f"prediction_type={config.get('prediction_type')!r}); the networks here are trained on a "
-            "variance-preserving process"
+            f"{type(scheduler).__name__} is set up for flow matching (use_flow_sigmas or prediction_type "
+            "'flow_prediction'); the networks here are trained on a variance-preserving process, so turn it off"
         )
     cls: type = type(scheduler)
     if cls is DDPMScheduler:
@@ -242,13 +235,7 @@ def sampling_clone(scheduler: Any) -> Any:
             config["variance_type"] = "fixed_small"
     elif cls is DDIMScheduler:
         cls = _ListDDIMScheduler
-    config.update(
-        prediction_type="sample",
-        clip_sample=False,
-        thresholding=False,
-        set_alpha_to_one=True,
-        final_sigmas_type="zero",
-    )
+    config.update(prediction_type="sample", **_NEUTRAL)
     clone = cls(**_accepted(cls, config))
     clone.alphas_cumprod = torch.sigmoid(level_log_snrs(scheduler))
     return clone
@@ -279,11 +266,28 @@ def _set_timesteps(clone: Any, num_inference_steps: int) -> None:
         clone.set_begin_index(0)
 
 
-def _exact_timestep(nominal: float, sigma_ratio: float, log_snrs: Tensor) -> float:
-    """``nominal`` if its level has sigma / alpha = sigma_ratio, else the (fractional) timestep that has."""
-    log_snr = -2 * torch.tensor(sigma_ratio, dtype=torch.float64).log()
-    at_nominal = log_snr_at(torch.tensor(nominal, dtype=torch.float64), log_snrs)
-    return nominal if abs(at_nominal - log_snr) < 1e-5 else float(timestep_at(log_snr, log_snrs))
+def _evaluation_timesteps(clone: Any) -> list[float]:
+    """The timestep of every evaluation: the list's own, or the fractional one that has the state's noise level."""
+    timesteps: list[float] = clone.timesteps.double().tolist()
+    if not hasattr(clone, "sigmas"):
+        return timesteps
+    log_snrs = level_log_snrs(clone)
+    wanted = -2 * clone.sigmas[: len(timesteps)].double().log()
+    nominal = log_snr_at(torch.tensor(timesteps, dtype=torch.float64), log_snrs)
+    exact = timestep_at(wanted, log_snrs)
+    return torch.where((nominal - wanted).abs() < 1e-5, clone.timesteps.double(), exact).tolist()
+
+
+def _model_output(clone: Any, denoised: Denoised) -> Tensor:
+    """x0 as the step rule takes it: with the learned variance behind it if the scheduler reads one."""
+    if not (isinstance(clone, DDPMScheduler) and clone.config.variance_type in _LEARNED):
+        return denoised.x0
+    if denoised.variance is None:
+        raise ValueError(
+            f"the scheduler's variance_type is {clone.config.variance_type!r} but the network learned no variance; "
+            "use a scheduler with variance_type='fixed_small'"
+        )
+    return torch.cat([denoised.x0, denoised.variance], dim=1)
 
 
 def sample_loop(
@@ -301,57 +305,43 @@ def sample_loop(
             matching timestep (B,), float.
         z: (B, C, H, W), standard normal.
         scheduler: a supported diffusers scheduler (see :func:`sampling_clone`), which is not changed.
-        num_inference_steps: steps, 1 to the scheduler's number of levels; Heun evaluates x0_fn twice for most of them.
-        generators: one per image for samplers that add noise, so that a picture does not depend on its batch; None uses
-            the global generator.
+        num_inference_steps: 1 to the scheduler's number of levels; Heun evaluates x0_fn twice in all but the last.
+        generators: one per image, for samplers that add noise, so that a picture does not depend on its batch; None
+            uses the global generator.
         callback: called with a :class:`LoopState` after each completed step.
 
     Returns:
         (B, C, H, W), the last x0 estimate, in at least float32; after a callback's stop, z as it is.
 
     Raises:
-        ValueError: a scheduler that is not supported, a number of steps out of range, generators that do not match the
-            batch, or a learned variance that is missing.
+        ValueError: an unsupported scheduler, steps out of range, not one generator per image, no learned variance.
     """
     clone = sampling_clone(scheduler)
     levels = clone.config.num_train_timesteps
     if not 1 <= num_inference_steps <= levels:
         raise ValueError(f"num_inference_steps={num_inference_steps} is out of range; expected 1 to {levels}")
-    if generators is not None and len(generators) != z.shape[0]:
-        raise ValueError(f"{len(generators)} generators for {z.shape[0]} images; expected one per image")
+    if generators is not None and len(generators) != len(z):
+        raise ValueError(f"{len(generators)} generators for {len(z)} images; expected one per image")
     _set_timesteps(clone, num_inference_steps)
-    log_snrs = level_log_snrs(clone)
-    # What the state is multiplied with, beside variance-preserving form, before evaluation i.
-    scales = [1.0] * (len(clone.timesteps) + 1)
+    times = _evaluation_timesteps(clone)
+    # What the state is, as a multiple of the variance-preserving z, at each evaluation and at the end.
+    scales = [1.0] * (len(times) + 1)
     if isinstance(clone, _SCALED_BY_SIGMA):
         scales = (clone.sigmas.double().square() + 1).sqrt().tolist()
-    learned = clone.config.get("variance_type") in _LEARNED and isinstance(clone, DDPMScheduler)
     options: dict[str, Any] = {"return_dict": False}
     if "generator" in inspect.signature(clone.step).parameters:
         options["generator"] = None if generators is None else list(generators)
 
-    state = z.to(torch.promote_types(z.dtype, torch.float32)) * scales[0]
-    step = 0
+    state, step = z.to(torch.promote_types(z.dtype, torch.float32)) * scales[0], 0
     for i, timestep in enumerate(clone.timesteps):
-        at = float(timestep)
-        if hasattr(clone, "sigmas"):
-            at = _exact_timestep(at, float(clone.sigmas[i]), log_snrs)
         scaled = clone.scale_model_input(state, timestep)
-        x0, variance = x0_fn(scaled, torch.full((z.shape[0],), at, device=z.device, dtype=state.dtype))
-        if learned:
-            if variance is None:
-                raise ValueError(
-                    f"the scheduler's variance_type is {clone.config.variance_type!r} but the network learned no "
-                    "variance; use a scheduler with variance_type='fixed_small'"
-                )
-            x0 = torch.cat([x0, variance], dim=1)
-        state = clone.step(x0, timestep, state, **options)[0]
+        denoised = x0_fn(scaled, torch.full((len(z),), times[i], device=z.device, dtype=state.dtype))
+        state = clone.step(_model_output(clone, denoised), timestep, state, **options)[0]
         if callback is None or not getattr(clone, "state_in_first_order", True):
             continue
-        report = LoopState(step, num_inference_steps, at, state / scales[i + 1], x0[:, : z.shape[1]])
-        seen = report.z
+        report = LoopState(step, num_inference_steps, times[i], before := state / scales[i + 1], denoised.x0)
         callback(report)
-        if report.z is not seen:
+        if report.z is not before:
             state = report.z.to(state) * scales[i + 1]
         if report.stop:
             return report.z
