@@ -34,15 +34,17 @@ class TokenGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, L, D), mask (B, L) bool or None; returns (B, L, D)."""
         if mask is None:
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+            # not F.group_norm, which refuses a single token where a group is one channel and the batch is one
+            normed = torch.group_norm(x.transpose(1, 2), self.num_groups, self.weight, self.bias, self.eps)
+            return normed.transpose(1, 2)
         batch, length, dim = x.shape
         grouped = x.view(batch, length, self.num_groups, dim // self.num_groups)
         weight = mask[:, :, None, None].to(x.dtype)
         count = (weight.sum(dim=(1, 3), keepdim=True) * grouped.shape[-1]).clamp(min=1)
         mean = (grouped * weight).sum(dim=(1, 3), keepdim=True) / count
         variance = ((grouped - mean).square() * weight).sum(dim=(1, 3), keepdim=True) / count
-        normed = ((grouped - mean) * torch.rsqrt(variance + self.eps)).reshape(batch, length, dim)
-        return normed * self.weight + self.bias
+        centred = ((grouped - mean) * torch.rsqrt(variance + self.eps)).reshape(batch, length, dim)
+        return centred * self.weight + self.bias
 
 
 def text_norm(kind: str, dim: int) -> TokenLayerNorm | TokenGroupNorm:

@@ -35,8 +35,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         text_pooling: "attention" (paper), "mean" (its ablation), or "none"; pooled text is added to the time embedding.
         pool_heads: heads of attention pooling; None: heads of gcd(text_dim, 64) channels (the paper is silent).
         time_embed_dim: width of the time embedding; None: 4 * model_channels (ADM).
-        activation: "silu" (paper) or "gelu" (IF); with "_once" appended, it acts once on the time embedding instead of
-            in every block (IF stage II).
+        activation: "silu" (paper) or "gelu" (IF).
         dropout: in residual blocks.
         norm_groups: groups of the group norms; must divide every level's channels.
         residual_scale: factor on each residual sum; 1 (ADM, IF-I) or 0.7071 (IF-II).
@@ -76,7 +75,6 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         channels = [model_channels * mult for mult in channel_mult]
         depths = [num_res_blocks] * len(channels) if isinstance(num_res_blocks, int) else list(num_res_blocks)
         _check_levels(channels, depths, attention_levels)
-        act = activation.removesuffix("_once")
         options = ConditioningOptions(
             in_channels=in_channels,
             lowres_channels=lowres_channels,
@@ -84,7 +82,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             divisor=patch_size * 2 ** (len(channels) - 1),
             sinusoid_dim=model_channels,
             emb_dim=4 * model_channels if time_embed_dim is None else time_embed_dim,
-            activation=act,
+            activation=activation,
             text_dim=text_dim,
             text_proj_dim=text_proj_dim,
             text_norm=text_norm,
@@ -95,19 +93,17 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         self._setup(options)
         blocks = BlockOptions(
             emb_dim=options.emb_dim,
-            activation=act,
+            activation=activation,
             dropout=dropout,
             norm_groups=norm_groups,
             residual_scale=residual_scale,
-            activate_embedding=act == activation,
             head_dim=head_dim,
             text_dim=text_dim if text_proj_dim is None else text_proj_dim,
             text_norm=text_norm,
         )
         self._build_levels(channels, depths, set(attention_levels), blocks)
-        self.time_embed_act = None if blocks.activate_embedding else make_activation(act)
         self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0])
-        self.conv_act = make_activation(act)
+        self.conv_act = make_activation(activation)
         self.conv_out = zero_init(nn.Conv2d(channels[0], out_channels * patch_size**2, 3, padding=1))
 
     def _build_levels(self, channels: list[int], depths: list[int], attention: set[int], blocks: BlockOptions) -> None:
@@ -131,8 +127,6 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         return [*self.down_blocks, self.mid_block, *self.up_blocks]  # type: ignore[list-item]
 
     def _denoise(self, x: Tensor, emb: Tensor, text: LevelText) -> Tensor:
-        if self.time_embed_act is not None:
-            emb = self.time_embed_act(emb)
         x = self.conv_in(x)
         skips: tuple[Tensor, ...] = (x,)
         start = 0

@@ -49,7 +49,6 @@ class BlockOptions:
     norm_groups: int = 32
     norm_eps: float = 1e-5
     residual_scale: float = 1.0
-    activate_embedding: bool = True
     shortcut_conv: str = "if_needed"
     head_dim: int = 64
     text_dim: int | None = None
@@ -72,7 +71,6 @@ class ResnetBlock(nn.Module):
             )
         self.resample = resample
         self.residual_scale = options.residual_scale
-        self.activate_embedding = options.activate_embedding
         self.nonlinearity = activation(options.activation)
         self.norm1 = nn.GroupNorm(options.norm_groups, in_channels, eps=options.norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -86,11 +84,10 @@ class ResnetBlock(nn.Module):
             start_as_identity(self.conv_shortcut, options.residual_scale)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C_in, H, W), emb (B, emb_dim) -> (B, C_out, H', W')."""
+        """x (B, C_in, H, W), emb (B, emb_dim) after its activation -> (B, C_out, H', W')."""
         hidden = self._resample(self.nonlinearity(self.norm1(x)))
         hidden = self.conv1(hidden)
-        emb = self.time_emb_proj(self.nonlinearity(emb) if self.activate_embedding else emb)
-        scale, shift = emb[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
         hidden = self.nonlinearity(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
         hidden = self.conv2(self.dropout(hidden))
         x = self._resample(x)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Level
+from .blocks import Level, activation
 from .conditioning import (
     TextContext,
     TextPooling,
@@ -76,6 +76,7 @@ class ConditionedUNet(nn.Module):
         self.gradient_checkpointing = False
         width, emb_dim, act = options.sinusoid_dim, options.emb_dim, options.activation
         self.time_embedding = TimestepEmbedding(width, emb_dim, act)
+        self.emb_act = activation(act)
         self.class_embedding = TimestepEmbedding(width, emb_dim, act) if options.lowres_channels else None
         self.encoder_hid_proj: nn.Linear | None = None
         self.add_embedding: TextPooling | None = None
@@ -157,7 +158,8 @@ class ConditionedUNet(nn.Module):
             states = LevelText(None, tuple(zip(context.keys, context.values, strict=True)), context.mask)
         if pooled is not None:
             emb = emb + pooled.to(emb.dtype)
-        out = self._denoise(x, emb, states)
+        # every residual block starts with this activation of the embedding, so it is applied once for all
+        out = self._denoise(x, self.emb_act(emb), states)
         return F.pixel_shuffle(out, options.patch_size).to(sample.dtype)
 
     def _text_context(self, text: Tensor, text_mask: Tensor | None) -> TextContext:

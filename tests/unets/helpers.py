@@ -1,0 +1,66 @@
+"""Small networks and inputs for the tests of both networks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unets import BaseUNet, EfficientUNet
+
+BASE: dict[str, Any] = {
+    "model_channels": 16,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "head_dim": 8,
+    "text_dim": 24,
+    "norm_groups": 8,
+}
+EFFICIENT: dict[str, Any] = {
+    "channels": (16, 24),
+    "num_res_blocks": (1, 2),
+    "strides": (2, 2),
+    "attention_levels": (1,),
+    "heads": 4,
+    "text_dim": 24,
+    "norm_groups": 8,
+}
+KINDS: dict[str, tuple[type[BaseUNet] | type[EfficientUNet], dict[str, Any]]] = {
+    "base": (BaseUNet, BASE),
+    "base_group": (BaseUNet, {**BASE, "text_norm": "group", "text_proj_dim": 32}),
+    "efficient": (EfficientUNet, EFFICIENT),
+    "efficient_cross": (EfficientUNet, {**EFFICIENT, "attention": "cross"}),
+}
+
+
+def redraw(model: nn.Module, seed: int = 0) -> None:
+    """Every tensor at random, the norms and biases too, at scales that keep the output near one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            fan = value[0].numel() if value.ndim > 1 else 1
+            value.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype) / fan**0.5)
+
+
+def make(kind: str, **overrides: Any) -> Any:
+    """A network of ``KINDS`` with every tensor random, in float64."""
+    cls, arguments = KINDS[kind]
+    unet = cls(**{**arguments, **overrides}).double().eval()
+    redraw(unet)
+    return unet
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def image_inputs(unet: Any, batch: int = 2, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
+    """Sample, timestep and, where the network wants them, the low-resolution image and its level."""
+    given: dict[str, Any] = {
+        "sample": draw(1, batch, unet.config.in_channels, *size),
+        "timestep": torch.linspace(10, 900, batch),
+    }
+    if unet.config.lowres_channels:
+        given["lowres"] = draw(2, batch, unet.config.lowres_channels, *size)
+        given["aug_timestep"] = torch.linspace(300, 0, batch)
+    return given

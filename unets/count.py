@@ -1,0 +1,69 @@
+"""Counts the parameters of the networks that configuration files describe, without allocating them.
+
+python -m unets.count configs/paper/*.yaml
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+import unets
+
+from .attention import Attention
+
+PARTS = ("text projections", "text pooling", "attention", "residual blocks and the rest", "total")
+
+
+def network(path: str) -> nn.Module:
+    """The network of the file's ``unet:`` mapping, on the meta device.
+
+    Raises:
+        ValueError: the file has no such mapping, or its ``kind`` is neither BaseUNet nor EfficientUNet.
+    """
+    with open(path, encoding="utf-8") as file:
+        mapping: dict[str, Any] = (yaml.safe_load(file) or {}).get("unet") or {}
+    kinds = {"BaseUNet": unets.BaseUNet, "EfficientUNet": unets.EfficientUNet}
+    kind = mapping.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(f"{path}: unet.kind is {kind!r}; expected one of {', '.join(kinds)}")
+    with torch.device("meta"):
+        return kinds[kind](**mapping)
+
+
+def count(module: nn.Module) -> dict[str, int]:
+    """Parameters by part (:data:`PARTS`); "attention" is what attention layers hold beside the text's projections."""
+    size = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    total = sum(size.values())
+    pooling = sum(n for name, n in size.items() if name.startswith("add_embedding."))
+    text = sum(n for name, n in size.items() if name.startswith("encoder_hid_proj."))
+    attention = 0
+    for layer in (m for m in module.modules() if isinstance(m, Attention)):
+        for name, parameter in layer.named_parameters():
+            of_text = name.startswith(("add_k_proj", "add_v_proj", "norm_cross"))
+            text, attention = text + of_text * parameter.numel(), attention + (not of_text) * parameter.numel()
+    return dict(zip(PARTS, (text, pooling, attention, total - text - pooling - attention, total), strict=True))
+
+
+def main(paths: Sequence[str]) -> int:
+    """Prints a Markdown table, a row for each file, in millions."""
+    if not paths:
+        print("usage: python -m unets.count CONFIG.yaml [...]", file=sys.stderr)
+        return 2
+    print("| file | " + " | ".join(PARTS) + " |")
+    print("|---|" + "---:|" * len(PARTS))
+    for path in paths:
+        try:
+            counts = count(network(path))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"| `{path}` | " + " | ".join(f"{n / 1e6:,.1f} M" for n in counts.values()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
