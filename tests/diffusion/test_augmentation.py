@@ -1,0 +1,126 @@
+"""Resampling against Pillow and integrals, and noise-conditioning augmentation in both spaces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
+from imagen.diffusion.schedules import CosineSchedule, LinearSchedule, alpha_sigma
+
+
+def picture(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 - 1
+
+
+@pytest.mark.parametrize(("size", "new"), [((24, 24), (6, 6)), ((24, 15), (7, 4)), ((9, 16), (9, 5))])
+def test_reducing_keeps_mean_and_range(size: tuple[int, int], new: tuple[int, int]) -> None:
+    x = picture(2, 3, *size)
+    small = resize(x, new)
+    assert small.shape[-2:] == new
+    torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), rtol=0, atol=1e-12)
+    assert small.max() <= x.max()
+    assert small.min() >= x.min()
+
+
+def test_reducing_is_the_average_over_the_area() -> None:
+    """An odd factor: 5 -> 2 pixels, so the middle one belongs to both by halves."""
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).double().expand(1, 1, 5, 5)
+    expected = torch.tensor([(1 + 2 + 1.5) / 2.5, (1.5 + 4 + 5) / 2.5]).double()
+    torch.testing.assert_close(resize(x, (5, 2))[0, 0, 0], expected, rtol=1e-6, atol=0)
+
+
+def test_two_reductions_are_one() -> None:
+    x = picture(1, 3, 36, 36)
+    torch.testing.assert_close(resize(resize(x, 12), 4), resize(x, 4), rtol=0, atol=1e-12)
+    torch.testing.assert_close(resize(resize(x, 18), 6), resize(x, 6), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [8, 19, 48])
+def test_filters_are_pillows(mode: str, size: int) -> None:
+    x = picture(1, 1, 24, 24, dtype=torch.float32)
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[mode]
+    expected = np.array(Image.fromarray(x[0, 0].numpy()).resize((size, size), resample))
+    torch.testing.assert_close(resize(x, size, mode)[0, 0], torch.from_numpy(expected), rtol=0, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_auto_enlarges_by_bicubic_and_treats_axes_apart() -> None:
+    x = picture(1, 3, 8, 8)
+    assert torch.equal(resize(x, 32), resize(x, 32, "bicubic"))
+    mixed = resize(x, (4, 16))
+    torch.testing.assert_close(mixed, resize(resize(x, (4, 8)), (4, 16), "bicubic"), rtol=0, atol=1e-12)
+    assert resize(x, 8) is x
+
+
+def test_other_modes() -> None:
+    x = picture(1, 1, 4, 4)
+    corners = resize(x, 13, "bilinear_corners")
+    torch.testing.assert_close(corners[..., ::4, ::4], x, rtol=0, atol=1e-12)
+    assert torch.equal(resize(x, 8, "nearest"), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert resize(x.bfloat16(), 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "mode", "message"),
+    [
+        ((1, 3, 4, 4), 8, "cubic", "mode='cubic'"),
+        ((1, 3, 4, 4), 0, "auto", "size=0"),
+        ((3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
+    ],
+)
+def test_resize_refuses(shape: tuple[int, ...], size: int, mode: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resize(torch.zeros(shape), size, mode)  # type: ignore[arg-type]
+
+
+def test_the_papers_space_noises_the_small_picture() -> None:
+    lowres, noise = picture(2, 3, 8, 8), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    level = torch.tensor([0.1, 0.7])
+    alpha, sigma = alpha_sigma(CosineSchedule().log_snr(level.double()))
+    out = augment_lowres(lowres, level, noise, 32)
+    noisy = torch.stack([a * x + s * n for a, s, x, n in zip(alpha, sigma, lowres, noise, strict=True)])
+    torch.testing.assert_close(out, resize(noisy, 32), rtol=0, atol=1e-12)
+
+
+def test_averaging_blocks_undoes_the_noise_only_in_the_enlarged_space() -> None:
+    """Why the small picture is noised: blocks of 4 x 4 average independent noise away, to a quarter of it."""
+    generator = torch.Generator().manual_seed(0)
+    lowres, level = torch.zeros(1, 1, 32, 32), torch.tensor([0.5])
+    sigma = alpha_sigma(CosineSchedule().log_snr(level))[1].item()
+    left = {}
+    for space in ("lowres", "upsampled"):
+        noise = torch.randn(aug_noise_shape(lowres.shape, 128, space), generator=generator)  # type: ignore[arg-type]
+        left[space] = F.avg_pool2d(augment_lowres(lowres, level, noise, 128, space), 4).std().item() / sigma  # type: ignore[arg-type]
+    assert left["upsampled"] == pytest.approx(0.25, rel=0.1)
+    assert left["lowres"] > 0.7
+
+
+def test_upsampled_space_and_schedule() -> None:
+    lowres, noise, level = picture(1, 3, 4, 4), torch.randn(1, 3, 8, 12).double(), torch.tensor([0.3])
+    alpha, sigma = alpha_sigma(LinearSchedule().log_snr(level.double()))
+    out = augment_lowres(lowres, level, noise, (8, 12), "upsampled", LinearSchedule(), "bilinear_corners")
+    torch.testing.assert_close(
+        out, alpha * resize(lowres, (8, 12), "bilinear_corners") + sigma * noise, rtol=0, atol=1e-12
+    )
+
+
+def test_level_zero_leaves_the_picture_all_but_clean() -> None:
+    lowres, noise = picture(1, 3, 8, 8), torch.randn(1, 3, 8, 8).double()
+    clean = resize(lowres, 16)
+    assert (augment_lowres(lowres, torch.zeros(1), noise, 16) - clean).abs().max() < 0.08
+    assert (augment_lowres(lowres, torch.zeros(1), noise, 16, schedule=LinearSchedule()) - clean).abs().max() < 1e-3
+
+
+def test_shapes_are_checked() -> None:
+    lowres = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="aug_space='upsampled' needs \\(2, 3, 8, 8\\)"):
+        augment_lowres(lowres, torch.zeros(2), lowres, 8, "upsampled")
+    with pytest.raises(ValueError, match="one level per image"):
+        augment_lowres(lowres, torch.zeros(1), lowres, 8)
+    with pytest.raises(ValueError, match="aug_space='pixel' is unknown"):
+        augment_lowres(lowres, torch.zeros(2), lowres, 8, "pixel")  # type: ignore[arg-type]

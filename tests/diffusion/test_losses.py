@@ -1,0 +1,103 @@
+"""One weighting is one loss, in whatever form the network answers, and equals the literature's formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from imagen.diffusion.losses import LossWeighting, diffusion_loss, output_weight, weight
+from imagen.diffusion.parameterization import PREDICTION_TYPES, eps_from, q_sample, training_target
+from imagen.diffusion.schedules import alpha_sigma
+
+LOG_SNR = torch.linspace(-20, 20, 41, dtype=torch.float64)
+WEIGHTINGS = [
+    LossWeighting(),
+    LossWeighting("min_snr"),
+    LossWeighting("min_snr", gamma=1.0),
+    LossWeighting("clamped_snr", low=0.05),
+]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
+def test_eps_v_and_x0_forms_are_one_loss(weighting: LossWeighting) -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_snr = torch.linspace(-8, 8, 17, dtype=torch.float64)
+    x0, eps, guess = torch.randn(3, 17, 3, 4, 4, generator=generator, dtype=torch.float64)
+    alpha, sigma = alpha_sigma(log_snr)
+    z = q_sample(x0, eps, log_snr)
+    noise_guess = eps_from("sample", guess, z, alpha, sigma)
+    losses = {
+        kind: diffusion_loss(kind, training_target(kind, guess, noise_guess, alpha, sigma), x0, eps, log_snr, weighting)
+        for kind in PREDICTION_TYPES
+    }
+    for kind in PREDICTION_TYPES:
+        torch.testing.assert_close(losses[kind], losses["epsilon"], rtol=1e-9, atol=0)
+    # And that loss is the stated weight times the mean squared error in eps.
+    plain = (noise_guess - eps).square().mean(dim=(1, 2, 3))
+    stated = weight(weighting.kind, log_snr, weighting.gamma, weighting.low)
+    torch.testing.assert_close(losses["epsilon"], stated * plain, rtol=1e-9, atol=0)
+
+
+def test_the_papers_loss_is_the_plain_squared_error_in_eps() -> None:
+    eps, output = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    loss = diffusion_loss("epsilon", output, torch.zeros_like(eps), eps, torch.linspace(-15, 15, 4))
+    torch.testing.assert_close(
+        loss, torch.stack([torch.nn.functional.mse_loss(o, e) for o, e in zip(output, eps, strict=True)])
+    )
+
+
+def test_min_snr_has_the_forms_of_the_literature() -> None:
+    """Hang et al. 2023: min(SNR, 5) on x0, min(SNR, 5) / SNR on eps, min(SNR, 5) / (SNR + 1) on v."""
+    snr, weighting = LOG_SNR.exp(), LossWeighting("min_snr")
+    clipped = snr.clamp(max=5)
+    for kind, expected in (("sample", clipped), ("epsilon", clipped / snr), ("v_prediction", clipped / (snr + 1))):
+        torch.testing.assert_close(output_weight(kind, LOG_SNR, weighting), expected, rtol=1e-12, atol=0)
+
+
+def test_clamped_snr_is_a_clamped_weight_on_x0() -> None:
+    on_x0 = output_weight("sample", LOG_SNR, LossWeighting("clamped_snr", gamma=5.0, low=0.05))
+    torch.testing.assert_close(on_x0, LOG_SNR.exp().clamp(0.05, 5.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(weight("clamped_snr", LOG_SNR, 5.0, 0.05), on_x0 / LOG_SNR.exp(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_float32_losses_are_finite_at_the_clamped_ends(kind: str, weighting: LossWeighting) -> None:
+    x0 = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    loss = diffusion_loss(kind, x0 + 1, x0, x0, torch.tensor([-20.0, 20.0]), weighting)
+    assert loss.dtype == torch.float32
+    assert loss.shape == (2,)
+    assert loss.isfinite().all()
+
+
+def test_half_precision_outputs_are_compared_in_float32() -> None:
+    x0 = torch.full((1, 1, 2, 2), 0.123456)
+    loss = diffusion_loss("sample", torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), x0, x0, torch.zeros(1))
+    assert loss.item() == pytest.approx(0.123456**2, rel=1e-5)
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "snr"}, "'snr' is unknown"),
+        ({"kind": "uniform", "gamma": 3.0}, "gamma=3.0 has no effect"),
+        ({"kind": "min_snr", "low": 0.1}, "low=0.1 has no effect"),
+        ({"kind": "min_snr", "gamma": -1.0}, "gamma=-1.0"),
+        ({"kind": "min_snr", "gamma": math.inf}, "gamma=inf"),
+        ({"kind": "clamped_snr", "low": 6.0}, "low=6.0"),
+    ],
+)
+def test_bad_weightings_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossWeighting(**options)  # type: ignore[arg-type]
+
+
+def test_shapes_are_checked() -> None:
+    x0 = torch.zeros(2, 3, 2, 2)
+    with pytest.raises(ValueError, match="output has shape"):
+        diffusion_loss("epsilon", torch.zeros(2, 6, 2, 2), x0, x0, torch.zeros(2))
+    with pytest.raises(ValueError, match="one value per image"):
+        diffusion_loss("epsilon", x0, x0, x0, torch.zeros(1))

@@ -1,0 +1,182 @@
+"""Schedules: formulas, inverses, ends, and the export to a float32 scheduler's betas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagen.diffusion.schedules import (
+    CosineSchedule,
+    LinearSchedule,
+    Schedule,
+    alpha_sigma,
+    export_error,
+    log_snr_at,
+    log_snr_from_betas,
+    make_schedule,
+    t_from_timestep,
+    timestep_at,
+    timestep_from_t,
+    trained_betas,
+)
+
+SCHEDULES = [
+    CosineSchedule(),
+    CosineSchedule(shift=64 / 256),
+    CosineSchedule(shift=64 / 1024),
+    LinearSchedule(),
+    LinearSchedule(shift=64 / 256),
+    LinearSchedule(beta_start=0.01, beta_end=0.01),
+]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+LEVELS = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+
+
+def test_cosine_is_nichol_and_dhariwals_alpha_bar() -> None:
+    alpha, sigma = alpha_sigma(CosineSchedule().log_snr(LEVELS))
+    expected = torch.cos((LEVELS + 0.008) / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(alpha**2, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=1e-14, atol=0)
+
+
+def test_linear_is_the_limit_of_linear_betas() -> None:
+    alpha, _ = alpha_sigma(LinearSchedule().log_snr(LEVELS))
+    torch.testing.assert_close(alpha**2, torch.exp(-(0.1 * LEVELS + 9.95 * LEVELS**2)), rtol=1e-10, atol=0)
+    # 100,000 betas from 1e-6 to 2e-4 have the same integral: the discrete product comes near the exponential.
+    betas = torch.linspace(1e-4, 0.02, 100_000, dtype=torch.float64) / 100
+    product = torch.cumprod(1 - betas, 0)[49_999]
+    torch.testing.assert_close(
+        alpha_sigma(LinearSchedule().log_snr(torch.tensor(0.5).double()))[0] ** 2, product, rtol=1e-3, atol=0
+    )
+
+
+@every_schedule
+def test_t_inverts_log_snr(schedule: Schedule) -> None:
+    t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    torch.testing.assert_close(schedule.t(schedule.log_snr(t)), t, rtol=0, atol=1e-12)
+    assert schedule.log_snr(t.float()).dtype == torch.float32
+
+
+@every_schedule
+def test_snr_falls_with_time(schedule: Schedule) -> None:
+    assert (schedule.log_snr(LEVELS).diff() < 0).all()
+
+
+def test_shift_moves_the_log_snr_by_twice_its_logarithm() -> None:
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for cls in (CosineSchedule, LinearSchedule):
+        moved = cls(shift=0.25).log_snr(t) - cls().log_snr(t)
+        torch.testing.assert_close(moved, torch.full_like(t, 2 * math.log(0.25)), rtol=0, atol=1e-12)
+
+
+def test_both_ends_are_clamped() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert CosineSchedule(s=0.0).log_snr(ends).tolist() == [20.0, -20.0]
+    assert LinearSchedule(max_log_snr=6.0).log_snr(ends).tolist() == [6.0, -6.0]
+    assert LinearSchedule().log_snr(ends)[0] == 20.0
+    for schedule in SCHEDULES:
+        alpha, sigma = alpha_sigma(schedule.log_snr(ends.float()))
+        assert (alpha > 0).all()
+        assert (sigma > 0).all()
+        far = schedule.t(torch.tensor([-1e3, 1e3], dtype=torch.float64))
+        torch.testing.assert_close(far, schedule.t(torch.tensor([-20.0, 20.0], dtype=torch.float64)), rtol=0, atol=0)
+        assert ((far >= 0) & (far <= 1)).all()
+
+
+def test_timesteps_and_times() -> None:
+    index = torch.arange(1000, dtype=torch.float64)
+    torch.testing.assert_close(timestep_from_t(LEVELS), index, rtol=0, atol=1e-9)
+    torch.testing.assert_close(t_from_timestep(index), LEVELS, rtol=0, atol=1e-15)
+    assert t_from_timestep(torch.tensor([0, 999])).tolist() == pytest.approx([0.0005, 0.9995])
+    assert timestep_from_t(torch.tensor([0.0, 1.0])).tolist() == [0.0, 999.5]
+
+
+@every_schedule
+def test_export_keeps_the_log_snr(schedule: Schedule) -> None:
+    betas = trained_betas(schedule)
+    assert len(betas) == 1000
+    assert all(0 < beta < 1 for beta in betas)
+    # In float64 the betas say exactly the schedule; in a scheduler's float32, to well under a thousandth of a level.
+    torch.testing.assert_close(log_snr_from_betas(betas), schedule.log_snr(LEVELS), rtol=0, atol=1e-9)
+    assert export_error(betas, schedule) < 2e-3
+
+
+def test_export_error_sees_what_alpha_bar_hides() -> None:
+    """1 - alpha_bar = 1e-6 at the clean end: a relative error of 1e-7 in alpha_bar is a tenth in log-SNR."""
+    schedule = CosineSchedule(s=0.0, shift=4.0)
+    log_snr = schedule.log_snr(LEVELS)
+    alpha_bar = torch.sigmoid(log_snr)
+    betas = (1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])).tolist()
+    rebuilt = torch.cumprod(1 - torch.tensor(betas), 0)
+    assert (rebuilt.double() - alpha_bar).abs().max() < 1e-6
+    assert export_error(betas, schedule) > 0.1
+    with pytest.raises(ValueError, match="float32 scheduler would be off"):
+        trained_betas(schedule)
+
+
+def test_a_flat_schedule_is_not_exported() -> None:
+    with pytest.raises(ValueError, match="does not fall"):
+        trained_betas(CosineSchedule(max_log_snr=4.0))
+
+
+@dataclass(frozen=True)
+class Straight:
+    """log_snr = 4 - 8 t."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return 4 - 8 * t
+
+    def t(self, log_snr: Tensor) -> Tensor:
+        return (4 - log_snr) / 8
+
+
+def test_between_levels_the_log_snr_is_interpolated() -> None:
+    log_snrs = log_snr_from_betas(trained_betas(Straight()))
+    timestep = torch.tensor([0.0, 0.25, 500.5, 998.75, 999.0, 999.5], dtype=torch.float64)
+    torch.testing.assert_close(
+        log_snr_at(timestep, log_snrs), Straight().log_snr(t_from_timestep(timestep)), rtol=0, atol=1e-9
+    )
+    assert log_snr_at(torch.tensor([7]), log_snrs).item() == log_snrs[7].item()
+
+
+@every_schedule
+def test_timestep_at_inverts_log_snr_at(schedule: Schedule) -> None:
+    log_snrs = log_snr_from_betas(trained_betas(schedule))
+    timestep = torch.tensor([0.0, 0.3, 17.0, 500.25, 998.9, 999.0], dtype=torch.float64)
+    torch.testing.assert_close(timestep_at(log_snr_at(timestep, log_snrs), log_snrs), timestep, rtol=0, atol=1e-9)
+    assert timestep_at(torch.tensor([99.0, -99.0]), log_snrs).tolist() == [0.0, 999.0]
+
+
+def test_a_last_beta_of_one_has_no_signal() -> None:
+    assert log_snr_from_betas([0.5, 1.0])[-1] == -math.inf
+
+
+def test_make_schedule() -> None:
+    assert make_schedule("cosine", shift=0.25, s=0.01) == CosineSchedule(s=0.01, shift=0.25)
+    assert make_schedule("linear", max_log_snr=10, beta_end=0.01) == LinearSchedule(beta_end=0.01, max_log_snr=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "cosin"}, "'cosin' is unknown"),
+        ({"kind": "cosine", "beta_end": 0.1}, "no option 'beta_end'"),
+        ({"kind": "linear", "shift": 0.0}, "shift=0.0"),
+        ({"kind": "linear", "shift": math.nan}, "shift=nan"),
+        ({"kind": "cosine", "max_log_snr": -1.0}, "max_log_snr=-1.0"),
+        ({"kind": "cosine", "s": -0.1}, "s=-0.1"),
+        ({"kind": "linear", "beta_start": 0.5}, "beta_start=0.5"),
+    ],
+)
+def test_bad_schedules_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_schedule(**options)  # type: ignore[arg-type]
+
+
+def test_integer_times_are_refused() -> None:
+    with pytest.raises(ValueError, match="t_from_timestep"):
+        CosineSchedule().log_snr(torch.tensor([500]))
