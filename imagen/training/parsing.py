@@ -96,7 +96,11 @@ def build_parser() -> ArgumentParser:
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
-    return " ".join(useful).replace("Parser key", "wrong value for")
+    text = " ".join(useful).replace("Parser key", "wrong value for")
+    for name in ("run_dir", "unet"):
+        if "are required" in text and name in text:
+            return f"{name} is missing: add it to the YAML file or pass it on the command line"
+    return text
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
@@ -121,23 +125,6 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(RunConfig)}
     check_unet_kind(values["unet"])
     return RunConfig(**values)
-
-
-def from_mapping(tree: Mapping[str, Any]) -> RunConfig:
-    """The configuration held by a mapping, for example a saved config.yaml.
-
-    Raises:
-        ConfigError: as `parse`.
-    """
-    _check_mapping(tree, known_keys(RunConfig), "the configuration")
-    parser = build_parser()
-    try:
-        settings = parser.instantiate(parser.parse_object(dict(tree)))
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(_one_line(error)) from None
-    return RunConfig(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(RunConfig)})
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -173,3 +160,10 @@ def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in section:
             raise ConfigError(f"unet.{name} is missing: {section['kind']} requires it")
+    parser = ArgumentParser(exit_on_error=False)
+    for name, parameter in parameters.items():
+        parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)
+    try:
+        parser.parse_object({"unet": {key: value for key, value in section.items() if key != "kind"}})
+    except Exception as error:  # argparse and jsonargparse have their own families
+        raise ConfigError(_one_line(error)) from None

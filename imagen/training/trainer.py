@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available
+from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
 
 from imagen.data import micro_positions
@@ -26,7 +26,7 @@ from imagen.training.batches import BatchMaker, Texts
 from imagen.training.checkpoint import State, StateFolder, write_text
 from imagen.training.config import ConfigError, RunConfig, changed_keys
 from imagen.training.ema import EMA
-from imagen.training.export import export_stage
+from imagen.training.export import export_stage, stage_scheduler
 from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
 from imagen.training.network import check_size, load_initial, make_unet
@@ -58,7 +58,7 @@ class Trainer:
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        check_processes(config, self.world)
+        check_processes(config, self.accelerator)
         self._check_same_run()
         self.source = make_source(config)
         self.objective = Objective(config.stage)
@@ -310,8 +310,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
 
 
-def check_processes(config: RunConfig, world: int) -> None:
-    """Raises ConfigError unless every process gets the same share of the batch."""
+def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
+    """Raises ConfigError for a launch other than data parallel, or a batch that its processes cannot share equally."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"launched with {kind.value}, but sharded weights are not supported: use configs/accelerate/ddp.yaml"
+        )
+    world = accelerator.num_processes
     parts = config.train.accumulation * world
     if config.train.batch_size % parts:
         raise ConfigError(
@@ -329,8 +335,10 @@ def check_before_loading(config: RunConfig) -> None:
     check_size(config, make_unet(config, device="meta"))
     try:
         Objective(config.stage)
+        stage_scheduler(config)
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
     text = config.text.encoder
-    if text is not None and (text.startswith((".", "/", "~")) and not Path(text).is_dir()):
+    a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
+    if text is not None and a_path and not Path(text).is_dir():
         raise ConfigError(f"text.encoder {text!r} does not exist: give a T5 folder or a Hub id")

@@ -1,0 +1,166 @@
+"""Several stage runs, or some of them, and a text encoder -> one pipeline folder.
+
+python -m imagen.training.compose --base64 runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from imagen.training.config import ConfigError
+from imagen.training.export import SLOTS, read_stage
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_chain(stages: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ConfigError where a stage does not start from the size that the one before it makes."""
+    before: tuple[str, int] | None = None
+    for name, record in stages.items():
+        size, lowres = record["stage"]["size"], record["stage"]["lowres_size"]
+        if before is not None and lowres != before[1]:
+            raise ConfigError(f"{name} starts from {lowres} px but {before[0]} makes {before[1]} px: train one anew")
+        before = (name, size)
+
+
+def load_unet(folder: Path) -> Any:
+    """The network of an exported stage, float32.
+
+    Raises:
+        ConfigError: a folder without one.
+    """
+    import unets
+
+    try:
+        kind = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        return getattr(unets, kind).from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{folder / 'unet'} holds no network: {' '.join(str(error).split())}") from error
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler of an exported stage."""
+    from imagen.diffusion import sampling
+
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return getattr(sampling, config["_class_name"]).from_pretrained(folder / "scheduler")
+
+
+def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "fp32") -> Any:
+    """An ImagenPipeline of exported stages.
+
+    Args:
+        stages: slot name (base64, sr256, sr1024) -> run_dir or model folder.
+        text: T5 folder or Hub id; None takes the one that the stages were trained with.
+        dtype: fp32, fp16 or bf16, of all weights.
+
+    Raises:
+        ConfigError: no such stage, sizes that do not meet, or different text encoders.
+    """
+    from imagen.pipeline import ImagenPipeline
+    from imagen.text.encoder import load_text_encoder
+
+    records = {name: read_stage(stages[name]) for name in SLOTS if name in stages}
+    if not records:
+        raise ConfigError("no stage given: pass at least one of --base64, --sr256, --sr1024 with its run_dir")
+    for name, record in records.items():
+        if record["name"] != name:
+            raise ConfigError(
+                f"--{name} {str(stages[name])!r} holds the stage {record['name']}: pass it as --{record['name']}"
+            )
+    check_chain(records)
+    trained = {record["text"]["encoder"] for record in records.values()} - {None}
+    if text is None and len(trained) > 1:
+        raise ConfigError(
+            f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
+        )
+    components: dict[str, Any] = {}
+    source = text or next(iter(trained), None)
+    if source is not None:
+        try:
+            components["tokenizer"], components["text_encoder"] = load_text_encoder(source)
+        except ValueError as error:
+            raise ConfigError(f"--text: {error}") from error
+    for name, record in records.items():
+        unet = load_unet(record["folder"])
+        width = unet.config.text_dim
+        if width is not None and "text_encoder" in components and components["text_encoder"].config.d_model != width:
+            raise ConfigError(
+                f"--text {source!r} has width {components['text_encoder'].config.d_model}, {name} needs {width}"
+            )
+        components[f"{SLOTS[name]}_unet"] = unet
+        components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["folder"])
+    pipeline = ImagenPipeline(
+        **components,
+        stages={SLOTS[name]: record["stage"] for name, record in records.items()},
+        max_length=max(record["text"]["max_length"] for record in records.values()),
+    )
+    return pipeline.to(DTYPES[dtype])
+
+
+def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
+    """Write a pipeline folder; files in `out` that are no part of a pipeline (a model card) stay."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(
+        partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*pipeline.components, "model_index.json"):
+        old = out / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.exists():
+            old.unlink()
+    for child in sorted(partial.iterdir()):
+        child.rename(out / child.name)
+    partial.rmdir()
+
+
+def command(
+    out: Path,
+    base64: Path | None = None,
+    sr256: Path | None = None,
+    sr1024: Path | None = None,
+    text: str | None = None,
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32",
+    max_shard_size: str | None = None,
+) -> None:
+    """Compose stage runs into one folder that sample.py --model and ImagenPipeline.from_pretrained load.
+
+    Args:
+        out: folder to write.
+        base64: run_dir of the base stage.
+        sr256: run_dir of the 64 -> 256 stage.
+        sr1024: run_dir of the 256 -> 1024 stage.
+        text: T5 folder or Hub id; by default the one that the stages were trained with.
+        dtype: of the stored weights.
+        max_shard_size: split weight files above this size, for example 14MB.
+    """
+    given = {"base64": base64, "sr256": sr256, "sr1024": sr1024}
+    pipeline = compose({name: path for name, path in given.items() if path is not None}, text, dtype)
+    save(pipeline, out, max_shard_size)
+    print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(command, args=arguments, as_positional=False)
+    except ConfigError as error:
+        print(f"compose: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Resume points: whole or not there, the newest intact one is used, old ones go."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from imagen.training.checkpoint import State, StateFolder
+from imagen.training.metrics import BINS, MetricsFile, Window
+
+
+def state(step: int) -> State:
+    tensors = {"unet": {"w": torch.full((3,), float(step))}, "ema": {"w": torch.full((3,), -float(step))}}
+    return State(step, tensors, {"state": {0: {"exp_avg": torch.ones(2) * step}}}, {"skipped": step, "x": 0.1})
+
+
+def test_round_trip(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    assert folder.newest() is None
+    folder.save(state(5))
+    found = folder.newest()
+    assert (found.step, found.facts) == (5, {"skipped": 5, "x": 0.1})
+    assert torch.equal(found.tensors["ema"]["w"], torch.full((3,), -5.0))
+    assert torch.equal(found.optimizer["state"][0]["exp_avg"], torch.full((2,), 5.0))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    folder = StateFolder(tmp_path, keep_last=2)
+    for step in (1, 2, 30):
+        folder.save(state(step))
+    assert folder.steps() == [2, 30]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000030"]
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip_a_byte(path / "unet.safetensors"),
+        lambda path: flip_a_byte(path / "optimizer.pt"),
+        lambda path: (path / "ema.safetensors").write_bytes((path / "ema.safetensors").read_bytes()[:-1]),
+        lambda path: (path / "optimizer.pt").unlink(),
+        lambda path: (path / "state.json").write_text('{"format_version": 1, "st'),
+        lambda path: (path / "state.json").unlink(),
+    ],
+    ids=["weights bit", "optimizer bit", "truncated", "file missing", "json cut", "json missing"],
+)
+def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, damage):
+    folder = StateFolder(tmp_path, keep_last=1)
+    folder.keep_last = 2
+    folder.save(state(1))
+    damage(folder.save(state(2)))
+    with pytest.warns(UserWarning, match="step-00000002 is damaged .* using the one before"):
+        assert folder.newest().step == 1
+    folder.keep_last = 1  # the damaged one must not count as the newest when the others are pruned
+    folder.save(state(2))
+    assert folder.steps() == [2]
+    assert folder.newest().step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_what_a_killed_writer_left_is_not_a_resume_point(tmp_path):
+    folder = StateFolder(tmp_path)
+    folder.save(state(1))
+    (tmp_path / "step-00000001").rename(tmp_path / "partial-00000002")
+    assert folder.newest() is None
+    folder.save(state(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_resume_point_of_a_newer_program_is_not_read(tmp_path):
+    folder = StateFolder(tmp_path)
+    path = folder.save(state(1)) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.warns(UserWarning, match="format version 99 is newer"):
+        assert folder.newest() is None
+
+
+def test_metrics_are_cut_back_to_the_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)) + '{"step": 8')
+    metrics = MetricsFile(path, 4)
+    metrics.write({"step": 5})
+    metrics.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 5]
+    MetricsFile(path, 0).close()
+    assert path.read_text() == ""
+
+
+def test_window_gives_means_per_quarter_and_survives_json():
+    window = Window()
+    window.add([1.0, 0.0, 6.0, 0.0], [2.0, 0.0, 2.0, 0.0], 3.0)
+    window = Window(json.loads(json.dumps(window.state())))
+    window.add([1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], 1.0)
+    assert BINS == 4
+    assert window.means() == {
+        "loss": 8 / 5, "loss_t0": 2 / 3, "loss_t1": None, "loss_t2": 3.0, "loss_t3": None, "grad_norm": 2.0,
+    }  # fmt: skip
+    assert Window().means()["loss"] is None
