@@ -49,7 +49,7 @@ demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs
 	$(BIN)/python train.py --config configs/shapes/base64.yaml
 	$(BIN)/python train.py --config configs/shapes/sr256.yaml
 	$(BIN)/python train.py --config configs/shapes/sr1024.yaml
-	$(BIN)/python -m imagen.cli.compose --base runs/shapes/base64 --sr256 runs/shapes/sr256 --sr1024 runs/shapes/sr1024 \
+	$(BIN)/python -m imagen.training.compose --base64 runs/shapes/base64 --sr256 runs/shapes/sr256 --sr1024 runs/shapes/sr1024 \
 		--out runs/shapes/model
 	$(BIN)/python -m imagen.evaluation alignment --model runs/shapes/model --split heldout
 

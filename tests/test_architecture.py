@@ -197,7 +197,8 @@ def test_every_command_line_option_is_documented() -> None:
     problems = []
     for path in CODE:
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+            named = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+            if isinstance(node, ast.Call) and named and getattr(node.func, "attr", "") == "add_argument":
                 helped = [k for k in node.keywords if k.arg == "help" and ast.unparse(k.value) not in ("''", "None")]
                 if not helped:
                     problems.append(f"{path}:{node.lineno} {ast.unparse(node)[:70]} has no help")

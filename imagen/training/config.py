@@ -93,9 +93,11 @@ class SamplingConfig:
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
     """ddpm is the paper's ancestral sampler"""
     num_inference_steps: int = 50
+    """evaluations of the network; the paper gives no number (our choice)"""
     guidance_scale: float = 5.0
     """classifier-free guidance weight; 1 is off"""
     threshold: Literal["none", "static", "dynamic"] = "dynamic"
+    """what keeps the estimate of the picture in [-1, 1] at every step (paper, section 2.3)"""
     threshold_p: float = 0.995
     """quantile of |x0| for dynamic thresholding (paper, section 2.3)"""
     threshold_cap: float | None = None
@@ -157,7 +159,9 @@ class OptimConfig:
     lr: float = 1e-4
     """peak learning rate (the paper: 1e-4 for every stage)"""
     betas: tuple[float, float] = (0.9, 0.99)
+    """decay of the running mean and of the running square of the gradient (the paper's SR stages: 0.9, 0.999)"""
     eps: float = 1e-8
+    """added to the root of the running square"""
     weight_decay: float = 0.0
     """decoupled decay, on weights of two or more axes only (biases and norms are left alone)"""
     warmup: int = 1000
@@ -204,9 +208,11 @@ class TrainConfig:
     accumulation: int = 1
     """the batch is worked through in this many parts"""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """compute in bfloat16 where that is safe; the weights stay as train.dtype says"""
     dtype: Literal["float32", "float64"] = "float32"
     """dtype of the weights (float64 serves checks of exactness)"""
     seed: int = 0
+    """of the initial weights and of everything drawn while training"""
     num_workers: int = 1
     """processes that load pictures, per training process; 0 loads in the training process"""
     stratified_t: bool = True

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--columns", type=int, default=5, help="samples per row (5)")
     parser.add_argument("--side", type=int, default=160, help="side of a tile in pixels (160)")
     parser.add_argument("--seed", type=int, default=0, help="of the data set (0)")
-    parser.add_argument("--split", choices=get_args(Split), default="train")
+    parser.add_argument("--split", choices=get_args(Split), default="train", help="of the data set (train)")
     parser.add_argument("--stages", action="store_true", help="show patterned samples at each stage's resolution")
     options = parser.parse_args(arguments)
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
