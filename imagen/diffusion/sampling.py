@@ -337,7 +337,8 @@ def sample_loop(
         scaled = clone.scale_model_input(state, timestep)
         denoised = x0_fn(scaled, torch.full((len(z),), times[i], device=z.device, dtype=state.dtype))
         state = clone.step(_model_output(clone, denoised), timestep, state, **options)[0]
-        if callback is None or not getattr(clone, "state_in_first_order", True):
+        half_done = i + 1 < len(times) and not getattr(clone, "state_in_first_order", True)  # Heun's first half
+        if callback is None or half_done:
             continue
         report = LoopState(step, num_inference_steps, times[i], before := state / scales[i + 1], denoised.x0)
         callback(report)
