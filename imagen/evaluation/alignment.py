@@ -151,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """``--steps`` and ``--guidance`` as arguments of the pipeline: one value for all stages, or a list with one each."""
+    """``--steps`` and ``--guidance`` as the pipeline takes them: one value for all stages, or a list with one each."""
     given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
     return {name: values[0] if values is not None and len(values) == 1 else values for name, values in given.items()}
 

@@ -187,9 +187,10 @@ def _segment(distance: Floats) -> NDArray[np.int32]:
         closed |= (areas < 1.5 * (side / PERIODS) ** 2)[holes]
         labels, _ = ndimage.label(closed, np.ones((3, 3)))
     areas = np.bincount(labels.ravel())
+    contrasts = np.bincount(labels.ravel(), weights=distance.ravel())
     keep = np.zeros(areas.size, dtype=bool)
     keep[np.unique(labels[distance > strong])] = True
-    keep &= areas >= _MIN_AREA * side**2
+    keep &= (areas >= _MIN_AREA * side**2) & (contrasts >= strong * _MIN_AREA * side**2)
     keep[0] = False
     return (np.cumsum(keep) * keep)[labels].astype(np.int32)
 

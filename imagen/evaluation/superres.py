@@ -51,10 +51,19 @@ def _pixels(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(picture.convert("RGB"), dtype=np.float64)
 
 
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures of one size (8 bits), capped at 99 where they are equal."""
-    error = float(((_pixels(a) - _pixels(b)) ** 2).mean())
-    return 99.0 if error < 1e-5 else min(99.0, 10 * float(np.log10(255.0**2 / error)))
+def squared_error(a: Image.Image, b: Image.Image) -> float:
+    """Mean squared difference of two pictures of one size, in 8-bit levels."""
+    return float(((_pixels(a) - _pixels(b)) ** 2).mean())
+
+
+def decibel(ratio_of: float, to: float) -> float:
+    """10 log10 of a ratio of errors, within 99 dB where one of them vanishes."""
+    return float(np.clip(10 * np.log10(max(ratio_of, 1e-9) / max(to, 1e-9)), -99.0, 99.0))
+
+
+def psnr(errors: Sequence[float]) -> float:
+    """Peak signal-to-noise ratio in dB of the mean of squared errors: one bad picture is not averaged away."""
+    return decibel(255.0**2, float(np.mean(errors)))
 
 
 def reduced(picture: Image.Image, side: int) -> Image.Image:
@@ -82,21 +91,29 @@ def color_shift(before: Image.Image, after: Image.Image) -> float:
 
 def consistency(stage: str, before: Pictures, after: Pictures) -> list[Measure]:
     """What a stage made, reduced again, against what it was made from."""
-    ratios = [psnr(reduced(large, small.width), small) for small, large in zip(before, after, strict=True)]
+    errors = [squared_error(reduced(large, small.width), small) for small, large in zip(before, after, strict=True)]
     shifts = [color_shift(small, large) for small, large in zip(before, after, strict=True)]
     return [
-        Measure(stage, "reduced output vs input, dB", float(np.mean(ratios)), MIN_CONSISTENCY_DB, True, tuple(ratios)),
+        Measure(
+            stage,
+            "reduced output vs input, dB",
+            psnr(errors),
+            MIN_CONSISTENCY_DB,
+            True,
+            tuple(psnr([e]) for e in errors),
+        ),
         Measure(stage, "mean colour shift, /255", float(np.mean(shifts)), MAX_COLOR_SHIFT, False, tuple(shifts)),
     ]
 
 
 def gain(stage: str, name: str, low: Pictures, made: Pictures, truth: Pictures) -> Measure:
-    """How many dB nearer the rendered truth than bicubic enlargement."""
-    gains = [
-        psnr(picture, right) - psnr(bicubic([], [small], right.width)[0], right)
-        for small, picture, right in zip(low, made, truth, strict=True)
-    ]
-    return Measure(stage, f"gain over bicubic, {name}, dB", float(np.mean(gains)), MIN_GAIN_DB, True, tuple(gains))
+    """How many dB nearer the rendered truth than bicubic enlargement, by the mean squared error over all pictures."""
+    errors = [squared_error(picture, right) for picture, right in zip(made, truth, strict=True)]
+    enlarged = bicubic([], low, truth[0].width)
+    others = [squared_error(picture, right) for picture, right in zip(enlarged, truth, strict=True)]
+    value = decibel(float(np.mean(others)), float(np.mean(errors)))
+    each = tuple(decibel(other, error) for other, error in zip(others, errors, strict=True))
+    return Measure(stage, f"gain over bicubic, {name}, dB", value, MIN_GAIN_DB, True, each)
 
 
 def with_pattern(prompt: Prompt, pattern: str | None) -> Prompt:
