@@ -40,7 +40,7 @@ def redraw(module: torch.nn.Module, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            scale = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+            scale = 1.2 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (parameter.ndim == 1) * 0.5)
     return module.eval()
 
@@ -85,3 +85,34 @@ def tiny_pipeline(**changes: Any) -> ImagenPipeline:
     pipe = ImagenPipeline(**{**parts, **changes})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A fresh generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(pipe: ImagenPipeline, *args: Any, **kwargs: Any) -> Any:
+    """A call that returns tensors, with generator 0 unless told otherwise."""
+    return pipe(*args, **{"generator": seeded(), "output_type": "pt", **kwargs})
+
+
+class Calls:
+    """Records what one network is called with."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.texts: list[torch.Tensor] = []
+        self.samples: list[dict[str, Any]] = []
+        self.hook = unet.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, unet: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if args:
+            self.samples.append({"z": args[0], "timestep": args[1], **kwargs})
+        else:
+            self.texts.append(kwargs["text"])
+
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()

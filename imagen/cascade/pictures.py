@@ -98,4 +98,5 @@ def to_output(x: Tensor, output_type: str) -> Any:
     pixels = unit.permute(0, 2, 3, 1).numpy()
     if output_type == "np":
         return pixels
-    return [Image.fromarray(picture.squeeze(-1)) for picture in (pixels * 255).round().astype(np.uint8)]
+    whole = (pixels * 255).round().astype(np.uint8)
+    return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in whole]

@@ -118,12 +118,12 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
     """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
 
     Args:
-        options: those of ``from_pretrained``: dtype or torch_dtype, variant, use_safetensors.
+        options: those of ``from_pretrained``: dtype, variant, use_safetensors.
 
     Raises:
         ValueError: weights are missing or damaged.
     """
-    dtype = options.get("dtype") or options.get("torch_dtype") or torch.float32
+    dtype = options.get("dtype") or torch.float32
     if isinstance(dtype, Mapping):
         dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
     variant = options.get("variant")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from PIL import Image
 
-from imagen.cascade.folder import check_folder
+from imagen.cascade.folder import check_folder, find_folder
 from imagen.cascade.stages import check_int, check_number, per_stage, route
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
@@ -100,39 +100,45 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def check(args: argparse.Namespace, prompts: Sequence[str]) -> Image.Image | None:
-    """Everything that can be said before torch is loaded; opens the picture to start from.
+def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Path, Image.Image | None]:
+    """Everything that can be said before torch is loaded: options, the model's folder, the picture to start from.
+
+    Returns:
+        the folder of the model, fetched from the Hub if need be, and the picture or None.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
     """
     check_int("--seed", args.seed, 0, 2**62)
-    check_int("--num-images", args.num_images, 1)
-    if args.batch_size is not None:
-        check_int("--batch-size", args.batch_size, 1)
-    if args.size is not None:
-        check_int("--size", args.size, 1)
-    for name, given, low, high in (
-        ("--steps", args.steps, 1, None),
-        ("--guidance", args.guidance, 0.0, math.inf),
-        ("--aug-level", args.aug_level, 0.0, 1.0),
-    ):
-        values = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
-        for value in values:
-            if value is not None:
-                check_int(name, value, 1) if high is None else check_number(name, value, low, high)
-    local = Path(args.model).is_dir()
+    for name, value in (("--num-images", args.num_images), ("--batch-size", args.batch_size), ("--size", args.size)):
+        if value is not None:
+            check_int(name, value, 1)
+    for name, given, most in (("--guidance", args.guidance, math.inf), ("--aug-level", args.aug_level, 1.0)):
+        for value in _each(given):
+            check_number(name, value, 0.0, most)
+    for value in _each(args.steps):
+        check_int("--steps", value, 1)
     image = _open_image(args.image) if args.image is not None else None
-    if not prompts and not (local and not (Path(args.model) / "text_encoder").is_dir()):
+    if not prompts and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
-    if local:
-        stages = check_folder(Path(args.model))
-        running = route(stages, args.size, min(image.size) if image else None)
-        later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
-        per_stage("--steps", args.steps, running, stages)
-        per_stage("--guidance", args.guidance, running, stages)
-        per_stage("--aug-level", args.aug_level, [slot for slot in running if slot in later], later)
-    return image
+    folder = find_folder(args.model)
+    stages = check_folder(folder)
+    running = route(stages, args.size, min(image.size) if image else None)
+    later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
+    noised = [slot for slot in running if slot in later]
+    if args.aug_level is not None and not noised:
+        raise ValueError(f"--aug-level {args.aug_level} has no effect: no super-resolution stage runs; leave it out")
+    per_stage("--steps", args.steps, running, stages)
+    per_stage("--guidance", args.guidance, running, stages)
+    per_stage("--aug-level", args.aug_level, noised, later)
+    return folder, image
+
+
+def _each(given: Any) -> list[Any]:
+    """The values of an option per stage, in whichever form it was written."""
+    if given is None:
+        return []
+    return list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
 
 
 def _open_image(name: str) -> Image.Image:
@@ -156,7 +162,7 @@ def _out_folder(name: str) -> Path:
     return folder
 
 
-def load(args: argparse.Namespace, prompts: Sequence[str]) -> ImagenPipeline:
+def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> ImagenPipeline:
     """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
 
     Raises:
@@ -178,37 +184,50 @@ def load(args: argparse.Namespace, prompts: Sequence[str]) -> ImagenPipeline:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
     try:
-        pipe = ImagenPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype)).to(device)
+        pipe = ImagenPipeline.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(device)
     except ValueError:
         raise
     except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
-    if pipe.tokenizer is not None:
+    reading = [slot for slot in pipe.stage_defaults if getattr(pipe, f"{slot}_unet").config.text_dim is not None]
+    if bool(prompts) != bool(reading):
+        need = (
+            "reads no text: leave the prompt out" if prompts else 'reads text: give a prompt, sample.py "a red circle"'
+        )
+        raise ValueError(f"model {args.model!r} {need}")
+    if reading and (pipe.tokenizer is None or pipe.text_encoder is None):
+        raise ValueError(
+            f"model {args.model!r} holds no tokenizer/ and text_encoder/: save it again with its text encoder"
+        )
+    if reading:
         texts = [*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])]
         check_lengths(pipe.tokenizer, texts, pipe.config["max_length"])
-    if args.sampler is not None:
+    if args.sampler is not None:  # gamma is ddpm's own, and diffusers warns of what a class does not know
         for slot in pipe.stage_defaults:
             scheduler = getattr(pipe, f"{slot}_scheduler")
-            setattr(pipe, f"{slot}_scheduler", CLASSES[args.sampler].from_config(scheduler.config))  # type: ignore[attr-defined]
+            config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
+            setattr(pipe, f"{slot}_scheduler", CLASSES[args.sampler].from_config(config))  # type: ignore[attr-defined]
     return pipe
 
 
-def sample(args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], image: Any, out: Path) -> None:
+def sample(
+    args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], image: Any, writer: Writer
+) -> None:
     """Make the pictures batch by batch, each written as soon as it is done.
 
     Raises:
-        ValueError: a batch does not fit into memory.
+        MemoryError: a batch does not fit into the device's memory.
     """
     import torch
 
-    writer = Writer(args, describe(args, pipe, image), out)
     size = args.batch_size or (1 if pipe.device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
         writer.begin(batch)
         if len(pictures) > len(batch):
-            pipe.set_progress_bar_config(desc=f"{start + 1}-{start + len(batch)} of {len(pictures)}:")
+            span = f"{start + 1}" if len(batch) == 1 else f"{start + 1}-{start + len(batch)}"
+            pipe.set_progress_bar_config(desc=f"{span} of {len(pictures)}")
         with_text = batch[0].prompt is not None
         try:
             pipe(
@@ -226,7 +245,7 @@ def sample(args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Pi
         except torch.OutOfMemoryError as error:
             remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
             many = f"{len(batch)} pictures of {writer.shared['size']} px"
-            raise ValueError(f"{many} do not fit into the memory of {pipe.device}; {remedy}") from error
+            raise MemoryError(f"{many} do not fit into the memory of {pipe.device}; {remedy}") from error
     if args.grid:
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
@@ -234,20 +253,26 @@ def sample(args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Pi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run the command.
+
+    Returns:
+        its exit code: 0; 2 for bad input, with one line on stderr; 1 when the machine fails; 130 after Ctrl-C.
+    """
     args = parser().parse_intermixed_args(argv)
     try:
-        prompts = read_prompts(args)
-        image = check(args, prompts)
-        out = _out_folder(args.out)
-        pipe = load(args, prompts)
+        try:
+            prompts = read_prompts(args)
+            folder, image = check(args, prompts)
+            out = _out_folder(args.out)
+            pipe = load(args, folder, prompts)
+            writer = Writer(args, describe(args, pipe, image), out)
+        except ValueError as error:
+            print(f"sample.py: error: {error}", file=sys.stderr)
+            return 2
         wanted: Sequence[str | None] = prompts or [None]
         every = [prompt for prompt in wanted for _ in range(args.num_images)]
-        sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, out)
-    except ValueError as error:
-        print(f"sample.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+        sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, writer)
+    except (OSError, MemoryError) as error:
         print(f"sample.py: error: {error}; what was finished is in {args.out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -93,8 +93,8 @@ def encode(
         pad_to_multiple_of=pad_to_multiple_of,
         return_tensors="pt",
     )
-    device = encoder.device
+    device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs
     mask = tokens.attention_mask.to(device)
     hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
-    mask = mask.to(hidden.device)  # with offloading the encoder rests on the CPU and answers from the accelerator
+    mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
     return hidden.float() * mask[..., None], mask.bool()

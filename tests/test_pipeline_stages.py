@@ -1,0 +1,125 @@
+"""What a stage stores, which stages run, seeds, and pictures in and out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagen.cascade.pictures import load_pictures, to_output
+from imagen.cascade.seeds import picture_seeds, stage_generator
+from imagen.cascade.stages import StageDefaults, per_stage, read_stages, route
+
+CASCADE = read_stages(None, None)
+SR_ONLY = {slot: CASCADE[slot] for slot in ("sr256", "sr1024")}
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "slots"),
+    [
+        (None, None, ["base", "sr256", "sr1024"]),
+        (64, None, ["base"]),
+        (256, None, ["base", "sr256"]),
+        (None, 20, ["sr256", "sr1024"]),
+        (None, 64, ["sr256", "sr1024"]),
+        (None, 255, ["sr256", "sr1024"]),
+        (None, 256, ["sr1024"]),
+        (None, 4000, ["sr1024"]),
+        (256, 4000, ["sr256"]),
+        (1024, 64, ["sr256", "sr1024"]),
+    ],
+)
+def test_route(size, side, slots):
+    assert route(CASCADE, size, side) == slots
+    if side is not None:
+        assert route(SR_ONLY, size, side) == slots
+
+
+def test_route_says_what_is_missing():
+    with pytest.raises(ValueError, match="has no stage"):
+        route({})
+    with pytest.raises(ValueError, match="no base stage"):
+        route(SR_ONLY)
+    with pytest.raises(ValueError, match="no super-resolution stage up to size=64"):
+        route(CASCADE, 64, 64)
+    with pytest.raises(ValueError, match="size=1024: stage sr1024 starts from 256 px"):
+        route({slot: CASCADE[slot] for slot in ("base", "sr1024")}, 1024)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0),
+        ("size", 64.0),
+        ("lowres_size", 128),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", True),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("guidance_scale", -0.1),
+        ("threshold", "Dynamic"),
+        ("threshold_p", 0.0),
+        ("threshold_p", 1.1),
+        ("threshold_cap", 0.5),
+        ("aug_level", -0.1),
+        ("aug_space", "latent"),
+        ("aug_schedule", {"kund": "cosine"}),
+        ("lowres_mode", "lanczos"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        StageDefaults.from_dict({"size": 64, field: value})
+
+
+def test_defaults_survive_the_trip_through_a_dict():
+    stage = StageDefaults(size=32, lowres_size=8, threshold_cap=1.5, aug_schedule={"kind": "linear"})
+    assert StageDefaults.from_dict(stage.to_dict()) == stage
+
+
+def test_per_stage():
+    running = ["base", "sr256"]
+    assert per_stage("x", 3, running, CASCADE) == {"base": 3, "sr256": 3}
+    assert per_stage("x", (3, 4), running, CASCADE) == {"base": 3, "sr256": 4}
+    assert per_stage("x", [3, 4, 5], ["sr256"], CASCADE) == {"sr256": 4}
+    assert per_stage("x", {256: 4, 1024: 5}, running, CASCADE) == {"base": None, "sr256": 4}
+    with pytest.raises(ValueError, match=r"x has 4 values; expected one, or 2 \(for 64, 256 px\)"):
+        per_stage("x", [1, 2, 3, 4], running, CASCADE)
+
+
+def test_seeds_are_prefixes_and_differ():
+    def seeds(count):
+        return picture_seeds(torch.Generator().manual_seed(1), count)
+
+    assert seeds(5)[:2] == seeds(2)
+    assert len(set(seeds(100))) == 100
+    assert picture_seeds([torch.Generator().manual_seed(1)], 1) == seeds(1)
+    noise = [torch.randn(8, generator=stage_generator(seeds(1)[0], slot)) for slot in ("base", "sr256", "base")]
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_one_picture_in_every_form():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = tensor.float() / 127.5 - 1
+    forms = [Image.fromarray(pixels), pixels, pixels / 255.0, tensor, tensor / 255, pixels[None], tensor[None]]
+    for form in forms:
+        (loaded,) = load_pictures(form, 3)
+        torch.testing.assert_close(loaded, expected, atol=1e-6, rtol=0)
+    assert len(load_pictures([forms[0], forms[6], forms[1]], 3)) == 3
+    assert load_pictures(pixels[..., 0], 1)[0].shape == (1, 6, 6)
+    assert load_pictures(Image.fromarray(pixels), 1)[0].shape == (1, 6, 6)
+
+
+def test_the_centre_of_a_picture_that_is_not_square():
+    (loaded,) = load_pictures(torch.arange(10).expand(1, 4, 10) / 10, 1)
+    torch.testing.assert_close(loaded[0, 0] / 2 + 0.5, torch.tensor([0.3, 0.4, 0.5, 0.6]))
+
+
+def test_pictures_come_out_as_they_went_in():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    x = torch.stack(load_pictures(pixels, 3))
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in to_output(x, "pil")]), pixels)
+    assert to_output(x * 3, "pt").aminmax() == (0, 1)
