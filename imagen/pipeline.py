@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
@@ -21,6 +21,7 @@ from imagen.cascade.plan import join, plan
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, check_int, read_stages
 from imagen.diffusion.sampling import LoopState
+from unets import BaseUNet, EfficientUNet
 
 logger = logging.get_logger(__name__)
 
@@ -66,11 +67,11 @@ class ImagenPipeline(DiffusionPipeline):
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder: T5EncoderModel | None = None,
-        base_unet: ModelMixin | None = None,
+        base_unet: BaseUNet | EfficientUNet | None = None,
         base_scheduler: SchedulerMixin | None = None,
-        sr256_unet: ModelMixin | None = None,
+        sr256_unet: BaseUNet | EfficientUNet | None = None,
         sr256_scheduler: SchedulerMixin | None = None,
-        sr1024_unet: ModelMixin | None = None,
+        sr1024_unet: BaseUNet | EfficientUNet | None = None,
         sr1024_scheduler: SchedulerMixin | None = None,
         stages: Mapping[str, Any] | None = None,
         max_length: int = 128,
@@ -108,6 +109,7 @@ class ImagenPipeline(DiffusionPipeline):
         folder = find_folder(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
         check_folder(folder, skip)
         kwargs.setdefault("use_safetensors", True)
+        kwargs["dtype"] = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")
         ours = read_index(folder).get("text_encoder") == ["transformers", "T5EncoderModel"]
         if ours and not {"text_encoder", "device_map", "quantization_config"} & set(kwargs):
             kwargs["text_encoder"] = texts.load_encoder(folder / "text_encoder", kwargs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.utils.import_utils import is_xformers_available
 from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
@@ -98,6 +99,20 @@ def test_variants_and_shards(tmp_path):
     for name in NETWORKS:
         ours, theirs = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_pipeline_made_from_another_shares_its_parts():
+    pipe = tiny_pipeline()
+    for other in (ImagenPipeline.from_pipe(pipe), ImagenPipeline(**pipe.components, **pipe.parameters)):
+        assert all(getattr(other, name) is getattr(pipe, name) for name in NETWORKS)
+        assert other.stage_defaults == pipe.stage_defaults
+        assert other.config.max_length == pipe.config.max_length
+
+
+@pytest.mark.skipif(is_xformers_available(), reason="xformers is installed")
+def test_xformers_asks_to_be_installed():
+    with pytest.raises(ModuleNotFoundError, match="xformers"):
+        tiny_pipeline().enable_xformers_memory_efficient_attention()
 
 
 def test_components_may_be_left_out_or_given(saved):
