@@ -167,6 +167,19 @@ def test_touching_objects_are_one_and_close_ones_two(side: int) -> None:
         assert wrong(draw(close, side=side), "two red circles") == set()
 
 
+def test_soft_edges_do_not_join_objects_at_64_px() -> None:
+    for dx in (0.0, 0.25 / 64, 0.5 / 64):
+        pair = [Drawn("circle", WHITE, x + dx, 0.5, 0.1) for x in (0.35, 0.581)]
+        soft = draw(pair, NAVY, 64).filter(ImageFilter.GaussianBlur(0.6))
+        assert wrong(soft, "two white circles on a navy background") == set()
+
+
+def test_a_dark_mean_tone_keeps_its_color_at_64_px() -> None:
+    for color in ("yellow", "orange", "white", "blue"):  # a pattern's mean is 3/4 of the colour; this is less
+        red, green, blue = (round(0.66 * part) for part in language.COLORS[color])
+        assert [f.color for f in detect(draw([Drawn("square", (red, green, blue))], NAVY, 64)).objects] == [color]
+
+
 @pytest.mark.parametrize(("side", "number"), [(64, 40), (256, 20), (1024, 4)])
 @pytest.mark.parametrize("category", ["single", "relation", "counting", "background"])
 def test_rendered_truth_passes_and_no_other_prompt_does(side: int, number: int, category: language.Category) -> None:
