@@ -57,7 +57,7 @@ class Judged:
     def tile(self, picture: Image.Image) -> Tile:
         """The picture with its prompt, and what is wrong."""
         wrong = [name for name, right in self.verdict.facts.items() if not right]
-        text = self.prompt.text + (f" — wrong: {', '.join(wrong)}" if wrong else "")
+        text = self.prompt.text + (f" | wrong: {', '.join(wrong)}" if wrong else "")
         return Tile(picture, text, self.verdict.ok)
 
 
