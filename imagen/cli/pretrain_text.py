@@ -24,15 +24,15 @@ def document(index: int, seed: int = 0) -> str:
     return first if rng.random() < 0.2 else f"{first}. {caption(facts, rng)}"
 
 
-def main(out: Path, config: PretrainConfig = PretrainConfig(noise_density=0.25, mean_span=1.5, steps=4000)) -> None:
+def main(out: Path, t5: PretrainConfig = PretrainConfig(noise_density=0.25, mean_span=1.5, steps=4000)) -> None:
     """Train the tokenizer and the T5; a second call with the same ``out`` resumes.
 
     Args:
         out: folder to write ``tokenizer/``, ``text_encoder/``, ``metrics.jsonl`` and ``state.pt`` to.
-        config: size of the T5 and of its training.
+        t5: size of the T5 and of its training.
     """
-    tokenizer = train_tokenizer(document(i, config.seed).partition(". ")[0] for i in range(20_000))
-    pretrain(lambda index: document(index, config.seed), tokenizer, config, out)
+    tokenizer = train_tokenizer(document(i, t5.seed).partition(". ")[0] for i in range(20_000))
+    pretrain(lambda index: document(index, t5.seed), tokenizer, t5, out)
 
 
 if __name__ == "__main__":
