@@ -320,3 +320,26 @@ def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch
     for mask in (None, torch.arange(7)[None] < torch.tensor([[7], [3]])):
         got = XformersAttention("an op")(q, k, v, 2, mask)  # type: ignore[arg-type]
         assert torch.allclose(got, sdpa(q, k, v, 2, mask), atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skip", ["add", "concat"])
+def test_the_efficient_network_is_its_parts_in_order(skip: str) -> None:
+    """Strided convolution, blocks; the lowest level twice; then each skip, and the stem as the last of them."""
+    unet = make("efficient", text_dim=None, skip=skip, residual_scale=0.25)
+    given = image_inputs(unet)
+
+    def join(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x + y) * 0.25 if skip == "add" else torch.cat([x, y], 1)
+
+    levels = [sinusoids(given[name], 16).double() for name in ("timestep", "aug_timestep")]
+    emb = F.silu(unet.time_embedding(levels[0]) + unet.class_embedding(levels[1]))
+    stem = unet.conv_in(torch.cat([given["sample"], given["lowres"]], 1))
+    (down_0, down_1), (up_1, up_0) = unet.down_blocks, unet.up_blocks
+    first = down_0.resnets[0](down_0.conv(stem), emb)
+    x = down_1.resnets[1](down_1.resnets[0](down_1.conv(first), emb), emb)
+    x = up_1.resnets[1](up_1.resnets[0](down_1.attentions[0](x), emb), emb)
+    x = up_0.resnets[0](join(up_1.conv(up_1.attentions[0](x)), first), emb)
+    x = join(up_0.conv(x), stem)
+    expected = unet.conv_out(F.silu(unet.conv_norm_out(x)))
+    assert torch.allclose(unet(**given), expected, rtol=1e-12, atol=1e-12)
