@@ -1,0 +1,122 @@
+"""Stage runs become one pipeline folder that samples what the stages would."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import T5Config, T5EncoderModel
+
+from imagen import ImagenPipeline
+from imagen.text.pretrain import train_tokenizer
+from imagen.training.compose import main
+from imagen.training.config import ConfigError
+from imagen.training.export import read_stage
+from imagen.training.trainer import Trainer
+
+WIDTH = 16
+BASE = {"unet.text_dim": WIDTH, "train.steps": 2, "text.max_length": 12, "sampling.num_inference_steps": 2}
+SR = {
+    "stage": {"name": "sr256", "size": 16, "lowres_size": 8},
+    "unet": {
+        "kind": "EfficientUNet", "channels": [8, 8], "num_res_blocks": [1, 1], "strides": [1, 2], "heads": 2,
+        "attention_levels": [1], "norm_groups": 4, "text_dim": WIDTH,
+    },
+    "sampling": {"num_inference_steps": 3, "guidance_scale": 1.5, "threshold": "static", "aug_level": 0.3},
+    "train.steps": 2,
+    "text.max_length": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    path = tmp_path_factory.mktemp("t5")
+    tokenizer = train_tokenizer(["a red circle above a blue square", "three small yellow stars"] * 20)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def train(config, run, t5, **changes) -> Trainer:
+    trainer = Trainer(config(run_dir=str(run), **{**changes, "text.encoder": t5}))
+    trainer.fit()
+    return trainer
+
+
+def test_round_trip(config, t5, tmp_path, capsys):
+    base, sr = train(config, tmp_path / "a", t5, **BASE), train(config, tmp_path / "b", t5, **SR)
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "README.md").write_text("a model card")
+    command = ["--base64", str(tmp_path / "a"), "--sr256", str(tmp_path / "b"), "--out", str(out)]
+    for _ in range(2):  # again over the first
+        assert main([*command, "--text", t5]) == 0
+    assert (out / "README.md").read_text() == "a model card"
+    assert "base_unet" in capsys.readouterr().out
+    pipe = ImagenPipeline.from_pretrained(out)
+    for trainer, unet in ((base, pipe.base_unet), (sr, pipe.sr256_unet)):
+        for name, value in unet.state_dict().items():
+            assert torch.equal(value, trainer.ema.average[name])
+    settings = pipe.stage_defaults["sr256"]
+    assert (settings.size, settings.lowres_size, settings.num_inference_steps) == (16, 8, 3)
+    assert (settings.guidance_scale, settings.threshold, settings.aug_level) == (1.5, "static", 0.3)
+    assert pipe.config["max_length"] == 12
+    assert pipe.sr1024_unet is None
+    pictures = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert {size: tuple(stage.shape) for size, stage in pictures.stages.items()} == {
+        8: (1, 3, 8, 8),
+        16: (1, 3, 16, 16),
+    }
+
+
+def test_half_precision_and_shards(config, t5, tmp_path):
+    train(config, tmp_path / "a", t5, **BASE)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run = str(tmp_path / "a")  # --text is the encoder of the training where it is not given
+    assert main(["--base64", run, "--out", str(whole)]) == 0
+    assert main(["--base64", run, "--out", str(halves), "--dtype", "fp16", "--max_shard_size", "20KB"]) == 0
+    size = [sum(p.stat().st_size for p in folder.rglob("base_unet/*.safetensors")) for folder in (whole, halves)]
+    assert size[1] < 0.7 * size[0]
+    assert len(list(halves.glob("base_unet/*.safetensors"))) > 1
+    one, two = ImagenPipeline.from_pretrained(whole), ImagenPipeline.from_pretrained(halves)
+    for name, value in one.base_unet.state_dict().items():
+        torch.testing.assert_close(two.base_unet.state_dict()[name].float(), value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "no stage given"),
+        (["--base64", "/nowhere"], "'/nowhere' holds no exported stage"),
+        (["--sr256", "{a}"], "holds the stage base64: pass it as --base64"),
+        (["--base64", "{a}", "--text", "/nowhere"], "--text: no T5 encoder at '/nowhere'"),
+        (["--base64", "{a}", "--sr256", "{b}"], "sr256 starts from 8 px but base64 makes 10 px"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
+    for folder, name, size, lowres in (("a", "base64", 10, None), ("b", "sr256", 16, 8)):
+        (tmp_path / folder).mkdir()
+        stage = {"size": size, "lowres_size": lowres}
+        record = {"format_version": 1, "name": name, "stage": stage, "text": {"encoder": None, "max_length": 8}}
+        (tmp_path / folder / "stage.json").write_text(json.dumps(record))
+    words = [word.format(a=tmp_path / "a", b=tmp_path / "b") for word in arguments]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("compose: error: ")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_newer_export_is_refused(tmp_path):
+    (tmp_path / "stage.json").write_text('{"format_version": 99}')
+    with pytest.raises(ConfigError, match="format version 99, newer than 1"):
+        read_stage(tmp_path)
+
+
+def test_the_encoder_s_width_must_fit(config, t5, tmp_path):
+    with pytest.raises(ConfigError, match="unet.text_dim 32 differs from the encoder's width 16: set unet.text_dim 16"):
+        train(config, tmp_path / "a", t5, **{**BASE, "unet.text_dim": 32})

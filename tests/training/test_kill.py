@@ -1,0 +1,105 @@
+"""SIGKILL from outside, at random moments, mid-write included: the finished run equals one that was left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from imagen.cli.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts training processes in a fraction of a second: it imports the libraries once, and has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["imagen.training.trainer", "unets", "imagen.cli.train"])
+    return context
+
+
+def content(run: Path, read_metrics: Callable[..., object]) -> dict[str, object]:
+    """What must not depend on being killed."""
+    newest = sorted((run / "state").glob("step-*"))[-1]
+    files = {name: (newest / name).read_bytes() for name in ("unet.safetensors", "ema.safetensors", "optimizer.pt")}
+    return {**files, "export": (run / WEIGHTS).read_bytes(), "metrics": read_metrics(run), "step": newest.name}
+
+
+def train_with_kills(server, arguments: list[str], kills: int, seed: int, seconds: float) -> int:
+    """Run to the end, killed `kills` times at random moments before; returns how many met a live process."""
+    rng = random.Random(seed)
+    landed = 0
+    for _ in range(kills):
+        process = server.Process(target=main, args=(arguments,))
+        process.start()
+        time.sleep(rng.uniform(0, seconds))
+        alive = process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        landed += alive
+    process = server.Process(target=main, args=(arguments,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return landed
+
+
+def compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, kills, seed, **changes) -> None:
+    path = write_config(**{"train.num_workers": 1, "train.log_every": 3, "train.checkpoint_every": 1, **changes})
+    whole = ["--config", str(path), "--run_dir", str(tmp_path / "whole")]
+    began = time.monotonic()
+    train_with_kills(server, whole, 0, 0, 0)
+    seconds = time.monotonic() - began
+    landed = train_with_kills(server, ["--config", str(path), "--run_dir", str(tmp_path / "run")], kills, seed, seconds)
+    assert landed >= kills // 2  # the moments did fall into the run
+    assert content(tmp_path / "run", read_metrics) == content(tmp_path / "whole", read_metrics)
+
+
+@pytest.mark.timeout(900)
+def test_three_kills(server, write_config, read_metrics, tmp_path):
+    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 3, seed=1, **{"train.steps": 12})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_kills(server, write_config, read_metrics, tmp_path):
+    changes = {"train.steps": 60, "train.accumulation": 2, "optim.schedule": "cosine"}
+    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 50, seed=2, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_equal_one(write_config, read_metrics, tmp_path):
+    path = write_config(**{"train.steps": 20, "train.batch_size": 8, "train.dtype": "float64", "train.log_every": 1})
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["--config", str(path), "--run_dir", str(one)]) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--run_dir", str(two)]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
+    assert [process.wait() for process in ranks] == [0, 0]
+    for line, other in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert line.keys() == other.keys()
+        for key in ("loss", "loss_t0", "loss_t3", "grad_norm", "lr", "step"):
+            assert line[key] == pytest.approx(other[key], abs=1e-8)
+    a, b = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-6
+    assert yaml.safe_load((two / "config.yaml").read_text())["train"]["batch_size"] == 8
