@@ -69,7 +69,7 @@ test-all: lint types  ## the slow tests as well
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --timeout 1800 $(ARGS)
 
 mutants: $(VENV)/.setup-dev  ## apply each stored mutation to a copy of the tree; the tests must catch every one
-	$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
+	$(BIN)/python -m tests.mutants.run --workers $(WORKERS) $(ARGS)
 
 format: $(VENV)/.setup-dev  ## sort imports, mend what can be mended, format
 	$(BIN)/ruff check --fix --quiet . || true

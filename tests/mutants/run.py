@@ -12,13 +12,13 @@ The named tests must pass on the unchanged tree and at least one must fail on th
 no longer occurs once is stale, one under which pytest cannot even collect is broken: both are errors, for neither
 shows anything. The working tree is never touched: every worker has its own copy.
 
-    python tests/mutants/run.py [--only TEXT] [--workers N] [--list]
+    python -m tests.mutants.run [--only TEXT] [--workers N] [--list]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import queue
 import shutil
 import subprocess
@@ -27,13 +27,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from tests.mutants.warm import LIBRARIES, Warm
+
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 600  # seconds for the tests of one mutation
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,23 @@ def copy_tree(root: Path, target: Path) -> None:
             shutil.copyfile(source, copy)
 
 
-def run_tests(tree: Path, tests: Sequence[str], stop_early: bool = True) -> tuple[int, str]:
-    """Run pytest on `tests` inside `tree`; returns its exit status and the end of what it printed."""
-    # No bytecode: a .pyc is chosen by time stamp and size, and a mutation may leave both as they were.
-    env = dict(os.environ, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
-    command += (["-x"] if stop_early else []) + list(tests)
-    try:
-        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return 124, f"still running after {TIMEOUT} s"
-    return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+def run_tests(warm: Warm, tests: Sequence[str], stop_early: bool = True) -> tuple[int, str]:
+    """Run pytest on `tests` in the tree of `warm`; returns its exit status and the end of what it printed."""
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+    status, output = warm.run([*options, *(["-x"] if stop_early else []), *tests])
+    return status, "\n".join(output.splitlines()[-15:])
 
 
-def try_one(mutation: Mutation, tree: Path) -> Result:
+def check_unchanged(warm: Sequence[Warm], tests: Sequence[str]) -> None:
+    """Exit unless `tests`, dealt out to the processes, pass on the unchanged tree."""
+    hands = [hand for start in range(len(warm)) if (hand := tests[start :: len(warm)])]
+    with ThreadPoolExecutor(len(warm)) as pool:
+        for status, tail in pool.map(lambda one, hand: run_tests(one, hand, stop_early=False), warm, hands):
+            if status != 0:
+                sys.exit(f"the named tests do not pass on the unchanged tree (pytest's status {status}):\n{tail}")
+
+
+def try_one(mutation: Mutation, tree: Path, warm: Warm) -> Result:
     """Apply `mutation` to `tree`, run its tests, and put the file back."""
     stale = mutation.stale(tree)
     if stale:
@@ -127,7 +132,7 @@ def try_one(mutation: Mutation, tree: Path) -> Result:
     original = path.read_text(encoding="utf-8")
     path.write_text(original.replace(mutation.find, mutation.replace), encoding="utf-8")
     try:
-        status, tail = run_tests(tree, mutation.tests)
+        status, tail = run_tests(warm, mutation.tests)
     finally:
         path.write_text(original, encoding="utf-8")
     verdict = {0: "SURVIVED", 1: "caught"}.get(status, "BROKEN")  # 1: tests ran and failed
@@ -141,13 +146,13 @@ def try_all(mutations: Sequence[Mutation], root: Path, workers: int) -> list[Res
         jobs.put(index)
     results: dict[int, Result] = {}
 
-    def work(tree: Path) -> None:
+    def work(tree: Path, warm: Warm) -> None:
         while True:
             try:
                 index = jobs.get_nowait()
             except queue.Empty:
                 return
-            results[index] = result = try_one(mutations[index], tree)
+            results[index] = result = try_one(mutations[index], tree, warm)
             print(
                 f"{result.verdict:9}{result.seconds:6.1f} s  {result.mutation.file}: {result.mutation.name[:100]}",
                 flush=True,
@@ -157,15 +162,16 @@ def try_all(mutations: Sequence[Mutation], root: Path, workers: int) -> list[Res
         trees = [Path(folder) / str(i) for i in range(max(1, min(workers, len(mutations))))]
         for tree in trees:
             copy_tree(root, tree)
-        print("the named tests on the unchanged tree ...", flush=True)
-        status, tail = run_tests(trees[0], sorted({test for m in mutations for test in m.tests}), stop_early=False)
-        if status != 0:
-            sys.exit(f"the named tests do not pass on the unchanged tree (pytest's status {status}):\n{tail}")
-        threads = [threading.Thread(target=work, args=(tree,)) for tree in trees]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with contextlib.ExitStack() as stack:
+            libraries = LIBRARIES if root == ROOT else ""  # the small trees of this runner's own tests need none
+            warm = [stack.enter_context(contextlib.closing(Warm(tree, libraries))) for tree in trees]
+            print("the named tests on the unchanged tree ...", flush=True)
+            check_unchanged(warm, sorted({test for m in mutations for test in m.tests}))
+            threads = [threading.Thread(target=work, args=pair) for pair in zip(trees, warm, strict=True)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
     return [results[index] for index in range(len(mutations))]
 
 
