@@ -77,6 +77,17 @@ def test_x0_is_neither_clipped_nor_thresholded_and_is_where_the_loop_lands(cls: 
     assert dict(scheduler.config) == before, "the stage's scheduler was changed"
 
 
+@pytest.mark.parametrize("variance_type", ["fixed_large", "learned_range", "learned"])
+def test_the_last_ancestral_step_adds_no_noise(variance_type: str) -> None:
+    """Nor does the large variance, which is not zero there: at the last of 4 timesteps, 249."""
+
+    def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
+        return Denoised(torch.full_like(z, 3.0), torch.ones_like(z))
+
+    scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="trailing")
+    assert torch.equal(sample_loop(x0_fn, noise(), scheduler, 4), torch.full((2, 1, 4, 4), 3.0))
+
+
 OPTIONS = {
     "ddim": (DDIMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
