@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, Literal, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imagen.data import FolderDataset, ShapesDataset, Source, StepSampler, collate
@@ -53,5 +54,6 @@ def make_loader(config: RunConfig, source: Source, start: int, rank: int, world:
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=2 if workers else None,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals if workers else None,
     )

@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
 
 from imagen.data import micro_positions
 from imagen.training.batches import BatchMaker, Texts
+from imagen.training.changes import changed_keys
 from imagen.training.checkpoint import State, StateFolder, write_text
-from imagen.training.config import ConfigError, RunConfig, changed_keys
+from imagen.training.config import ConfigError, RunConfig
 from imagen.training.ema import EMA
-from imagen.training.export import export_stage, stage_scheduler
+from imagen.training.export import export_stage
+from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
-from imagen.training.network import check_size, load_initial, make_unet
+from imagen.training.network import load_initial, make_unet
 from imagen.training.objective import Objective
 from imagen.training.optimizers import learning_rate, make_optimizer, set_learning_rate
 from imagen.training.parsing import to_yaml
@@ -281,7 +281,7 @@ class Trainer:
             self._stop_signal = number
             signal.signal(number, before[number])
 
-        before = {}
+        before: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to handle
             before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -296,49 +296,3 @@ def sums_by_time(losses: Tensor, t: Tensor) -> Tensor:
     quarter = (t * BINS).long().clamp(0, BINS - 1)
     member = torch.nn.functional.one_hot(quarter, BINS).to(torch.float64)
     return torch.cat([losses.to(torch.float64) @ member, member.sum(dim=0)])
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """accelerate's plumbing. Raises ConfigError where TensorBoard is asked for and missing."""
-    if config.train.tensorboard and not is_tensorboard_available():
-        raise ConfigError("train.tensorboard is true but tensorboard is not installed: pip install tensorboard")
-    return Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        log_with="tensorboard" if config.train.tensorboard else None,
-        project_dir=config.run_dir,
-        step_scheduler_with_optimizer=False,
-    )
-
-
-def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
-    """Raises ConfigError for a launch other than data parallel, or a batch that its processes cannot share equally."""
-    kind = accelerator.distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise ConfigError(
-            f"launched with {kind.value}, but sharded weights are not supported: use configs/accelerate/ddp.yaml"
-        )
-    world = accelerator.num_processes
-    parts = config.train.accumulation * world
-    if config.train.batch_size % parts:
-        raise ConfigError(
-            f"train.batch_size {config.train.batch_size} is not divisible by {config.train.accumulation} accumulation "
-            f"steps x {world} processes: use a multiple of {parts}"
-        )
-
-
-def check_before_loading(config: RunConfig) -> None:
-    """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    check_size(config, make_unet(config, device="meta"))
-    try:
-        Objective(config.stage)
-        stage_scheduler(config)
-    except ValueError as error:
-        raise ConfigError(f"stage: {error}") from error
-    text = config.text.encoder
-    a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
-    if text is not None and a_path and not Path(text).is_dir():
-        raise ConfigError(f"text.encoder {text!r} does not exist: give a T5 folder or a Hub id")

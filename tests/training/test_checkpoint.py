@@ -53,17 +53,15 @@ def flip_a_byte(path):
     ids=["weights bit", "optimizer bit", "truncated", "file missing", "json cut", "json missing"],
 )
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, damage):
-    folder = StateFolder(tmp_path, keep_last=1)
-    folder.keep_last = 2
-    folder.save(state(1))
-    damage(folder.save(state(2)))
-    with pytest.warns(UserWarning, match="step-00000002 is damaged .* using the one before"):
-        assert folder.newest().step == 1
-    folder.keep_last = 1  # the damaged one must not count as the newest when the others are pruned
-    folder.save(state(2))
-    assert folder.steps() == [2]
-    assert folder.newest().step == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    folder = StateFolder(tmp_path, keep_last=2)
+    folder.save(state(10))
+    damage(folder.save(state(20)))
+    with pytest.warns(UserWarning, match="step-00000020 is damaged .* using the one before"):
+        assert folder.newest().step == 10
+    folder.keep_last = 1
+    folder.save(state(15))  # a damaged one that counted as the newest would have it removed at once
+    assert folder.newest().step == 15
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015"]
 
 
 def test_what_a_killed_writer_left_is_not_a_resume_point(tmp_path):

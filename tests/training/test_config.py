@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from imagen.cli.train import main
-from imagen.training.config import ConfigError, changed_keys, flatten
+from imagen.training.changes import changed_keys, flatten
+from imagen.training.config import ConfigError
 from imagen.training.network import make_unet
 from imagen.training.parsing import parse, to_yaml
 

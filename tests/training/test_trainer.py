@@ -321,7 +321,15 @@ def test_grids_are_drawn_from_the_average_and_do_not_disturb_training(config, tm
     quiet = config(run_dir=str(tmp_path / "quiet"), **changes)
     Trainer(quiet).fit()
     drawn = config(run_dir=str(tmp_path / "drawn"), **changes, **{"grid.every": 3})
-    Trainer(drawn).fit()
+    trainer = Trainer(drawn)
+    write = trainer.grids.write
+
+    def spy(unet, path):
+        assert all(torch.equal(value, trainer.ema.average[name]) for name, value in unet.state_dict().items())
+        write(unet, path)
+
+    trainer.grids.write = spy
+    trainer.fit()
     assert same_run(quiet.run_dir, drawn.run_dir)
     grids = sorted((Path(drawn.run_dir) / "samples").glob("*.png"))
     assert [grid.name for grid in grids] == ["step-00000003.png", "step-00000006.png"]
