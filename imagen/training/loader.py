@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from typing import Any, Literal, cast
 
@@ -48,10 +49,13 @@ def make_loader(config: RunConfig, source: Source, start: int, rank: int, world:
         source.length, train.batch_size, train.seed, start, train.steps, train.accumulation, rank, world
     )
     workers = train.num_workers
+    # forked workers are children of this process and notice its death; those of a fork server would outlive a SIGKILL
+    context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
     return DataLoader(
         cast("Dataset[Any]", source),
         batch_sampler=sampler,
         num_workers=workers,
+        multiprocessing_context=context,
         collate_fn=collate,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),

@@ -88,6 +88,8 @@ def test_metrics_are_cut_back_to_the_step(tmp_path):
     metrics.write({"step": 5})
     metrics.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 5]
+    MetricsFile(path, 4).close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4]
     MetricsFile(path, 0).close()
     assert path.read_text() == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -38,14 +39,17 @@ def content(run: Path, read_metrics: Callable[..., object]) -> dict[str, object]
     return {**files, "export": (run / WEIGHTS).read_bytes(), "metrics": read_metrics(run), "step": newest.name}
 
 
-def train_with_kills(server, arguments: list[str], kills: int, seed: int, seconds: float) -> int:
-    """Run to the end, killed `kills` times at random moments before; returns how many met a live process."""
+def train_with_kills(server, arguments: list[str], run: Path, steps: int, kills: int, seed: int) -> int:
+    """Run to the end, killed `kills` times on the way, soon after random steps; returns how many kills came in time."""
     rng = random.Random(seed)
-    landed = 0
-    for _ in range(kills):
+    landed, workers = 0, set()
+    for target in sorted(rng.randrange(steps) for _ in range(kills)):
         process = server.Process(target=main, args=(arguments,))
         process.start()
-        time.sleep(rng.uniform(0, seconds))
+        while process.is_alive() and not any(int(p.name[5:]) >= target for p in (run / "state").glob("step-*")):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        workers |= children(process.pid)
         process.kill()
         process.join()
         landed += process.exitcode == -signal.SIGKILL
@@ -53,30 +57,57 @@ def train_with_kills(server, arguments: list[str], kills: int, seed: int, second
     process.start()
     process.join()
     assert process.exitcode == 0
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(is_running(pid) for pid in workers), "a killed run left its loading workers behind"
     return landed
 
 
-def compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, kills, seed, **changes) -> None:
-    path = write_config(**{"train.num_workers": 1, "train.log_every": 3, "train.checkpoint_every": 1, **changes})
-    whole = ["--config", str(path), "--run_dir", str(tmp_path / "whole")]
-    began = time.monotonic()
-    train_with_kills(server, whole, 0, 0, 0)
-    seconds = time.monotonic() - began
-    landed = train_with_kills(server, ["--config", str(path), "--run_dir", str(tmp_path / "run")], kills, seed, seconds)
+def children(pid: int) -> set[int]:
+    """The child processes of a process, where the system tells."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be collected."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def compare_with_an_undisturbed_run(
+    server, write_config, read_metrics, tmp_path, steps, kills, seed, **changes
+) -> None:
+    changes = {
+        "train.steps": steps,
+        "train.num_workers": 1,
+        "train.log_every": 3,
+        "train.checkpoint_every": 1,
+        **changes,
+    }
+    path = write_config(**changes)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train_with_kills(server, ["--config", str(path), "--run_dir", str(whole)], whole, steps, 0, seed)
+    landed = train_with_kills(server, ["--config", str(path), "--run_dir", str(run)], run, steps, kills, seed)
     assert landed >= kills // 2  # the moments did fall into the run
-    assert content(tmp_path / "run", read_metrics) == content(tmp_path / "whole", read_metrics)
+    assert content(run, read_metrics) == content(whole, read_metrics)
 
 
 @pytest.mark.timeout(900)
 def test_three_kills(server, write_config, read_metrics, tmp_path):
-    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 3, seed=1, **{"train.steps": 12})
+    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 12, 3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_kills(server, write_config, read_metrics, tmp_path):
-    changes = {"train.steps": 60, "train.accumulation": 2, "optim.schedule": "cosine"}
-    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 50, seed=2, **changes)
+    changes = {"train.accumulation": 2, "optim.schedule": "cosine"}
+    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 60, 50, seed=2, **changes)
 
 
 @pytest.mark.slow
