@@ -36,10 +36,18 @@ def make_source(config: RunConfig, seed: int | None = None) -> Source:
         raise ConfigError(f"data: {error}") from error
 
 
-def ignore_signals(_worker: int) -> None:
-    """Workers leave SIGTERM and Ctrl-C to the training process, which ends them when it has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def outlive_one_signal(_worker: int) -> None:
+    """Set up a worker to pass over one SIGTERM or Ctrl-C, which may be meant for the whole job.
+
+    The training process still needs the worker for the step it is in. The second signal acts: Python sends more at its
+    exit to workers that do not end by themselves.
+    """
+
+    def next_time(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, next_time)
+    signal.signal(signal.SIGINT, next_time)
 
 
 def make_loader(config: RunConfig, source: Source, start: int, rank: int, world: int) -> DataLoader[dict[str, Any]]:
@@ -59,5 +67,5 @@ def make_loader(config: RunConfig, source: Source, start: int, rank: int, world:
         collate_fn=collate,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals if workers else None,
+        worker_init_fn=outlive_one_signal if workers else None,
     )
