@@ -24,7 +24,10 @@ def document(index: int, seed: int = 0) -> str:
     return first if rng.random() < 0.2 else f"{first}. {caption(facts, rng)}"
 
 
-def main(out: Path, t5: PretrainConfig = PretrainConfig(noise_density=0.25, mean_span=1.5, steps=4000)) -> None:
+DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, steps=4000)
+
+
+def main(out: Path, t5: PretrainConfig = DEMO) -> None:
     """Train the tokenizer and the T5; a second call with the same ``out`` resumes.
 
     Args:

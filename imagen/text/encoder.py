@@ -49,7 +49,7 @@ def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> No
     """
     unset = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if unset:
-        raise ValueError(f"T5 encoder {name!r} lacks {', '.join(unset[:3])} ({len(unset)} weights in all); re-export it")
+        raise ValueError(f"T5 encoder {name!r} lacks {', '.join(unset[:3])} ({len(unset)} in all); re-export it")
     if encoder.shared.weight is not encoder.encoder.embed_tokens.weight:
         raise ValueError(f"T5 encoder {name!r}: embed_tokens is not tied to shared.weight; re-export it")
     table = encoder.shared.weight

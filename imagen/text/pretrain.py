@@ -182,7 +182,11 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
             accuracy = (output.logits.argmax(-1) == batch["labels"])[known].float().mean()
             _log(out, step + 1, output.loss.item(), accuracy.item(), (time.monotonic() - start) / (step + 1 - first))
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            parts = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
             torch.save({"step": step + 1, **parts}, state.with_suffix(".tmp"))
             state.with_suffix(".tmp").replace(state)
     return _save(model, tokenizer, out)
