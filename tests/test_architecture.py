@@ -240,8 +240,9 @@ root, extras, modules = sys.argv[1], set(sys.argv[2].split()), sys.argv[3:]
 opened, network = [], []
 code = (".py", ".pyc", ".so", ".pth", ".egg-link", ".zip")
 def watch(event, args):
-    if event == "open" and isinstance(args[0], str) and args[0].startswith(root) and not args[0].endswith(code):
-        opened.append(args[0])
+    path = args[0] if event == "open" and isinstance(args[0], str) else ""
+    if path.startswith(root) and not path.startswith(sys.prefix) and not path.endswith(code):
+        opened.append(path)
     if event in ("socket.connect", "socket.getaddrinfo"):
         network.append(str(args))
 sys.addaudithook(watch)

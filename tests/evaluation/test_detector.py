@@ -203,7 +203,7 @@ def test_a_missing_object_fails_what_is_said_of_it() -> None:
 
 
 def test_it_is_fast() -> None:
-    for side, limit in ((256, 0.05), (1024, 0.4)):
+    for side, limit in ((256, 0.2), (1024, 1.5)):  # seconds of CPU, with room for a busy machine
         picture = draw(scene(), OLIVE, side)
         detect(picture)
         times = []
