@@ -43,7 +43,6 @@ OUTSIDE_FILES = {
     "unets/count.py": {"torch", "diffusers", "yaml"},  # a script: reads configs
 }
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.
-# `imagen.evaluation` as a whole needs the extra `eval`, so scipy may stand at the head of its files.
 EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "webdataset", "xformers"}
 
 
@@ -126,7 +125,7 @@ def test_extras_are_imported_where_they_are_used() -> None:
         f"{path}:{line} imports {name} at import time; it belongs to an extra of setup.cfg"
         for path in CODE
         for line, name in imports(path, at_import(tree(path).body))
-        if name.split(".")[0] in EXTRAS - ({"scipy"} if part_of(module_name(path)) == "imagen.evaluation" else set())
+        if name.split(".")[0] in EXTRAS
     ]
     report(problems)
 
