@@ -168,6 +168,7 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
         first = saved["step"]
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(saved[name])
+    _cut_log(out, first)
     start = time.monotonic()
     for step in range(first, config.steps):
         batch = _batch(document, tokenizer, config, step)
@@ -195,6 +196,14 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
 def _learning_rate_factor(step: int, config: PretrainConfig) -> float:
     """Linear warm-up, then linear decay to zero."""
     return min((step + 1) / max(config.warmup, 1), (config.steps - step) / max(config.steps - config.warmup, 1))
+
+
+def _cut_log(out: Path, step: int) -> None:
+    """Drop the lines that an interrupted run wrote after its last checkpoint: it is about to write them again."""
+    log = out / "metrics.jsonl"
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def _log(out: Path, step: int, loss: float, accuracy: float, seconds: float) -> None:

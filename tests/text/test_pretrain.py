@@ -71,7 +71,10 @@ def test_resume_equals_the_uninterrupted_run(tokenizer, tmp_path):
 
     with pytest.raises(Stopped):
         pretrain(stops, tokenizer, TINY, tmp_path / "cut")
+    log = tmp_path / "cut" / "metrics.jsonl"
+    log.write_text('{"step": 2}\n{"step": 3}\n', encoding="utf-8")  # step 3 was logged after the checkpoint of step 2
     resumed = pretrain(document, tokenizer, TINY, tmp_path / "cut")
+    assert log.read_text(encoding="utf-8") == '{"step": 2}\n'
     for a, b in zip(
         load_text_encoder(whole)[1].state_dict().values(),
         load_text_encoder(resumed)[1].state_dict().values(),
