@@ -91,7 +91,7 @@ def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
             yield from at_import(handler.body)
 
 
-def report(problems: list[str]) -> None:
+def expect_none(problems: list[str]) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
@@ -103,7 +103,7 @@ def test_imports_point_one_way() -> None:
             part = part_of(name)
             if part.split(".")[0] in {"imagen", "unets", "train", "sample", "tests"} and part not in allowed:
                 problems.append(f"{path}:{line} imports {name}; it may import {', '.join(sorted(allowed))}")
-    report(problems)
+    expect_none(problems)
 
 
 def test_the_core_uses_few_outside_packages() -> None:
@@ -117,7 +117,7 @@ def test_the_core_uses_few_outside_packages() -> None:
                 problems.append(
                     f"{path}:{line} imports {name}; outside the standard library it may use {sorted(allowed)}"
                 )
-    report(problems)
+    expect_none(problems)
 
 
 def test_extras_are_imported_where_they_are_used() -> None:
@@ -127,7 +127,7 @@ def test_extras_are_imported_where_they_are_used() -> None:
         for line, name in imports(path, at_import(tree(path).body))
         if name.split(".")[0] in EXTRAS
     ]
-    report(problems)
+    expect_none(problems)
 
 
 def test_saved_components_import_the_names_diffusers_looks_up() -> None:
@@ -142,7 +142,7 @@ def test_saved_components_import_the_names_diffusers_looks_up() -> None:
             for needed, is_one in (("ModelMixin", network), ("SchedulerMixin", scheduler)):
                 if is_one and needed not in held:
                     problems.append(f"{path}:{cls.lineno} {cls.name}: add `from diffusers import {needed}`")
-    report(problems)
+    expect_none(problems)
 
 
 def test_every_package_is_installed() -> None:
@@ -150,7 +150,7 @@ def test_every_package_is_installed() -> None:
     missing = {
         path.parent for path in CODE if len(path.parts) > 1 and not (ROOT / path.parent / "__init__.py").exists()
     }
-    report([f"{folder}/__init__.py is missing" for folder in sorted(missing)])
+    expect_none([f"{folder}/__init__.py is missing" for folder in sorted(missing)])
 
 
 def test_a_file_is_read_in_one_sitting_and_a_function_fits_a_screen() -> None:
@@ -164,7 +164,7 @@ def test_a_file_is_read_in_one_sitting_and_a_function_fits_a_screen() -> None:
                 size = (node.end_lineno or 0) - node.lineno + 1
                 if size > 70:
                     problems.append(f"{path}:{node.lineno} {node.name} is {size} lines long; 70 are the limit")
-    report(problems)
+    expect_none(problems)
 
 
 def test_nothing_unpickles() -> None:
@@ -177,7 +177,7 @@ def test_nothing_unpickles() -> None:
             safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             if (called == "torch.load" and not safe) or called in {"pickle.load", "pickle.loads", "eval", "exec"}:
                 problems.append(f"{path}:{node.lineno} {ast.unparse(node)[:60]}: use safetensors or weights_only=True")
-    report(problems)
+    expect_none(problems)
 
 
 def test_public_names_have_docstrings() -> None:
@@ -189,7 +189,7 @@ def test_public_names_have_docstrings() -> None:
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
             if public and not ast.get_docstring(node):
                 problems.append(f"{path}:{node.lineno} {node.name} has no docstring")
-    report(problems)
+    expect_none(problems)
 
 
 def test_every_command_line_option_is_documented() -> None:
@@ -201,7 +201,7 @@ def test_every_command_line_option_is_documented() -> None:
                 helped = [k for k in node.keywords if k.arg == "help" and ast.unparse(k.value) not in ("''", "None")]
                 if not helped:
                     problems.append(f"{path}:{node.lineno} {ast.unparse(node)[:70]} has no help")
-    report(problems)
+    expect_none(problems)
 
 
 def config_fields() -> list[tuple[Path, str, str, bool]]:
@@ -230,7 +230,7 @@ def test_every_config_option_is_documented_and_read() -> None:
             problems.append(f"{path}: {cls}.{name} is not documented")
         if not any(re.search(rf"\.{name}\b(?!\s*=[^=])|[\"']{name}[\"']", source) for source in text.values()):
             problems.append(f"{path}: {cls}.{name} is an option that nobody reads")
-    report(problems)
+    expect_none(problems)
 
 
 WATCH_IMPORT = """

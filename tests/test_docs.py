@@ -132,4 +132,4 @@ def test_documented_commands_exist(page: Path, line: str) -> None:
 def test_python_blocks_of_the_documentation_compile() -> None:
     for page in PAGES:
         for block in re.findall(r"^```python\n(.*?)^```", text(page), flags=re.M | re.S):
-            compile(block, str(page), "exec")
+            assert compile(block, str(page), "exec")
