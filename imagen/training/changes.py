@@ -13,6 +13,7 @@ FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train
         "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
         "train.gradient_checkpointing",
         "train.accumulation", "run_dir", "grid", "sampling")  # fmt: skip
+SWITCHES = ("optim.muon_lr",)  # null or not decides what state there is
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "data.path")
 
 
@@ -36,6 +37,7 @@ def changed_keys(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], lis
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or any(key == f or key.startswith(f + ".") for f in FREE):
             continue
-        is_warned = any(key == w or key.startswith(w + ".") for w in WARNED)
+        switched = key in SWITCHES and (before.get(key) is None) != (after.get(key) is None)
+        is_warned = not switched and any(key == w or key.startswith(w + ".") for w in WARNED)
         (warned if is_warned else refused).append(f"{key} {before.get(key)} -> {after.get(key)}")
     return warned, refused

@@ -153,10 +153,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning rate."""
+    """AdamW, or Muon and AdamW, and the learning rate."""
 
     lr: float = 1e-4
-    """peak learning rate (the paper: 1e-4 for every stage)"""
+    """peak learning rate of AdamW (the paper: 1e-4 for every stage)"""
+    muon_lr: float | None = None
+    """peak learning rate of Muon, which then trains all weights of two or more axes but those of the first and the
+    last convolution; null: AdamW trains everything"""
     betas: tuple[float, float] = (0.9, 0.99)
     """decay of the running mean and of the running square of the gradient (the paper's SR stages: 0.9, 0.999)"""
     eps: float = 1e-8
@@ -174,6 +177,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(self.lr >= 0 and math.isfinite(self.lr), f"optim.lr {self.lr} must be zero or a positive number")
+        require(
+            self.muon_lr is None or (self.muon_lr > 0 and math.isfinite(self.muon_lr)),
+            f"optim.muon_lr {self.muon_lr} must be a positive number, or null for AdamW alone",
+        )
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
         require(self.weight_decay >= 0, f"optim.weight_decay {self.weight_decay} must not be negative")
         require(self.warmup >= 0, f"optim.warmup {self.warmup} must not be negative")

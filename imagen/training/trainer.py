@@ -31,7 +31,7 @@ from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
 from imagen.training.network import load_initial, make_unet
 from imagen.training.objective import Objective
-from imagen.training.optimizers import learning_rate, make_optimizer, set_learning_rate
+from imagen.training.optimizers import make_optimizer, schedule_factor, set_learning_rate
 from imagen.training.parsing import to_yaml
 from imagen.training.randomness import derive_seed, draw_batch
 from imagen.training.samples import GridMaker
@@ -139,7 +139,7 @@ class Trainer:
         numbers, stop = self._reduce(sums, norm)
         losses_by_time, counts, grad_norm = numbers[:BINS], numbers[BINS:-1], numbers[-1]
         if all(math.isfinite(number) for number in numbers):
-            set_learning_rate(self.optimizer, learning_rate(self.config.optim, step, config.steps))
+            set_learning_rate(self.optimizer, schedule_factor(self.config.optim, step, config.steps))
             self.optimizer.step()
             self.ema.update(self.unet)
             self.window.add(losses_by_time, counts, grad_norm)
@@ -196,11 +196,12 @@ class Trainer:
         rate = (self.step - before) * self.config.train.batch_size / max(now - then, 1e-9)
         means = self.window.means()
         self.window = Window()
+        optim = self.config.optim
         record = {
             "step": self.step,
             "images": self.step * self.config.train.batch_size,
             **means,
-            "lr": learning_rate(self.config.optim, self.step - 1, self.config.train.steps),
+            "lr": optim.lr * schedule_factor(optim, self.step - 1, self.config.train.steps),
             "skipped": self.skipped,
             "clock": {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)},
         }

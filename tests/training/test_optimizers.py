@@ -8,7 +8,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.training.config import OptimConfig
-from imagen.training.optimizers import learning_rate, make_optimizer, set_learning_rate
+from imagen.training.optimizers import MuonAdamW, make_optimizer, schedule_factor, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -19,19 +19,19 @@ def test_schedules_equal_diffusers(ours, theirs):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=7, num_training_steps=40)
     for step in range(40):
-        assert learning_rate(config, step, 40) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        assert 0.5 * schedule_factor(config, step, 40) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         scheduler.step()
 
 
 def test_hold_keeps_the_peak_and_the_decay_ends_at_zero():
     config = OptimConfig(lr=1.0, warmup=10, hold=20, schedule="linear")
-    assert [learning_rate(config, step, 50) for step in (0, 5, 10, 29, 30, 40, 50)] == [0, 0.5, 1, 1, 1, 0.5, 0]
-    assert learning_rate(config, 99, 50) == 0
+    assert [schedule_factor(config, step, 50) for step in (0, 5, 10, 29, 30, 40, 50)] == [0, 0.5, 1, 1, 1, 0.5, 0]
+    assert schedule_factor(config, 99, 50) == 0
 
 
 def test_no_warm_up_starts_at_the_peak():
-    assert learning_rate(OptimConfig(lr=2.0, warmup=0), 0, 10) == 2.0
+    assert schedule_factor(OptimConfig(lr=2.0, warmup=0), 0, 10) == 1
 
 
 def test_only_matrices_decay():
@@ -56,3 +56,84 @@ def test_first_update_is_adamw():
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+class Ends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, 4, 3)
+        self.hidden = nn.Conv2d(4, 4, 3)
+        self.norm = nn.GroupNorm(1, 4)
+        self.conv_out = nn.Conv2d(4, 3, 3)
+
+    def forward(self, x):
+        return self.conv_out(self.norm(self.hidden(self.conv_in(x))))
+
+
+def trained(module, optimizer, steps=3):
+    for step in range(steps):
+        module(torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module
+
+
+def test_muon_takes_the_matrices_between_the_ends():
+    module = Ends()
+    optimizer = make_optimizer(module, OptimConfig(lr=1.0, muon_lr=0.25))
+    assert isinstance(optimizer, MuonAdamW)
+    on_muon = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
+    assert [id(p) for p in on_muon] == [id(module.hidden.weight)]
+    set_learning_rate(optimizer, 0.5)
+    assert {(group["muon"], group["lr"]) for group in optimizer.param_groups} == {(True, 0.125), (False, 0.5)}
+
+
+def test_muon_steps_along_the_orthogonal_factor_of_the_gradient():
+    # The first momentum is a multiple of the gradient G = U S V^T: the update goes along U V^T, up to the spread of the
+    # singular values that five Newton-Schulz iterations in bfloat16 leave (0.7 to 1.2 by the method's authors).
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Identity(), nn.Conv2d(4, 6, 3, bias=False))
+    before = module[1].weight.detach().clone()
+    gradient = torch.randn(6, 4, 3, 3)
+    module[1].weight.grad = gradient.clone()
+    optimizer = make_optimizer(module, OptimConfig(lr=1.0, muon_lr=0.1, weight_decay=0.5))
+    set_learning_rate(optimizer, 1.0)
+    optimizer.step()
+    update = (before * (1 - 0.1 * 0.5) - module[1].weight.detach()).flatten(1) / (0.1 * 0.2 * 36**0.5)
+    u, _, vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    in_basis = u.T @ update @ vh.T
+    assert in_basis.diagonal().min() > 0.6
+    assert in_basis.diagonal().max() < 1.3
+    torch.testing.assert_close(in_basis - in_basis.diagonal().diag(), torch.zeros(6, 6), atol=0.05, rtol=0)
+
+
+def test_what_is_not_on_muon_is_updated_as_by_adamw():
+    torch.manual_seed(0)
+    first, second = Ends(), Ends()
+    second.load_state_dict(first.state_dict())
+    for module in (first, second):
+        module.hidden.requires_grad_(False)
+    config = OptimConfig(lr=0.01, weight_decay=0.1)
+    trained(first, make_optimizer(first, config))
+    both = MuonAdamW(make_optimizer(second, config).param_groups, lr=0.01, betas=config.betas, fused=True)
+    trained(second, both)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, msg=name, atol=0, rtol=0)
+
+
+def test_muon_goes_on_from_its_state_bit_for_bit():
+    config = OptimConfig(lr=0.01, muon_lr=0.02)
+    torch.manual_seed(0)
+    whole = Ends()
+    parted = Ends()
+    parted.load_state_dict(whole.state_dict())
+    optimizer = make_optimizer(whole, config)
+    trained(whole, optimizer)
+    again = make_optimizer(parted, config)
+    trained(parted, again)
+    resumed = make_optimizer(parted, config)
+    resumed.load_state_dict(again.state_dict())
+    trained(whole, optimizer)
+    trained(parted, resumed)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parted.state_dict()[name], value), name
