@@ -85,6 +85,10 @@ def test_which_changes_may_be_made_to_a_run(config):
     warned, refused = changed_keys(saved, config(**{"train.seed": 1, "unet.model_channels": 16, "stage.size": 16}))
     assert warned == []
     assert refused == ["stage.size 8 -> 16", "train.seed 0 -> 1", "unet.model_channels 8 -> 16"]
+    # another optimizer has another state; another learning rate of the same one does not
+    assert changed_keys(saved, config(**{"optim.muon_lr": 0.5})) == ([], ["optim.muon_lr None -> 0.5"])
+    with_muon = asdict(config(**{"optim.muon_lr": 0.1}))
+    assert changed_keys(with_muon, config(**{"optim.muon_lr": 0.5})) == (["optim.muon_lr 0.1 -> 0.5"], [])
 
 
 def test_an_option_added_later_does_not_change_an_older_run(config):
