@@ -7,7 +7,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel, activation, zero_init
+from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel
 from .network import ConditionedUNet, ConditioningOptions, LevelText
 
 
@@ -39,6 +39,11 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         dropout: in residual blocks.
         norm_groups: groups of the group norms; must divide every level's channels.
         residual_scale: factor on each residual sum; 1 (ADM, IF-I) or 0.7071 (IF-II).
+        input_skip: add the noisy image (and the low-resolution one) to the output, each times a gain per channel that is
+            linear in the embedding and starts at 0 (ours, for networks that predict the image through a patch stem:
+            narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
+        head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
+            activation then has more channels than a patch has numbers).
 
     Raises:
         ValueError: options that contradict each other, naming them.
@@ -70,6 +75,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         norm_groups: int = 32,
         residual_scale: float = 1.0,
+        input_skip: bool = False,
+        head_channels: int | None = None,
     ) -> None:
         super().__init__()
         channels = [model_channels * mult for mult in channel_mult]
@@ -88,6 +95,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             text_norm=text_norm,
             text_pooling=text_pooling,
             pool_heads=pool_heads,
+            input_skip=input_skip,
+            head_channels=head_channels,
         )
         self.conv_in = nn.Conv2d((in_channels + lowres_channels) * patch_size**2, channels[0], 3, padding=1)
         self._setup(options)
@@ -102,9 +111,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             text_norm=text_norm,
         )
         self._build_levels(channels, depths, set(attention_levels), blocks)
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0])
-        self.conv_act = make_activation(activation)
-        self.conv_out = zero_init(nn.Conv2d(channels[0], out_channels * patch_size**2, 3, padding=1))
+        self._setup_output(channels[0], out_channels, norm_groups)
 
     def _build_levels(self, channels: list[int], depths: list[int], attention: set[int], blocks: BlockOptions) -> None:
         self.down_blocks = nn.ModuleList()
@@ -142,10 +149,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
                 skips = skips[:-count]
             else:
                 x = self._run(level, x, emb, (), part)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
-
-
-make_activation = activation  # the constructor's argument of that name hides the function
+        return x
 
 
 def _check_levels(channels: list[int], depths: list[int], attention_levels: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .attention import Attention
-from .blocks import BlockOptions, Level, ResnetBlock, zero_init
+from .blocks import BlockOptions, Level, ResnetBlock
 from .network import ConditionedUNet, ConditioningOptions, LevelText
 
 
@@ -183,6 +183,11 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             every residual block as in ADM (Fig. A.29 says "Previous UBlock + Skip").
         shortcut_conv: the residual block's 1x1 convolution: "always" (as Fig. A.27 draws it) or "if_needed".
         upsample: "nearest" (nearest, then convolution), "transposed" or "pixel_shuffle" (the paper does not say).
+        input_skip: add the noisy image (and the low-resolution one) to the output, each times a gain per channel that is
+            linear in the embedding and starts at 0 (ours, for networks that predict the image through a patch stem:
+            narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
+        head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
+            activation then has more channels than a patch has numbers).
         norm_groups: groups of the group norms; must divide every level's channels.
         residual_scale: factor on each residual sum (the paper: 1/sqrt(2) on skip connections; the works it cites scale
             the residual sum).
@@ -218,6 +223,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         upsample: str = "nearest",
         norm_groups: int = 32,
         residual_scale: float = 2**-0.5,
+        input_skip: bool = False,
+        head_channels: int | None = None,
     ) -> None:
         super().__init__()
         _check_blocks(channels, num_res_blocks, strides, attention_levels)
@@ -240,6 +247,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             text_proj_dim=text_proj_dim,
             text_pooling=text_pooling,
             time_input=time_input,
+            input_skip=input_skip,
+            head_channels=head_channels,
         )
         blocks = BlockOptions(
             emb_dim=options.emb_dim,
@@ -260,9 +269,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             self.up_blocks.insert(0, up)
             current = width
         joined = channels[0] if skip == "add" else 2 * channels[0]
-        self.conv_norm_out = nn.GroupNorm(norm_groups, joined)
-        self.conv_act = nn.SiLU()
-        self.conv_out = zero_init(nn.Conv2d(joined, out_channels * patch_size**2, 3, padding=1))
+        self._setup_output(joined, out_channels, norm_groups)
 
     def _levels(self) -> list[Level]:
         return [*self.down_blocks, *self.up_blocks]  # type: ignore[list-item]
@@ -282,8 +289,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
                 lowest = len(skips) == len(self.down_blocks) - 1 and self.skip != "concat_each"
                 x = self._run(level, x, emb, () if lowest else taken, part)
         # the stem is the last skip (ours: the paper's figure of the whole network is not explicit)
-        x = join(x, stem, self.skip, self.residual_scale)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return join(x, stem, self.skip, self.residual_scale)
 
 
 def _check_blocks(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Level, activation
+from .blocks import Level, activation, zero_init
 from .conditioning import (
     TextContext,
     TextPooling,
@@ -48,6 +48,8 @@ class ConditioningOptions:
     text_pooling: str = "attention"
     pool_heads: int | None = None
     time_input: str = "timestep"
+    input_skip: bool = False
+    head_channels: int | None = None
 
     def check(self) -> None:
         """Raises ValueError for words that are not options."""
@@ -78,6 +80,11 @@ class ConditionedUNet(nn.Module):
         self.time_embedding = TimestepEmbedding(width, emb_dim, act)
         self.emb_act = activation(act)
         self.class_embedding = TimestepEmbedding(width, emb_dim, act) if options.lowres_channels else None
+        self.input_gain: nn.Linear | None = None
+        if options.input_skip:
+            self.input_gain = nn.Linear(emb_dim, options.in_channels + options.lowres_channels)
+            nn.init.zeros_(self.input_gain.weight)
+            nn.init.zeros_(self.input_gain.bias)
         self.encoder_hid_proj: nn.Linear | None = None
         self.add_embedding: TextPooling | None = None
         if options.text_dim is None:
@@ -90,12 +97,38 @@ class ConditionedUNet(nn.Module):
                 options.text_dim, emb_dim, options.text_pooling, options.pool_heads, as_released
             )
 
+    def _setup_output(self, width: int, out_channels: int, norm_groups: int) -> None:
+        """Builds what follows the last level: the head where there is one, norm, activation, zero convolution."""
+        options = self.options
+        if options.input_skip and (
+            out_channels != options.in_channels or options.lowres_channels not in (0, out_channels)
+        ):
+            raise ValueError(
+                f"input_skip adds the {options.in_channels} channels of the input (and the {options.lowres_channels} "
+                f"of the low-resolution image) to the {out_channels} of the output; give all the same number"
+            )
+        head = options.head_channels
+        self.conv_head = None if head is None else nn.Conv2d(width, head, 1)
+        width = width if head is None else head
+        if width % norm_groups:
+            raise ValueError(f"head_channels {width} is not divisible by norm_groups {norm_groups}; choose a multiple")
+        self.conv_norm_out = nn.GroupNorm(norm_groups, width)
+        self.conv_act = activation(options.activation)
+        self.conv_out = zero_init(nn.Conv2d(width, out_channels * options.patch_size**2, 3, padding=1))
+
+    def _output(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) of the last level -> (B, out_channels, h * patch_size, w * patch_size)."""
+        if self.conv_head is not None:
+            x = self.conv_head(x)
+        out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return F.pixel_shuffle(out, self.options.patch_size)
+
     def _levels(self) -> list[Level]:
         """The levels in the order they run."""
         raise TypeError(f"{type(self).__name__} does not say what its levels are")
 
     def _denoise(self, x: Tensor, emb: Tensor, text: "LevelText") -> Tensor:
-        """x (B, C, h, w) after the stem -> (B, C', h, w) before the pixel shuffle."""
+        """x (B, C, h, w) after the stem -> (B, C', h, w) of the last level."""
         raise TypeError(f"{type(self).__name__} does not say how it denoises")
 
     def forward(
@@ -159,8 +192,9 @@ class ConditionedUNet(nn.Module):
         if pooled is not None:
             emb = emb + pooled.to(emb.dtype)
         # every residual block starts with this activation of the embedding, so it is applied once for all
-        out = self._denoise(x, self.emb_act(emb), states)
-        return F.pixel_shuffle(out, options.patch_size).to(sample.dtype)
+        emb = self.emb_act(emb)
+        out = self._output(self._denoise(x, emb, states)).to(sample.dtype)
+        return out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
 
     def _text_context(self, text: Tensor, text_mask: Tensor | None) -> TextContext:
         pooled, states = self._read_text(text, text_mask, sync=True)
@@ -199,6 +233,13 @@ class ConditionedUNet(nn.Module):
             raise ValueError(f"lowres has (C, H, W) {given}, this network expects {wanted}")
         x = sample if lowres is None else torch.cat([sample, lowres.to(sample.dtype)], dim=1)
         return F.pixel_unshuffle(x.to(self._compute_dtype()), options.patch_size)
+
+    def _skipped_input(self, emb: Tensor, sample: Tensor, lowres: Tensor | None) -> Tensor:
+        """The noisy image, and the low-resolution one, each channel times a gain that depends on the embedding."""
+        assert self.input_gain is not None
+        inputs = sample if lowres is None else torch.cat([sample, lowres.to(sample.dtype)], dim=1)
+        skipped = inputs * self.input_gain(emb).to(sample.dtype)[:, :, None, None]
+        return skipped if lowres is None else skipped[:, : sample.shape[1]] + skipped[:, sample.shape[1] :]
 
     def _embed_time(self, embedding: nn.Module, timestep: Tensor | float, x: Tensor) -> Tensor:
         steps = torch.as_tensor(timestep, device=x.device)
