@@ -39,9 +39,9 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         dropout: in residual blocks.
         norm_groups: groups of the group norms; must divide every level's channels.
         residual_scale: factor on each residual sum; 1 (ADM, IF-I) or 0.7071 (IF-II).
-        input_skip: add the noisy image (and the low-resolution one) to the output, each times a gain per channel that is
-            linear in the embedding and starts at 0 (ours, for networks that predict the image through a patch stem:
-            narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
+        input_skip: add the noisy image and the low-resolution one to the output, each times a gain per channel that is
+            linear in the embedding and starts at 0 and at 1 (ours, for networks that predict the image through a patch
+            stem: narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
         head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
             activation then has more channels than a patch has numbers).
 

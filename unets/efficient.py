@@ -183,9 +183,9 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             every residual block as in ADM (Fig. A.29 says "Previous UBlock + Skip").
         shortcut_conv: the residual block's 1x1 convolution: "always" (as Fig. A.27 draws it) or "if_needed".
         upsample: "nearest" (nearest, then convolution), "transposed" or "pixel_shuffle" (the paper does not say).
-        input_skip: add the noisy image (and the low-resolution one) to the output, each times a gain per channel that is
-            linear in the embedding and starts at 0 (ours, for networks that predict the image through a patch stem:
-            narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
+        input_skip: add the noisy image and the low-resolution one to the output, each times a gain per channel that is
+            linear in the embedding and starts at 0 and at 1 (ours, for networks that predict the image through a patch
+            stem: narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
         head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
             activation then has more channels than a patch has numbers).
         norm_groups: groups of the group norms; must divide every level's channels.

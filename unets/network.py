@@ -85,6 +85,7 @@ class ConditionedUNet(nn.Module):
             self.input_gain = nn.Linear(emb_dim, options.in_channels + options.lowres_channels)
             nn.init.zeros_(self.input_gain.weight)
             nn.init.zeros_(self.input_gain.bias)
+            nn.init.ones_(self.input_gain.bias[options.in_channels :])
         self.encoder_hid_proj: nn.Linear | None = None
         self.add_embedding: TextPooling | None = None
         if options.text_dim is None:
