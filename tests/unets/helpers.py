@@ -64,3 +64,12 @@ def image_inputs(unet: Any, batch: int = 2, size: tuple[int, int] = (8, 8)) -> d
         given["lowres"] = draw(2, batch, unet.config.lowres_channels, *size)
         given["aug_timestep"] = torch.linspace(300, 0, batch)
     return given
+
+
+def run(unet: Any, **overrides: Any) -> Tensor:
+    """The network's output for two images, with texts of three tokens and of one where it takes text."""
+    given = {**image_inputs(unet), **overrides}
+    if unet.config.text_dim:
+        given |= {"text": draw(3, 2, 3, 24), "text_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    out: Tensor = unet(**given)
+    return out
