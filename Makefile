@@ -44,13 +44,13 @@ sample: $(VENV)/.setup  ## PROMPT="..." [ARGS="--seed 1 --out DIR ..."]: sample 
 	@$(BIN)/python sample.py "$$PROMPT" $(ARGS)
 
 # Every line resumes where it was interrupted.
-demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about a day on two cores)
+demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about five hours on two cores)
 	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5
 	$(BIN)/python train.py --config configs/shapes/base64.yaml
 	$(BIN)/python train.py --config configs/shapes/sr256.yaml
 	$(BIN)/python train.py --config configs/shapes/sr1024.yaml
 	$(BIN)/python -m imagen.training.compose --base64 runs/shapes/base64 --sr256 runs/shapes/sr256 --sr1024 runs/shapes/sr1024 \
-		--out runs/shapes/model
+		--dtype fp16 --max_shard_size 14MB --out runs/shapes/model
 	$(BIN)/python -m imagen.evaluation alignment --model runs/shapes/model --split heldout
 
 # --- checks ----------------------------------------------------------------------------------------------------------
