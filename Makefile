@@ -44,7 +44,7 @@ sample: $(VENV)/.setup  ## PROMPT="..." [ARGS="--seed 1 --out DIR ..."]: sample 
 	@$(BIN)/python sample.py "$$PROMPT" $(ARGS)
 
 # Every line resumes where it was interrupted.
-demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about five hours on two cores)
+demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about five hours on two cores with AMX)
 	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5
 	$(BIN)/python train.py --config configs/shapes/base64.yaml
 	$(BIN)/python train.py --config configs/shapes/sr256.yaml

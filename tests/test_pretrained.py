@@ -16,7 +16,10 @@ README_PROMPT = "three yellow stars on a navy background"
 HELDOUT = ["a large green heart", "a purple circle on a cream background", "a small red hexagon", "a pink triangle"]
 
 # Strict: the day the stages are trained far enough these two fail as "unexpectedly passing", and the mark has to go.
-UNDERTRAINED = pytest.mark.xfail(reason="the base and the 256 -> 1024 stage are short of training", strict=True)
+# Only a wrong picture is expected: an error of any other kind fails the test.
+UNDERTRAINED = pytest.mark.xfail(
+    reason="the base and the 256 -> 1024 stage are short of training", strict=True, raises=AssertionError
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +40,19 @@ def test_it_has_every_stage(pipe):
     assert [stage.size for stage in pipe.stage_defaults.values()] == [64, 256, 1024]
 
 
+@pytest.fixture(scope="module")
+def readme_out(pipe):
+    return pipe([README_PROMPT], generator=torch.Generator().manual_seed(0))
+
+
+def test_the_prompt_of_the_readme_passes_every_stage(readme_out):
+    sizes = {side: picture[0].size for side, picture in readme_out.stages.items()}
+    assert sizes == {side: (side, side) for side in (64, 256, 1024)}
+
+
 @UNDERTRAINED
-def test_it_draws_the_prompt_of_the_readme_at_1024(pipe):
-    out = pipe([README_PROMPT], generator=torch.Generator().manual_seed(0))
-    assert {side: picture[0].size for side, picture in out.stages.items()} == {
-        side: (side, side) for side in (64, 256, 1024)
-    }
-    verdict = check(out.images[0], parse(README_PROMPT))
+def test_it_draws_the_prompt_of_the_readme_at_1024(readme_out):
+    verdict = check(readme_out.images[0], parse(README_PROMPT))
     assert verdict.ok, (verdict.facts, verdict.detection)
 
 
