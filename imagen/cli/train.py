@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from imagen.training.config import ConfigError
+from imagen.training.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.objective import Batch, Objective
 from imagen.training.randomness import Draws, draw_noise
 

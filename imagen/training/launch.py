@@ -7,7 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.export import stage_scheduler
 from imagen.training.network import check_size, make_unet
 from imagen.training.objective import Objective

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 
 
