@@ -43,7 +43,7 @@ OUTSIDE_FILES = {
     "unets/count.py": {"torch", "diffusers", "yaml"},  # a script: reads configs
 }
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.
-EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "webdataset", "xformers"}
+EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "xformers", "cv2"}
 
 
 @cache

@@ -102,7 +102,7 @@ def _read_deep_colour(data: bytes) -> NDArray[Any]:
         import cv2
     except ImportError:
         raise Unusable(
-            "16-bit colour, which Pillow reads to 8 bits: pip install opencv-python-headless, or save it as .npy"
+            "16-bit colour, which Pillow reads to 8 bits: pip install imagen[deep_color], or save it as .npy"
         ) from None
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.shape[-1] != 3:
@@ -148,7 +148,7 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
         return Decoded(_from_array(_deep_grey(image)), tuple(repairs))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
-        if layer.getextrema()[3] != (255, 255):
+        if layer.getchannel("A").getextrema() != (255, 255):
             repairs.append("transparency laid over white")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     elif mode not in ("RGB", "L", "1"):

@@ -155,7 +155,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members one by one, not kept by the archive: a shard may hold a million."""
     while (member := archive.next()) is not None:
         yield member
-        archive.members.clear()
+        archive.members.clear()  # type: ignore[attr-defined]
 
 
 def _split(name: str) -> tuple[str, str]:
