@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -136,6 +136,10 @@ class FolderDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """The captions of each item, in the items' order, without its picture."""
+        return ((_read_caption(path),) for path in self.paths)
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)

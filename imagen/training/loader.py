@@ -27,7 +27,7 @@ def make_source(config: RunConfig, seed: int | None = None) -> Source:
     try:
         if data.kind == "folder":
             assert data.path is not None  # checked by DataConfig
-            captions: Literal["required", "optional"] = "optional" if config.text.encoder is None else "required"
+            captions: Literal["required", "optional"] = "required" if config.text.used else "optional"
             return FolderDataset(
                 data.path, stage.size, seed, data.crop, stage.lowres_size, data.square, data.flip, captions
             )
