@@ -67,12 +67,13 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
         for index in range(num):
             yield source.scene(index)[1]
     elif num is not None:
-        raise ConfigError(
-            f"--num {num}: data.kind {config.data.kind} has an end, all its captions are taken: leave it out"
-        )
+        raise ConfigError(f"--num {num}: data.kind {config.data.kind} has an end, all of it is taken: leave --num out")
     else:
-        for captions in source.captions():
-            yield from captions
+        captions = getattr(source, "captions", None)
+        if captions is None:
+            raise ConfigError(f"data.kind {config.data.kind} does not tell its captions: give --captions FILE")
+        for texts in captions():
+            yield from texts
     yield from config.grid.prompts
     if config.grid.every:
         yield from (sample.caption for sample in held_out(config))

@@ -27,7 +27,7 @@ class Texts:
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config, self.device = config.text, device
+        self.config, self.device = config, device
         self.encoder: Any = None
         self.cache: TextCache | None = None
         if config.text.cache is not None:
@@ -58,12 +58,12 @@ class Texts:
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """(B, L, D) and (B, L), or None when training without text."""
         if self.cache is not None:
-            return read_cache(self.cache, captions, self.device)
+            return read_cache(self.cache, captions, self.device, self.config)
         if self.encoder is None:
             return None
         from imagen.text.encoder import encode
 
-        return encode(self.tokenizer, self.encoder, captions, self.config.max_length)
+        return encode(self.tokenizer, self.encoder, captions, self.config.text.max_length)
 
 
 class BatchMaker:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagen.text.cache.fingerprint import fingerprint, local_folder
+from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import Identity, Manifest, MissingCaption, TextCache
+from imagen.text.folders import local_folder
 from imagen.training.config import ConfigError, RunConfig, TextConfig
 
 
@@ -79,11 +80,16 @@ def open_cache(config: RunConfig) -> TextCache:
     except ValueError as error:
         raise ConfigError(f"text.cache: {error}") from error
     for prompt in cache.missing(config.grid.prompts if config.grid.every else ())[:1]:
-        raise _lacking(MissingCaption(f"text.cache {config.text.cache!r} lacks {prompt!r} of grid.prompts"))
+        raise ConfigError(
+            f"text.cache {config.text.cache!r} lacks the prompt {prompt!r} of grid.prompts: give the python -m "
+            "imagen.text.cache command again, with this configuration"
+        )
     return cache
 
 
-def read_cache(cache: TextCache, captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+def read_cache(
+    cache: TextCache, captions: Sequence[str], device: torch.device, config: RunConfig
+) -> tuple[Tensor, Tensor]:
     """Embeddings and mask as imagen.text.encoder.encode gives them.
 
     Raises:
@@ -92,8 +98,6 @@ def read_cache(cache: TextCache, captions: Sequence[str], device: torch.device) 
     try:
         return cache(captions, device)
     except MissingCaption as error:
-        raise _lacking(error) from error
-
-
-def _lacking(error: MissingCaption) -> ConfigError:
-    return ConfigError(f"{error}: add it with python -m imagen.text.cache --config and this run's configuration")
+        endless = f" --num {config.train.steps * config.train.batch_size}" if config.data.kind == "shapes" else ""
+        command = f"python -m imagen.text.cache --config {Path(config.run_dir) / 'config.yaml'}{endless}"
+        raise ConfigError(f"{error}: add it with {command}") from error

@@ -27,6 +27,8 @@ from imagen.text.cache.store import DTYPES, Identity, Manifest, Shard, caption_k
 from imagen.text.encoder import encode, load_text_encoder
 from imagen.text.folders import component_folders, local_folder
 
+START = "spawn"  # how processes are started: a fork would inherit threads and a GPU's context
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -36,7 +38,7 @@ class Encoding:
         encoder: folder or Hub id of a T5 with its tokenizer.
         max_length: captions are cut at this many tokens.
         compute_dtype: of the encoder's weights, a key of ``DTYPES``.
-        dtype: of the stored embeddings; None takes that of the cache there is, or ``compute_dtype``, which loses nothing.
+        dtype: of the stored embeddings; None takes that of the cache in place, or ``compute_dtype``, without loss.
         batch_size: captions encoded at once.
         device: torch device of one process; ``"cuda"`` gives each process a GPU of its own where there are enough.
     """
@@ -254,10 +256,10 @@ def work(tasks: Sequence[Task], encoding: Encoding, processes: int) -> Iterator[
         encoder = Encoder(encoding, encoding.device) if tasks else None
         yield from (encoder(task) for task in tasks if encoder is not None)
         return
-    spawn = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     threads = max(1, torch.get_num_threads() // processes)
-    start = (encoding, threads, spawn.Value("i", 0))
-    with ProcessPoolExecutor(processes, spawn, initializer=_start_worker, initargs=start) as pool:
+    start = (encoding, threads, context.Value("i", 0))
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=start) as pool:
         running: set[Future[int]] = set()
         waiting = iter(tasks)
         try:

@@ -209,8 +209,8 @@ class TextCache:
 
     def missing(self, captions: Sequence[str]) -> list[str]:
         """Those of ``captions`` that the cache lacks."""
-        found = self._find(captions)[1] if captions else []
-        return [caption for caption, there in zip(captions, found, strict=True) if not there]
+        there = self._find(captions)[1].tolist() if captions else []
+        return [caption for caption, found in zip(captions, there, strict=True) if not found]
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """The embeddings of B captions.
