@@ -133,9 +133,10 @@ def interrupted_after(monkeypatch, shards: int) -> Iterator[None]:
         written.append(path)
         real(path, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(build, "write_shard", write)
-        yield
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.mark.parametrize("shards", [0, 1, 4])
