@@ -141,7 +141,7 @@ def write_shard(path: Path, embeddings: Tensor, lengths: Sequence[int], keys: Se
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), KEY_BYTES),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, {"format": "pt", "cut": str(cut)})
+    save_file(tensors, partial, {"cut": str(cut)})  # one entry: the order of several is left to chance
     sync(partial)
     partial.replace(path)
     sync(path.parent)
