@@ -1,7 +1,7 @@
 """The command ``python -m imagen.text.cache``: encode the captions of a training configuration, or of a file, once.
 
 Give the same command again after an interruption: it goes on from the shards that are finished. Exit codes: 0 done,
-1 a process died, 2 a request that cannot be served, 130 interrupted.
+1 the disk or the memory did not suffice, 2 a request that cannot be served, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -154,12 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"text cache: error: {error}", file=sys.stderr)
         return 2
     except BrokenProcessPool:
-        print(
-            "text cache: a process died, perhaps for want of memory: the same command goes on, with fewer --processes",
-            file=sys.stderr,
-        )
-        return 1
+        reason = "a process died, perhaps for want of memory"
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ not in ("SafetensorError", "OutOfMemoryError"):
+            raise
+        reason = " ".join(str(error).split())
     except KeyboardInterrupt:
         print("text cache: interrupted; the same command goes on from the finished shards", file=sys.stderr)
         return 130
-    return 0
+    else:
+        return 0
+    remedy = "mend that, perhaps with fewer --processes or a smaller --batch_size; the same command goes on"
+    print(f"text cache: {reason}: {remedy}", file=sys.stderr)
+    return 1

@@ -160,3 +160,18 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys, arguments, expected):
     assert error.startswith("text cache: error: ")
     assert expected in error
     assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(folder, tmp_path, capsys, monkeypatch):
+    def write(path, *rest):
+        if path.name == "captions-00002.safetensors":
+            raise OSError(28, "No space left on device")
+        real(path, *rest)
+
+    real = build.write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_shard", write)
+        assert main(command(folder, tmp_path / "c")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("text cache: [Errno 28] No space left on device: mend")
+    assert main(command(folder, tmp_path / "c")) == 0
+    assert f"{len(set(CAPTIONS)) + 1 - 6} encoded now" in capsys.readouterr().out

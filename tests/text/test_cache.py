@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import T5Config, T5EncoderModel
 
-from imagen.text.cache import build
+from imagen.text.cache import build, store
 from imagen.text.cache.build import Encoding, build_cache, locked
 from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import MissingCaption, TextCache, caption_key, shard_path
@@ -149,6 +149,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(t5, tmp_path, monkeypatch,
     (tmp_path / "parts" / "captions-00009.safetensors.1.partial").write_bytes(b"half a sha")
     assert fill(tmp_path / "parts", t5).encoded == len(CAPTIONS) + 1 - 3 * shards
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_half_a_shard_never_has_the_name_of_a_whole_one(t5, tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        Path(path).write_bytes(b"half a shard")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(store, "save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        fill(tmp_path, t5)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("change", ["captions", "shard_size"])
