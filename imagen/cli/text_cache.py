@@ -75,7 +75,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
         for texts in captions():
             yield from texts
     yield from config.grid.prompts
-    if config.grid.every:
+    if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
         yield from (sample.caption for sample in held_out(config))
 
 

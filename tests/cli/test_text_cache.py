@@ -60,7 +60,7 @@ def kill_on_the_way(server, arguments: list[str], out: Path, shards: int, delay:
     process = server.Process(target=main, args=(arguments,))
     process.start()
     while process.is_alive() and len(list(out.glob("*.safetensors"))) < shards:
-        time.sleep(0.001)
+        time.sleep(0.002)
     time.sleep(delay)
     workers = {pid for pid in pids() if status(pid)[1:2] == [str(process.pid)]}
     process.kill()

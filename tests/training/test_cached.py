@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.cached import with_cache
+from imagen.training.changes import changed_keys
 from imagen.training.config import ConfigError
 from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer
@@ -112,6 +113,12 @@ def test_resuming_is_exact(config, read_metrics, cache, tmp_path):
     for name in ("unet.safetensors", "ema.safetensors"):
         a, b = (load_file(newest(Path(run)) / name) for run in (whole.run_dir, parts.run_dir))
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_may_go_on_with_the_cache_of_its_encoder(config, cache, t5):
+    live = config(**{**TEXT, "text.encoder": str(t5)})
+    cached = with_cache(config(**{**TEXT, "text.cache": str(cache)}))
+    assert changed_keys(asdict(live), cached) == ([f"text.cache None -> {cache}"], [])
 
 
 def stop_after(trainer: Trainer, step: int):
