@@ -20,7 +20,7 @@ def load_pictures(image: Any, channels: int) -> list[Tensor]:
     Args:
         image: a PIL image, an array (H, W, C) or (H, W), a tensor (C, H, W), a batch (B, H, W, C) or (B, C, H, W) of
             one of these, or a list of any. Integers are 0 to 255; floats are 0 to 1, as `output_type` np and pt give.
-        channels: that the network expects; PIL images are converted where PIL can.
+        channels: that the network expects; PIL images are converted where PIL can, 16-bit greys keep all their bits.
 
     Pictures that are not square are cropped to their centre.
 
@@ -55,6 +55,9 @@ def _from_pil(image: Image.Image, channels: int) -> Tensor:
     if channels not in PIL_MODES:
         raise ValueError(f"this model's pictures have {channels} channels, a PIL image cannot hold them; give a tensor")
     upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit greys: PIL's own conversion to 8 bits would clip them
+        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
+        return _from_range(grey.expand(channels, *grey.shape))
     pixels = np.asarray(upright.convert(PIL_MODES[channels]))
     return _from_range(torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], channels).permute(2, 0, 1))
 

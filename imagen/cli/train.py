@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         finished = trainer.fit()
+    except ConfigError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
     except TrainingStopped as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

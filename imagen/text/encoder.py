@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from imagen.text.folders import component_folders
+
 
 def load_text_encoder(
     name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
@@ -28,9 +30,7 @@ def load_text_encoder(
     Raises:
         ValueError: nothing there, or the checkpoint leaves a weight of the encoder uninitialised.
     """
-    path = Path(name_or_path)
-    split = path.is_dir() and (path / "text_encoder").is_dir()
-    tokenizer_path, encoder_path = (str(path / "tokenizer"), str(path / "text_encoder")) if split else (str(path),) * 2
+    tokenizer_path, encoder_path = component_folders(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
         encoder, info = T5EncoderModel.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)

@@ -14,7 +14,7 @@ FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train
         "train.gradient_checkpointing",
         "train.accumulation", "run_dir", "grid", "sampling", "data.max_skipped_share")  # fmt: skip
 SWITCHES = ("optim.muon_lr",)  # null or not decides what state there is
-WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "data.path")
+WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "text.cache", "data.path")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

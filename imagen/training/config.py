@@ -109,14 +109,21 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The frozen text encoder."""
+    """The frozen text encoder, or embeddings that it made earlier."""
 
     encoder: str | None = None
-    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text"""
+    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text, or with what made text.cache"""
+    cache: str | None = None
+    """folder that python -m imagen.text.cache wrote: train from it and load no encoder"""
     max_length: int = 128
     """captions are cut to this many tokens, the paper gives none (our choice)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype the encoder computes in; its output is float32"""
+
+    @property
+    def used(self) -> bool:
+        """Whether the stage is trained with text."""
+        return self.encoder is not None or self.cache is not None
 
     def __post_init__(self) -> None:
         require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")

@@ -58,7 +58,7 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
             stage.lowres_size,
             data.square,
             data.flip,
-            captions="optional" if config.text.encoder is None else "required",
+            captions="required" if config.text.used else "optional",
             template=data.template,
             channels=unet.get("in_channels", 3),
             lowres_channels=unet.get("lowres_channels", 3),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imagen.data import micro_positions
 from imagen.training.batches import BatchMaker, Texts
+from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
 from imagen.training.checkpoint import State, StateFolder, write_text
 from imagen.training.config import RunConfig
@@ -54,8 +55,8 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
+        self.config = config = with_cache(config)
         check_before_loading(config)
-        self.config = config
         self.run = Path(config.run_dir)
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
