@@ -172,7 +172,6 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
     import torch
     import transformers
 
-    from imagen.cascade.text import check_lengths
     from imagen.diffusion.sampling import SAMPLERS as CLASSES
     from imagen.pipeline import ImagenPipeline
 
@@ -202,7 +201,7 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
         )
     if reading:
         texts = [*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])]
-        check_lengths(pipe.tokenizer, texts, pipe.config["max_length"])
+        pipe.reader.check(texts)
     if args.sampler is not None:  # gamma is ddpm's own, and diffusers warns of what a class does not know
         for slot in pipe.stage_defaults:
             scheduler = getattr(pipe, f"{slot}_scheduler")
