@@ -12,14 +12,14 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.cascade import pictures
 from imagen.cascade.callbacks import TENSORS, check_tensors, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
 from imagen.cascade.folder import check_folder, find_folder, read_index
 from imagen.cascade.plan import join, plan
-from imagen.cascade.safety import finish
+from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, TextDefaults, check_int, read_stages
 from imagen.cascade.text import PromptReader, load_encoder
@@ -84,7 +84,7 @@ class ImagenPipeline(DiffusionPipeline):
         max_length: int = 128,
         text: Mapping[str, Any] | None = None,
         format_version: int | None = FORMAT_VERSION,
-        safety_checker: Any = None,
+        safety_checker: PreTrainedModel | None = None,
         feature_extractor: Any = None,
         watermarker: Any = None,
     ) -> None:
@@ -125,9 +125,13 @@ class ImagenPipeline(DiffusionPipeline):
         check_folder(folder, skip)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")
-        ours = read_index(folder).get("text_encoder") == ["transformers", "T5EncoderModel"]
-        if ours and not {"text_encoder", "device_map", "quantization_config"} & set(kwargs):
-            kwargs["text_encoder"] = load_encoder(folder / "text_encoder", kwargs)
+        index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
+        for name, listed, load in (
+            ("text_encoder", ["transformers", "T5EncoderModel"], load_encoder),
+            ("safety_checker", ["deepfloyd_if", "IFSafetyChecker"], load_checker),
+        ):
+            if index.get(name) == listed and name not in kwargs and free:
+                kwargs[name] = load(folder / name, kwargs)
         pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
@@ -238,7 +242,7 @@ class ImagenPipeline(DiffusionPipeline):
         Args:
             prompt: P prompts. negative_prompt: one, or one for each; it takes the null text's place.
             num_images_per_prompt: pictures of each prompt; B = P * this.
-            num_inference_steps: network evaluations, per stage, at most the scheduler's trained levels; or a list's name
+            num_inference_steps: network evaluations, per stage, at most the scheduler's trained levels; or a list
                 (:data:`imagen.diffusion.timesteps.RESPACINGS`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
@@ -303,7 +307,7 @@ class ImagenPipeline(DiffusionPipeline):
 
                     done = run_stage(stage, job, x, advance)
                 x = list(done)
-                made[size] = finish(done, output_type, *(getattr(self, name) for name in SAFETY), size)
+                made[size] = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
                 if stage_end is not None:
                     stage_end(self, size, made[size])
                 if self._interrupt:

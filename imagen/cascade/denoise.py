@@ -118,9 +118,11 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         if state.stop:
             estimate.append(state.x0)
 
-    steps = settings.num_inference_steps
-    if isinstance(steps, str):
-        steps = named_timesteps(steps, stage.scheduler.config.num_train_timesteps)
+    steps: int | list[int]
+    if isinstance(settings.num_inference_steps, str):
+        steps = named_timesteps(settings.num_inference_steps, stage.scheduler.config.num_train_timesteps)
+    else:
+        steps = settings.num_inference_steps
     done = sample_loop(x0_fn, z, stage.scheduler, steps, generators, watch)
     return (estimate[0] if estimate else done).clamp(-1, 1)
 

@@ -109,7 +109,7 @@ class TextDefaults:
     Attributes:
         padding: ``masked`` (ours): the networks never see it; ``visible`` (IF): every prompt is padded to the model's
             ``max_length`` and the networks read all positions.
-        null: the text of the unconditional half: ``zero`` (ours), one zero token, or ``empty`` (IF), the encoding of "".
+        null: text of the unconditional half: ``zero`` (ours), one zero token, or ``empty`` (IF), the encoding of "".
         lowercase: strip and lower-case prompts before they are encoded, as IF's captions were.
 
     Raises:
@@ -185,6 +185,7 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
     """Stored entries of ``model_index.json`` -> defaults per slot, migrated from older formats.
 
     Format 0 is a folder without ``format_version`` or ``stages`` entries: it gets the usual sizes and our defaults.
+    Format 1 has no ``text`` entry (:class:`TextDefaults`), and numbers alone for ``num_inference_steps``.
 
     Raises:
         ValueError: a format newer than this code, an unknown slot or key, a value out of range.

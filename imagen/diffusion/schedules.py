@@ -154,7 +154,8 @@ class DiscreteCosineSchedule:
 
     def t(self, log_snr: Tensor) -> Tensor:
         """The inverse of :meth:`log_snr` between the first and the last level; dtype of ``log_snr``."""
-        return t_from_timestep(timestep_at(_float64("log_snr", log_snr), self.levels())).to(log_snr.dtype)
+        clamped = _float64("log_snr", log_snr).clamp(-self.max_log_snr, self.max_log_snr)
+        return t_from_timestep(timestep_at(clamped, self.levels())).to(log_snr.dtype)
 
 
 KnownSchedule = CosineSchedule | LinearSchedule | DiscreteCosineSchedule

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 #: Steps in each of n equal sections of the 1000 levels, from the clean end to the noisy one, as IF was released with.
@@ -73,7 +74,7 @@ def set_timesteps(clone: Any, steps: int | Sequence[int]) -> None:
             clone.set_timesteps(steps * (1 - 1e-9), device="cpu")
     else:
         listed = list(steps)
-        falling = all(a > b for a, b in zip(listed, listed[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(listed))
         if not listed or not falling or not 0 <= listed[-1] <= listed[0] < levels:
             raise ValueError(f"timesteps {listed} must fall within {levels - 1} ... 0")
         if hasattr(clone, "step_list"):
