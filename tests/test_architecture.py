@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.training": {"imagen.training", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *CORE},
-    "imagen.convert": {"imagen.convert", "imagen.pipeline", *CORE},
+    "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen": {"imagen", "imagen.pipeline"},
 }
 # What people start: nothing but a call of imagen.cli, and nobody imports it.
