@@ -193,7 +193,7 @@ def test_a_missing_caption_is_named_with_the_command_that_adds_it(write_config, 
 def test_the_captions_of_a_folder_are_read_without_its_pictures(write_config, t5, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for name, caption in (("a", "a red circle"), ("b", " a blue\nsquare "), ("c", "a red circle")):
+    for name, caption in (("a", "a red circle"), ("b", " a blue  square \n"), ("c", "a red circle")):
         (pictures / f"{name}.png").write_bytes(b"no picture")
         (pictures / f"{name}.txt").write_text(caption)
     data = {"data.kind": "folder", "data.path": str(pictures), "text.encoder": str(t5)}
