@@ -54,7 +54,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     """The captions that a run of ``config`` asks for: its data's, and those of its sample grids.
 
     Raises:
-        ConfigError: a source without end and no ``num``, or one that cannot tell its captions.
+        ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
     """
     from imagen.data import ShapesDataset
     from imagen.training.loader import make_source
@@ -70,10 +70,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     elif num is not None:
         raise ConfigError(f"--num {num}: data.kind {config.data.kind} has an end, all of it is taken: leave --num out")
     else:
-        captions = getattr(source, "captions", None)
-        if captions is None:
-            raise ConfigError(f"data.kind {config.data.kind} does not tell its captions: give --captions FILE")
-        for texts in captions():
+        for texts in source.captions():
             yield from texts
     yield from config.grid.prompts
     if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
