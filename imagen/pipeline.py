@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.cascade import pictures
-from imagen.cascade import text as texts
+from imagen.cascade.callbacks import TENSORS, check_tensors, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
 from imagen.cascade.folder import check_folder, find_folder, read_index
 from imagen.cascade.plan import join, plan
+from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, check_int, read_stages
+from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, TextDefaults, check_int, read_stages
+from imagen.cascade.text import PromptReader, load_encoder
 from imagen.diffusion.sampling import LoopState
 from unets import BaseUNet, EfficientUNet
 
 logger = logging.get_logger(__name__)
 
+SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
@@ -55,13 +59,16 @@ class ImagenPipeline(DiffusionPipeline):
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
             :class:`imagen.cascade.stages.StageDefaults`; the usual sizes and our defaults where none are given.
-        max_length: most T5 tokens of a prompt, as trained (our choice: the paper is silent).
-        format_version: of ``stages``; older ones are migrated.
+    X        format_version: of ``stages``; older ones are migrated.
     """
 
     model_cpu_offload_seq = "text_encoder->base_unet->sr256_unet->sr1024_unet"
-    _optional_components = ["tokenizer", "text_encoder", *(f"{s}_{p}" for s in SLOTS for p in ("unet", "scheduler"))]  # noqa: RUF012
-    _callback_tensor_inputs = ["z", "x0"]  # noqa: RUF012
+    _exclude_from_cpu_offload: ClassVar[list[str]] = [*SAFETY]
+    _optional_components: ClassVar[list[str]] = [
+        *("tokenizer", "text_encoder", *SAFETY),
+        *(f"{slot}_{part}" for slot in SLOTS for part in ("unet", "scheduler")),
+    ]
+    _callback_tensor_inputs: ClassVar[list[str]] = list(TENSORS)
 
     def __init__(
         self,
@@ -75,7 +82,11 @@ class ImagenPipeline(DiffusionPipeline):
         sr1024_scheduler: SchedulerMixin | None = None,
         stages: Mapping[str, Any] | None = None,
         max_length: int = 128,
+        text: Mapping[str, Any] | None = None,
         format_version: int | None = FORMAT_VERSION,
+        safety_checker: PreTrainedModel | None = None,
+        feature_extractor: Any = None,
+        watermarker: Any = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -87,10 +98,14 @@ class ImagenPipeline(DiffusionPipeline):
             sr256_scheduler=sr256_scheduler,
             sr1024_unet=sr1024_unet,
             sr1024_scheduler=sr1024_scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            watermarker=watermarker,
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         check_int("max_length", max_length, 1)
-        self.register_to_config(stages=stored, max_length=max_length, format_version=FORMAT_VERSION)
+        reading = dataclasses.asdict(TextDefaults.from_dict(text))
+        self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self._interrupt = False
         self._stage: Stage | None = None
 
@@ -110,9 +125,13 @@ class ImagenPipeline(DiffusionPipeline):
         check_folder(folder, skip)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")
-        ours = read_index(folder).get("text_encoder") == ["transformers", "T5EncoderModel"]
-        if ours and not {"text_encoder", "device_map", "quantization_config"} & set(kwargs):
-            kwargs["text_encoder"] = texts.load_encoder(folder / "text_encoder", kwargs)
+        index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
+        for name, listed, load in (
+            ("text_encoder", ["transformers", "T5EncoderModel"], load_encoder),
+            ("safety_checker", ["deepfloyd_if", "IFSafetyChecker"], load_checker),
+        ):
+            if index.get(name) == listed and name not in kwargs and free:
+                kwargs[name] = load(folder / name, kwargs)
         pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
@@ -152,6 +171,7 @@ class ImagenPipeline(DiffusionPipeline):
         num_inference_steps: Any = None,
         guidance_scale: Any = None,
         aug_level: Any = None,
+        shape: tuple[int | None, int | None] = (None, None),
     ) -> dict[int, StageDefaults]:
         """What a call with these arguments would run: the side of each stage, in order, and its settings.
 
@@ -159,12 +179,18 @@ class ImagenPipeline(DiffusionPipeline):
             ValueError: as the call.
         """
         asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
-        return {stage.settings.size: stage.settings for stage in plan(self._stages(), image, size, asked)[0]}
+        return {stage.settings.size: stage.settings for stage in plan(self._stages(), image, size, asked, shape)[0]}
+
+    @property
+    def reader(self) -> PromptReader:
+        """What turns prompts into the texts that the networks read."""
+        defaults = TextDefaults.from_dict(self.config["text"])
+        return PromptReader(self.tokenizer, self.text_encoder, self.config["max_length"], defaults)
 
     @property
     def num_timesteps(self) -> int | None:
         """Steps of the stage that runs; None between calls."""
-        return None if self._stage is None else self._stage.settings.num_inference_steps
+        return None if self._stage is None else self._stage.settings.steps
 
     @property
     def guidance_scale(self) -> float | None:
@@ -189,11 +215,13 @@ class ImagenPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int | Sequence[int] | Mapping[int | str, int] | None = None,
+        num_inference_steps: int | str | Sequence[int | str] | Mapping[int | str, int | str] | None = None,
         guidance_scale: float | Sequence[float] | Mapping[int | str, float] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         image: Any = None,
         size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         aug_level: float | Sequence[float] | Mapping[int | str, float] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -214,19 +242,20 @@ class ImagenPipeline(DiffusionPipeline):
         Args:
             prompt: P prompts. negative_prompt: one, or one for each; it takes the null text's place.
             num_images_per_prompt: pictures of each prompt; B = P * this.
-            num_inference_steps: network evaluations, per stage, 1 to the scheduler's number of trained levels.
+            num_inference_steps: network evaluations, per stage, at most the scheduler's trained levels; or a list
+                (:data:`imagen.diffusion.timesteps.RESPACINGS`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
             image: picture(s) to start from, one or one per prompt (:func:`imagen.cascade.pictures.load_pictures`); it
                 enters at the last super-resolution stage whose input it fills.
             size: side to stop at; None: the last stage that can be reached.
+            height, width: of the last stage's picture, earlier ones in proportion; None: square.
             aug_level: noise on the low-res picture, per super-resolution stage, in [0, 1] (section 2.4).
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); arrays and tensors are float32 in [0, 1].
             return_dict: False returns (images, stages).
             prompt_embeds, prompt_mask: (P, L, D) and (P, L) in place of prompts; no mask: all tokens are real.
             negative_prompt_embeds, negative_prompt_mask: (1 or P, L, D) and (1 or P, L).
-            callback_on_step_end: ``f(pipe, step, timestep, tensors)`` after each step of each ``pipe.stage``; may
-                return {"z": another}.
+            callback_on_step_end: ``f(pipe, step, timestep, tensors)`` after each step; may return {"z": another}.
             callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, and "x0", its clean estimate.
             callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
@@ -235,16 +264,19 @@ class ImagenPipeline(DiffusionPipeline):
             ValueError: an input that no stage here can serve, naming it and what to do.
         """
         asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
-        stages, given = plan(self._stages(), image, size, asked)
-        self._check_call(num_images_per_prompt, sr_batch_size, callback_on_step_end_tensor_inputs)
+        stages, given = plan(self._stages(), image, size, asked, (height, width))
+        check_int("num_images_per_prompt", num_images_per_prompt, 1)
+        check_int("sr_batch_size", 1 if sr_batch_size is None else sr_batch_size, 1)
+        check_tensors(callback_on_step_end_tensor_inputs)
         pictures.check_output_type(output_type, stages[-1].channels)
-        positive = self._text("prompt", prompt, prompt_embeds, prompt_mask)
-        negative = self._text("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
-        text, count = join(stages, positive, negative, len(given), self._execution_device)
+        reader = self.reader
+        positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
+        negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
+        text, count = join(stages, positive, negative, len(given), self._execution_device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
         job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
-        after_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = made[max(made)]
         return ImagenPipelineOutput(images=images, stages=made) if return_dict else (images, made)
@@ -264,7 +296,7 @@ class ImagenPipeline(DiffusionPipeline):
         try:
             for stage in stages:
                 self._stage = stage
-                size, steps = stage.settings.size, stage.settings.num_inference_steps
+                size, steps = stage.settings.size, stage.settings.steps
                 with self.progress_bar(total=steps) as bar:
                     title = getattr(self, "_progress_bar_config", {}).get("desc")
                     bar.set_description(" ".join(filter(None, [title, stage.slot, f"{size}px"])))
@@ -274,7 +306,8 @@ class ImagenPipeline(DiffusionPipeline):
                         after_step(state)
 
                     done = run_stage(stage, job, x, advance)
-                made[size], x = pictures.to_output(done, output_type), list(done)
+                x = list(done)
+                made[size] = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
                 if stage_end is not None:
                     stage_end(self, size, made[size])
                 if self._interrupt:
@@ -283,47 +316,3 @@ class ImagenPipeline(DiffusionPipeline):
             self._stage = None
             self.maybe_free_model_hooks()
         return made
-
-    # --- its parts --------------------------------------------------------------------------------------------------
-
-    def _check_call(self, num_images_per_prompt: int, sr_batch_size: int | None, tensor_inputs: Sequence[str]) -> None:
-        check_int("num_images_per_prompt", num_images_per_prompt, 1)
-        if sr_batch_size is not None:
-            check_int("sr_batch_size", sr_batch_size, 1)
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; "
-                f"expected some of {', '.join(self._callback_tensor_inputs)}"
-            )
-
-    def _text(
-        self, name: str, prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Embeddings and mask of what the caller gave, or None for nothing."""
-        if prompt is not None and embeds is not None:
-            raise ValueError(f"{name} and {name}_embeds are both given; they say the same thing, give one")
-        if embeds is not None:
-            return texts.check_embeds(f"{name}_embeds", embeds, mask)
-        if mask is not None:
-            raise ValueError(f"a mask is given without {name}_embeds, which it belongs to; a {name} brings its own")
-        if prompt is None:
-            return None
-        prompts = texts.as_list(name, prompt)
-        return texts.encode_prompts(self.tokenizer, self.text_encoder, prompts, self.config["max_length"])
-
-    def _step_callback(
-        self, callback: Callable[..., dict[str, Any] | None] | None, tensor_inputs: Sequence[str]
-    ) -> Callable[[LoopState], None]:
-        """The caller's callback as the loop calls it; it also carries a request to stop."""
-
-        def after_step(state: LoopState) -> None:
-            if callback is not None:
-                tensors = {name: getattr(state, name) for name in tensor_inputs}
-                changed = callback(self, state.step, state.timestep, tensors) or {}
-                if any(value is not tensors.get(name) for name, value in changed.items() if name != "z"):
-                    raise ValueError(f"callback_on_step_end returned {sorted(changed)}; only z can be replaced")
-                state.z = changed.get("z", state.z)
-            state.stop = self._interrupt
-
-        return after_step

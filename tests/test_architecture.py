@@ -30,12 +30,13 @@ MAY_IMPORT = {
     "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.training": {"imagen.training", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *CORE},
-    "imagen.convert": {"imagen.convert", "imagen.pipeline", *CORE},
+    "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen": {"imagen", "imagen.pipeline"},
-    "train": {"imagen.cli"},
-    "sample": {"imagen.cli"},
 }
-MAY_IMPORT["imagen.cli"] = {"imagen.cli", *(part for part in MAY_IMPORT if part not in {"train", "sample"})}
+# What people start: nothing but a call of imagen.cli, and nobody imports it.
+ENTRIES = ("train", "sample", "imagen.text.cache.__main__")
+MAY_IMPORT["imagen.cli"] = {"imagen.cli", *MAY_IMPORT}
+MAY_IMPORT.update({entry: {"imagen.cli"} for entry in ENTRIES})
 # Outside packages a part may use beside the standard library and, in functions, the extras; others are free in this.
 OUTSIDE = {"imagen.diffusion": {"torch"}, "unets": {"torch", "diffusers"}, "train": set(), "sample": set()}
 OUTSIDE_FILES = {
@@ -43,7 +44,7 @@ OUTSIDE_FILES = {
     "unets/count.py": {"torch", "diffusers", "yaml"},  # a script: reads configs
 }
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.
-EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "webdataset", "xformers"}
+EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "xformers", "cv2"}
 
 
 @cache

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
 from imagen.cascade.folder import HUB_PATTERNS
-from imagen.cascade.stages import FORMAT_VERSION, StageDefaults
+from imagen.cascade.stages import FORMAT_VERSION, StageDefaults, TextDefaults
 from tests.factories import SIZES, WIDTH, tiny_pipeline
 
 PROMPT = "a red circle"
@@ -32,6 +32,7 @@ VERSION_1_STAGE = {
     "aug_schedule": {"kind": "linear", "shift": 0.5, "max_log_snr": 15.0},
     "lowres_mode": "bilinear_corners",
 }
+VERSION_2_TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
 
 
 def sample(pipe, **kwargs):
@@ -170,13 +171,32 @@ def test_offload_order_names_every_network():
 
 def test_every_entry_of_format_1_is_still_read(copy):
     stages = json.loads((copy / "model_index.json").read_text())["stages"]
-    assert FORMAT_VERSION == 1, "keep this test for format 1 and add one for the new format"
+    assert FORMAT_VERSION == 2, "keep this test for format 1 and add one for the new format"
     assert set(stages["sr256"]) == set(VERSION_1_STAGE)
-    rewrite_index(copy, stages={**stages, "sr256": VERSION_1_STAGE}, format_version=1, max_length=17)
+    rewrite_index(copy, stages={**stages, "sr256": VERSION_1_STAGE}, format_version=1, max_length=17, text=...)
     pipe = ImagenPipeline.from_pretrained(copy)
     assert pipe.stage_defaults["sr256"] == StageDefaults(**VERSION_1_STAGE)
     assert pipe.config.max_length == 17
+    assert pipe.reader.defaults == TextDefaults()  # format 1 knew one way to read a prompt
     assert torch.isfinite(sample(pipe)).all()
+
+
+def test_every_entry_of_format_2_is_still_read(copy):
+    rewrite_index(copy, text=VERSION_2_TEXT, format_version=2)
+    pipe = ImagenPipeline.from_pretrained(copy)
+    assert pipe.reader.defaults == TextDefaults(**VERSION_2_TEXT)
+    pipe.set_stage_defaults("base", num_inference_steps="fast27")
+    pipe.save_pretrained(copy / "again")
+    again = ImagenPipeline.from_pretrained(copy / "again")
+    assert again.stage_defaults["base"].steps == 27
+    assert again.reader.defaults == pipe.reader.defaults
+
+
+@pytest.mark.parametrize("part", [{"paddings": "visible"}, {"null": "none"}, {"lowercase": "yes"}])
+def test_a_way_to_read_that_is_none_is_named(copy, part):
+    rewrite_index(copy, text=part)
+    with pytest.raises(ValueError, match=rf"text: .*{next(iter(part))}"):
+        ImagenPipeline.from_pretrained(copy)
 
 
 def test_a_folder_from_before_the_format_gets_the_usual_sizes(copy):
@@ -195,7 +215,7 @@ def test_a_stage_that_cannot_be_read_is_named(copy, part):
 
 def test_a_newer_format_is_refused_in_one_line(copy):
     rewrite_index(copy, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(ValueError, match="newer than the 1 this version of imagen reads; update imagen") as caught:
+    with pytest.raises(ValueError, match="newer than the 2 this version of imagen reads; update imagen") as caught:
         ImagenPipeline.from_pretrained(copy)
     assert "\n" not in str(caught.value)
 

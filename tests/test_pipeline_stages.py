@@ -111,6 +111,9 @@ def test_one_picture_in_every_form():
     assert len(load_pictures([forms[0], forms[6], forms[1]], 3)) == 3
     assert load_pictures(pixels[..., 0], 1)[0].shape == (1, 6, 6)
     assert load_pictures(Image.fromarray(pixels), 1)[0].shape == (1, 6, 6)
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    (deep,) = load_pictures(Image.fromarray(levels), 1)
+    assert np.array_equal(((deep[0].double() + 1) * 32767.5).round().numpy(), levels), "16 bits keep every level"
 
 
 def test_the_centre_of_a_picture_that_is_not_square():

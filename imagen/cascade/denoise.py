@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from imagen.diffusion.denoiser import Predict, make_x0_fn
 from imagen.diffusion.sampling import LoopState, level_log_snrs, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
+from imagen.diffusion.timesteps import named_timesteps
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -28,12 +31,24 @@ class Stage(NamedTuple):
         slot: "base", "sr256" or "sr1024".
         unet, scheduler: its parts.
         settings: its stored defaults with the call's values on top.
+        aspect: height and width of its picture over ``settings.size``; (1, 1) is square.
     """
 
     slot: str
     unet: Any
     scheduler: Any
     settings: StageDefaults
+    aspect: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pictures it makes."""
+        return scaled(self.settings.size, self.aspect)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it samples in, whatever its network computes in: float32, or float64 for a network in float64."""
+        return torch.promote_types(self.unet.dtype, torch.float32)
 
     @property
     def channels(self) -> int:
@@ -49,6 +64,11 @@ class Stage(NamedTuple):
     def guided(self) -> bool:
         """Whether the unconditional half is computed."""
         return self.reads_text and self.settings.guidance_scale != 1
+
+
+def scaled(side: int, aspect: tuple[Fraction, Fraction]) -> tuple[int, int]:
+    """Height and width of a picture whose square form has ``side``."""
+    return int(side * aspect[0]), int(side * aspect[1])
 
 
 class Job(NamedTuple):
@@ -77,11 +97,11 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         callback: called after each step; setting ``state.stop`` ends the stage with its estimate of the clean picture.
 
     Returns:
-        (B, C, size, size) float32 in [-1, 1].
+        (B, C, *stage.shape) in [-1, 1], of the stage's dtype.
     """
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
-    z = _noise(generators, (stage.channels, settings.size, settings.size), job.device)
+    z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
     conditions = {} if settings.lowres_size is None else _low_resolution(stage, lowres, generators, job.device)
     x0_fn = make_x0_fn(
         bind(stage, job, conditions),
@@ -98,7 +118,12 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         if state.stop:
             estimate.append(state.x0)
 
-    done = sample_loop(x0_fn, z, stage.scheduler, settings.num_inference_steps, generators, watch)
+    steps: int | list[int]
+    if isinstance(settings.num_inference_steps, str):
+        steps = named_timesteps(settings.num_inference_steps, stage.scheduler.config.num_train_timesteps)
+    else:
+        steps = settings.num_inference_steps
+    done = sample_loop(x0_fn, z, stage.scheduler, steps, generators, watch)
     return (estimate[0] if estimate else done).clamp(-1, 1)
 
 
@@ -112,7 +137,7 @@ def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Predict:
         text, mask, rows = job.text.batch(job.pictures_per_prompt, stage.guided)
         context = stage.unet(text=text, text_mask=mask)
     pictures = torch.arange(len(job.seeds), device=job.device).repeat(2 if stage.guided else 1)
-    limit = max(1, PIXELS_PER_CALL // stage.settings.size**2)
+    limit = max(1, PIXELS_PER_CALL // math.prod(stage.shape))
     if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
         limit = job.sr_batch_size * (2 if stage.guided else 1)
     parts = [slice(start, start + limit) for start in range(0, len(pictures), limit)]
@@ -132,18 +157,18 @@ def _low_resolution(
     """The noised and enlarged low-res pictures and their level, as the network takes them (section 2.4)."""
     settings = stage.settings
     assert settings.lowres_size is not None
-    small = torch.cat([resize(picture[None].to(device), settings.lowres_size) for picture in lowres])
-    shape = aug_noise_shape(small.shape, settings.size, settings.aug_space)
-    noise = _noise(
-        generators, shape[1:], device
-    )  # drawn at level 0 too: the level does not change the noise of the steps
+    small_shape = scaled(settings.lowres_size, stage.aspect)
+    small = torch.cat([resize(picture[None].to(device, stage.dtype), small_shape) for picture in lowres])
+    shape = aug_noise_shape(small.shape, stage.shape, settings.aug_space)
+    # drawn at level 0 too: the level does not change the noise of the steps
+    noise = _noise(generators, shape[1:], device, stage.dtype)
     level = torch.full((len(small),), settings.aug_level, device=device, dtype=torch.float64)
     schedule = make_schedule(**{"kind": "cosine", **settings.aug_schedule})
     noised = augment_lowres(
         small,
         level,
         noise,
-        settings.size,
+        stage.shape,
         settings.aug_space,
         schedule,
         settings.lowres_mode,
@@ -151,6 +176,9 @@ def _low_resolution(
     return {"lowres": noised, "aug_timestep": timestep_from_t(level).float()}
 
 
-def _noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal (B, *shape), one generator per picture."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(device)
+def _noise(
+    generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Standard normal (B, *shape), one generator per picture; drawn in float32, so that a seed means one picture."""
+    drawn = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
+    return torch.stack(drawn).to(device, dtype)

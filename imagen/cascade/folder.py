@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ PIPELINE_CLASS = "ImagenPipeline"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.md"]
 
 
-def find_folder(name: str | Path, variant: str | None = None, skip: Iterable[str] = (), **hub: Any) -> Path:
+def find_folder(
+    name: str | Path,
+    variant: str | None = None,
+    skip: Iterable[str] = (),
+    patterns: Sequence[str] = HUB_PATTERNS,
+    **hub: Any,
+) -> Path:
     """A model's folder: ``name`` itself, or the Hub's snapshot of that id (nothing pickled is fetched).
 
     diffusers' own download step refuses repositories whose components are classes of other packages, so a Hub id is
@@ -23,6 +29,7 @@ def find_folder(name: str | Path, variant: str | None = None, skip: Iterable[str
     Args:
         variant: fetch these weights too (``fp16``: ``*.fp16.safetensors``); without it, none of any variant.
         skip: components that are not wanted; they are not fetched.
+        patterns: of the files to fetch; none that ``skip`` and ``variant`` leave out is.
         hub: arguments of ``huggingface_hub.snapshot_download`` (revision, token, cache_dir, local_files_only, ...).
 
     Raises:
@@ -40,7 +47,7 @@ def find_folder(name: str | Path, variant: str | None = None, skip: Iterable[str
 
     ignore = [f"{component}/*" for component in skip] + ([] if variant else ["*.*.safetensors"])
     try:
-        return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS, ignore_patterns=ignore, **hub))
+        return Path(snapshot_download(text, allow_patterns=list(patterns), ignore_patterns=ignore, **hub))
     except Exception as error:  # its own, httpx's and the system's errors: to the user all are one
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {text!r} is no folder here and could not be fetched from the Hub: {reason}") from error

@@ -14,15 +14,14 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load_pictures(image: Any, channels: int) -> list[Tensor]:
-    """Pictures to start from -> a list of (C, H, W) float32 in [-1, 1], square and each of its own size.
+def load_pictures(image: Any, channels: int, aspect: tuple[int, int] = (1, 1)) -> list[Tensor]:
+    """Pictures to start from -> a list of (C, H, W) float32 in [-1, 1], of one shape and each of its own size.
 
     Args:
         image: a PIL image, an array (H, W, C) or (H, W), a tensor (C, H, W), a batch (B, H, W, C) or (B, C, H, W) of
             one of these, or a list of any. Integers are 0 to 255; floats are 0 to 1, as `output_type` np and pt give.
-        channels: that the network expects; PIL images are converted where PIL can.
-
-    Pictures that are not square are cropped to their centre.
+        channels: that the network expects; PIL images are converted where PIL can, 16-bit greys keep all their bits.
+        aspect: height to width; what has another shape is cropped to its centre.
 
     Raises:
         ValueError: another type, shape, number of channels or range.
@@ -30,9 +29,9 @@ def load_pictures(image: Any, channels: int) -> list[Tensor]:
     if isinstance(image, Sequence) and not isinstance(image, str | bytes):
         if not image:
             raise ValueError("image is an empty list; give at least one picture")
-        return [picture for entry in image for picture in load_pictures(entry, channels)]
+        return [picture for entry in image for picture in load_pictures(entry, channels, aspect)]
     if isinstance(image, Image.Image):
-        return [_square(_from_pil(image, channels))]
+        return [_crop(_from_pil(image, channels), aspect)]
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = image[..., None]
@@ -48,13 +47,16 @@ def load_pictures(image: Any, channels: int) -> list[Tensor]:
     batch = image if image.ndim == 4 else image[None]
     if batch.shape[1] != channels or not batch.numel():
         raise ValueError(f"image has shape {tuple(image.shape)}; this model's pictures have {channels} channels")
-    return [_square(_from_range(picture)) for picture in batch]
+    return [_crop(_from_range(picture), aspect) for picture in batch]
 
 
 def _from_pil(image: Image.Image, channels: int) -> Tensor:
     if channels not in PIL_MODES:
         raise ValueError(f"this model's pictures have {channels} channels, a PIL image cannot hold them; give a tensor")
     upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit greys: PIL's own conversion to 8 bits would clip them
+        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
+        return _from_range(grey.expand(channels, *grey.shape))
     pixels = np.asarray(upright.convert(PIL_MODES[channels]))
     return _from_range(torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], channels).permute(2, 0, 1))
 
@@ -72,11 +74,13 @@ def _from_range(picture: Tensor) -> Tensor:
     return picture * 2 - 1
 
 
-def _square(picture: Tensor) -> Tensor:
+def _crop(picture: Tensor, aspect: tuple[int, int]) -> Tensor:
+    """The largest centred part of (C, H, W) whose height is to its width as ``aspect`` says."""
     height, width = picture.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return picture[..., top : top + side, left : left + side]
+    scale = min(height / aspect[0], width / aspect[1])
+    kept = [max(1, round(side * scale)) for side in aspect]
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    return picture[..., top : top + kept[0], left : left + kept[1]]
 
 
 def check_output_type(output_type: str, channels: int) -> None:
@@ -98,5 +102,10 @@ def to_output(x: Tensor, output_type: str) -> Any:
     pixels = unit.permute(0, 2, 3, 1).numpy()
     if output_type == "np":
         return pixels
+    return to_pil(pixels)
+
+
+def to_pil(pixels: np.ndarray) -> list[Image.Image]:
+    """(B, H, W, C) floats in [0, 1] -> PIL images."""
     whole = (pixels * 255).round().astype(np.uint8)
     return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in whole]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,14 +14,19 @@ from torch import Tensor
 
 from imagen.cascade.denoise import Stage
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.stages import check_int, per_stage, route
+from imagen.cascade.stages import check_int, check_steps, per_stage, route
 from imagen.cascade.text import Text, pair
+from imagen.diffusion.guidance import null_text
 
 logger = logging.get_logger(__name__)
 
 
 def plan(
-    available: Mapping[str, Stage], image: Any, size: int | None, asked: Mapping[str, Any]
+    available: Mapping[str, Stage],
+    image: Any,
+    size: int | None,
+    asked: Mapping[str, Any],
+    shape: tuple[int | None, int | None] = (None, None),
 ) -> tuple[list[Stage], list[Tensor]]:
     """The stages of a call, with its settings in place of the stored ones where it gives any.
 
@@ -28,20 +35,26 @@ def plan(
         image: picture(s) to start from, or None.
         size: side to stop at, or None for as far as it goes.
         asked: setting -> None, one value, one per stage, or a dict by size.
+        shape: height and width of the last stage's picture; both None for a square.
 
     Returns:
         the stages that run, in order, and the pictures to start from as (C, h, w) in [-1, 1] (none: an empty list).
 
     Raises:
-        ValueError: no such route through the stages, or a value out of range.
+        ValueError: no such route through the stages, a value out of range, or a shape that a network cannot make.
     """
     stored = {slot: stage.settings for slot, stage in available.items()}
     if size is not None:
         check_int("size", size, 1)
+    height, width = shape
+    if height is None or width is None:
+        if height != width:
+            raise ValueError(f"height is {height!r} and width {width!r}; give both or none")
+        height = width = 1
     given: list[Tensor] = []
     if image is not None and available:
-        given = load_pictures(image, next(iter(available.values())).channels)
-    slots = route(stored, size, min(picture.shape[-1] for picture in given) if given else None)
+        given = load_pictures(image, next(iter(available.values())).channels, (height, width))
+    slots = route(stored, size, min(min(picture.shape[-2:]) for picture in given) if given else None)
     from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
     spread = {}
     for name, value in asked.items():
@@ -55,9 +68,30 @@ def plan(
         values = {name: by_slot[slot] for name, by_slot in spread.items() if by_slot.get(slot) is not None}
         stage = available[slot]._replace(settings=dataclasses.replace(stored[slot], **values))
         levels = stage.scheduler.config.num_train_timesteps
-        check_int("num_inference_steps", stage.settings.num_inference_steps, 1, levels)
+        check_steps("num_inference_steps", stage.settings.num_inference_steps, levels)
         stages.append(stage)
-    return stages, given
+    return stages if shape == (None, None) else _shaped(stages, height, width), given
+
+
+def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:
+    """The stages with the last one's picture (height, width) and the others' in proportion.
+
+    Raises:
+        ValueError: a side that is not a multiple of what the networks' strides and the stages' sizes allow.
+    """
+    last = stages[-1].settings.size
+    units = [Fraction(last, stage.settings.size) * stage.unet.options.divisor for stage in stages]
+    units += [Fraction(last, stage.settings.lowres_size) for stage in stages if stage.settings.lowres_size is not None]
+    unit = math.lcm(*(entry.numerator for entry in units))
+    for name, side in (("height", height), ("width", width)):
+        check_int(name, side, 1)
+        if side % unit:
+            near = max(unit, round(side / unit) * unit)
+            raise ValueError(
+                f"{name}={side} is not a multiple of {unit}, which these stages need; the nearest is {near}"
+            )
+    aspect = (Fraction(height, last), Fraction(width, last))
+    return [stage._replace(aspect=aspect) for stage in stages]
 
 
 def join(
@@ -66,12 +100,14 @@ def join(
     negative: tuple[Tensor, Tensor] | None,
     pictures: int,
     device: torch.device,
+    null: Callable[[int], tuple[Tensor, Tensor]],
 ) -> tuple[Text | None, int]:
     """Both halves of the text, checked against the stages that run.
 
     Args:
         prompt, negative: embeddings (P, L, D) and mask (P, L) each, or None.
         pictures: how many pictures the call starts from; 0 for none.
+        null: makes the unconditional half's text of a width, where ``negative`` is None and guidance needs it.
 
     Returns:
         the text, None if no stage reads one; and the number of prompts (without text: of pictures, at least 1).
@@ -100,4 +136,7 @@ def join(
     count = max(prompt[0].shape[0], pictures)
     if pictures not in (0, 1, count):
         raise ValueError(f"{pictures} pictures to start from for {count} prompts; give one, or one for each")
+    if negative is None:
+        guided = any(stage.guided for stage in stages)
+        negative = null(width) if guided else null_text(1, width)  # unread without guidance
     return pair(prompt, negative, count, device), count

@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-FORMAT_VERSION = 1
+from imagen.diffusion.timesteps import RESPACINGS, count_steps
+
+FORMAT_VERSION = 2
 SLOTS = ("base", "sr256", "sr1024")
 USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
 Threshold = Literal["none", "static", "dynamic"]
 AugSpace = Literal["lowres", "upsampled"]
 ResizeMode = Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"]
+Padding = Literal["masked", "visible"]
+Null = Literal["zero", "empty"]
 AUG_SCHEDULE_KEYS = ("kind", "shift", "max_log_snr", "s", "beta_start", "beta_end")
 
 
@@ -29,7 +33,8 @@ class StageDefaults:
     Attributes:
         size: side of the picture it makes, in pixels.
         lowres_size: side of the picture it starts from; None for a stage that starts from text (or nothing).
-        num_inference_steps: network evaluations, >= 1.
+        num_inference_steps: network evaluations, >= 1, or the name of a list of timesteps
+            (:data:`imagen.diffusion.timesteps.RESPACINGS`).
         guidance_scale: w of eq. 2, >= 0; 1 is off. 5 is the paper's value for its Fig. A.10.
         threshold: ``none``, ``static`` or ``dynamic`` (section 2.3).
         threshold_p: quantile of dynamic thresholding, in (0, 1]; 0.995 in Fig. A.10.
@@ -46,7 +51,7 @@ class StageDefaults:
 
     size: int
     lowres_size: int | None = None
-    num_inference_steps: int = 50
+    num_inference_steps: int | str = 50
     guidance_scale: float = 5.0
     threshold: Threshold = "dynamic"
     threshold_p: float = 0.995
@@ -60,7 +65,7 @@ class StageDefaults:
         check_int("size", self.size, 1)
         if self.lowres_size is not None:
             check_int("lowres_size", self.lowres_size, 1, self.size)
-        check_int("num_inference_steps", self.num_inference_steps, 1)
+        check_steps("num_inference_steps", self.num_inference_steps)
         check_number("guidance_scale", self.guidance_scale, 0.0)
         check_choice("threshold", self.threshold, get_args(Threshold))
         check_number("threshold_p", self.threshold_p, 1e-6, 1.0)
@@ -79,12 +84,7 @@ class StageDefaults:
         Raises:
             ValueError: an unknown key, naming the nearest known one; no ``size``; or a value out of range.
         """
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+        _check_keys(cls, values, where)
         if "size" not in values:
             raise ValueError(f"{where}: no 'size'; give the side of the picture this stage makes, in pixels")
         try:
@@ -95,6 +95,66 @@ class StageDefaults:
     def to_dict(self) -> dict[str, Any]:
         """Every field, so that a stored stage does not move when a default of the code does."""
         return {**dataclasses.asdict(self), "aug_schedule": dict(self.aug_schedule)}
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations, also where ``num_inference_steps`` names a list."""
+        return count_steps(self.num_inference_steps)
+
+
+@dataclass(frozen=True)
+class TextDefaults:
+    """How prompts become what the networks read: a part of the model as trained, not of a call.
+
+    Attributes:
+        padding: ``masked`` (ours): the networks never see it; ``visible`` (IF): every prompt is padded to the model's
+            ``max_length`` and the networks read all positions.
+        null: text of the unconditional half: ``zero`` (ours), one zero token, or ``empty`` (IF), the encoding of "".
+        lowercase: strip and lower-case prompts before they are encoded, as IF's captions were.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+
+    padding: Padding = "masked"
+    null: Null = "zero"
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("padding", self.padding, get_args(Padding))
+        check_choice("null", self.null, get_args(Null))
+        if not isinstance(self.lowercase, bool):
+            raise ValueError(f"lowercase is {self.lowercase!r}; expected true or false")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> TextDefaults:
+        """Build from the ``text`` entry of ``model_index.json``; None, as in formats 0 and 1, is ours.
+
+        Raises:
+            ValueError: an unknown key, naming the nearest known one, or a value that is none.
+        """
+        _check_keys(cls, values or {}, "text")
+        try:
+            return cls(**(values or {}))
+        except ValueError as error:
+            raise ValueError(f"text: {error}") from error
+
+
+def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for a key that is no field of ``cls``, naming the nearest one that is."""
+    known = [entry.name for entry in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def check_steps(name: str, value: Any, high: int | None = None) -> int | str:
+    """Return ``value`` if it is a number of steps from 1 to ``high``, or names a list. Raises: ValueError."""
+    if isinstance(value, str):
+        return check_choice(name, value, list(RESPACINGS))
+    return check_int(name, value, 1, high)
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -125,6 +185,7 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
     """Stored entries of ``model_index.json`` -> defaults per slot, migrated from older formats.
 
     Format 0 is a folder without ``format_version`` or ``stages`` entries: it gets the usual sizes and our defaults.
+    Format 1 has no ``text`` entry (:class:`TextDefaults`), and numbers alone for ``num_inference_steps``.
 
     Raises:
         ValueError: a format newer than this code, an unknown slot or key, a value out of range.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import T5EncoderModel
 
+from imagen.cascade.stages import TextDefaults
 from imagen.diffusion.guidance import cat_text, null_text
 from imagen.text.encoder import check_loaded, encode, token_count
 
@@ -18,7 +19,7 @@ class Text(NamedTuple):
     """Embeddings of a call's P prompts and of the U = 1 or P texts of its unconditional half.
 
     Attributes:
-        prompt: (P, L, D) float32 and mask (P, L) bool, True at real tokens.
+        prompt: (P, L, D) in at least float32 and mask (P, L) bool, True at real tokens.
         negative: (U, L', D) and (U, L').
     """
 
@@ -61,21 +62,73 @@ def check_lengths(tokenizer: Any, prompts: Sequence[str], max_length: int) -> No
             )
 
 
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
-    """Prompts -> embeddings (P, L, D) float32 and mask (P, L), refusing what the encoder would cut.
+class PromptReader(NamedTuple):
+    """What turns a call's prompts into the texts that the networks read.
 
-    Raises:
-        ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
+    Attributes:
+        tokenizer, text_encoder: a T5's, or None where only embeddings are taken.
+        max_length: most tokens of a prompt.
+        defaults: how the model was trained to read.
     """
-    if tokenizer is None or text_encoder is None:
-        raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
-    check_lengths(tokenizer, prompts, max_length)
-    text, mask = encode(tokenizer, text_encoder, prompts, max_length)
-    return text, mask.to(text.device)
+
+    tokenizer: Any
+    text_encoder: Any
+    max_length: int
+    defaults: TextDefaults
+
+    def read(
+        self, name: str, prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Embeddings (P, L, D) and mask (P, L) of what the caller gave, or None for nothing.
+
+        Raises:
+            ValueError: prompts and embeddings at once, a mask alone, no encoder, or a prompt that is too long.
+        """
+        if prompt is not None and embeds is not None:
+            raise ValueError(f"{name} and {name}_embeds are both given; they say the same thing, give one")
+        if embeds is not None:
+            return check_embeds(f"{name}_embeds", embeds, mask)
+        if mask is not None:
+            raise ValueError(f"a mask is given without {name}_embeds, which it belongs to; a {name} brings its own")
+        return None if prompt is None else self.encode(as_list(name, prompt))
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> embeddings (P, L, D) in at least float32 and mask (P, L), refusing what the encoder would cut.
+
+        Raises:
+            ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
+        """
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
+        text, mask = encode(
+            self.tokenizer, self.text_encoder, self.check(prompts), self.max_length, padding=self.defaults.padding
+        )
+        return text, mask.to(text.device)
+
+    def check(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as they are encoded. Raises: ValueError for one that is too long, naming the first."""
+        prepared = [prompt.lower().strip() if self.defaults.lowercase else prompt for prompt in prompts]
+        check_lengths(self.tokenizer, prepared, self.max_length)
+        return prepared
+
+    def null(self, dim: int) -> tuple[Tensor, Tensor]:
+        """The text of the unconditional half, of width ``dim``: (1, L, D) and mask (1, L).
+
+        Raises:
+            ValueError: the model needs the encoding of an empty prompt and there is no encoder.
+        """
+        if self.defaults.null == "zero":
+            return null_text(1, dim)
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError(
+                "this model's unconditional half is the encoding of an empty prompt and there is no text_encoder: load "
+                "it, pass negative_prompt_embeds, or turn guidance off (guidance_scale=1)"
+            )
+        return self.encode([""])
 
 
 def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Ready embeddings (P, L, D) and their mask (P, L) or None (all tokens real) -> float32 and bool.
+    """Ready embeddings (P, L, D) and their mask (P, L) or None (all tokens real) -> at least float32, and bool.
 
     Raises:
         ValueError: shapes that do not fit, or a row without a real token.
@@ -88,13 +141,11 @@ def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, T
         raise ValueError(f"the mask of {name} has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}")
     if not mask.any(dim=1).all():
         raise ValueError(f"{name} has a row without a real token: its mask is 0 everywhere")
-    return embeds.float(), mask.to(embeds.device)
+    return embeds.to(torch.promote_types(embeds.dtype, torch.float32)), mask.to(embeds.device)
 
 
-def pair(
-    prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor] | None, count: int, device: torch.device
-) -> Text:
-    """Both halves on ``device``; without a negative text the null text (one zero token) stands there.
+def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: int, device: torch.device) -> Text:
+    """Both halves on ``device``.
 
     Args:
         count: prompts wanted; a single one is repeated (one prompt for several pictures to start from).
@@ -103,7 +154,6 @@ def pair(
         ValueError: prompts or negative texts of another number than one or ``count``, or of different widths.
     """
     given, _, dim = prompt[0].shape
-    negative = null_text(1, dim) if negative is None else negative
     if given not in (1, count):
         raise ValueError(f"{given} prompts for {count} pictures to start from; give one, or one for each")
     if negative[0].shape[0] not in (1, count):

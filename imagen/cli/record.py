@@ -29,13 +29,16 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image 
     from importlib.metadata import version
 
     asked = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "aug_level": args.aug_level}
-    stages = pipe.settings(image=image, size=args.size, **asked)
+    stages = pipe.settings(image=image, size=args.size, shape=(args.height, args.width), **asked)
     schedulers = {pipe.stage_defaults[slot].size: getattr(pipe, f"{slot}_scheduler") for slot in pipe.stage_defaults}
     return {
         "negative_prompt": args.negative_prompt,
         "model": args.model,
         "image": args.image,
         "size": max(stages),
+        "height": args.height,
+        "width": args.width,
+        "preset": args.preset,
         "steps": {str(size): stage.num_inference_steps for size, stage in stages.items()},
         "guidance": {str(size): stage.guidance_scale for size, stage in stages.items()},
         "aug_level": {str(size): stage.aug_level for size, stage in stages.items() if stage.lowres_size is not None},
@@ -54,7 +57,8 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
         if settings[name]:
             words += [option, ",".join(f"{size}={value}" for size, value in settings[name].items())]
     optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
-    words += [word for option, value in optional.items() if value is not None for word in (option, value)]
+    optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
+    words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]
     return shlex.join([*words, "--dtype", args.dtype])
 
 

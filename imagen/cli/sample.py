@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from PIL import Image
 
 from imagen.cascade.folder import check_folder, find_folder
-from imagen.cascade.stages import check_int, check_number, per_stage, route
+from imagen.cascade.presets import PRESETS
+from imagen.cascade.stages import check_int, check_number, check_steps, per_stage, route
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
+from imagen.diffusion.timesteps import RESPACINGS
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
@@ -48,8 +50,13 @@ def parser() -> Parser:
     p.add_argument(
         "--size", type=int, help="side to stop at in pixels, e.g. 64, 256 or 1024; default: the last stage's"
     )
+    p.add_argument(
+        "--height", type=int, metavar="PX", help="of the last stage's picture, with --width; default: square"
+    )
+    p.add_argument("--width", type=int, metavar="PX", help="see --height")
     p.add_argument("--image", metavar="FILE", help="a picture to start the super-resolution stages from")
-    p.add_argument("--steps", type=_values(int), metavar="STEPS", help="sampling steps per stage")
+    p.add_argument("--preset", choices=PRESETS, help="sampler and steps for checkpoints of the DeepFloyd IF family")
+    p.add_argument("--steps", type=_values(_steps), metavar="STEPS", help="per stage: a number, or a list (smart50)")
     p.add_argument("--guidance", type=_values(float), metavar="GUIDANCE", help="guidance scale per stage; 1 is off")
     p.add_argument("--aug-level", type=_values(float), metavar="LEVEL", help="noise on each stage's input, 0 to 1")
     p.add_argument("--sampler", choices=SAMPLERS, help="step rule of every stage; default: the model's own")
@@ -59,6 +66,11 @@ def parser() -> Parser:
     p.add_argument("--grid", action="store_true", help="also write all pictures side by side as one")
     p.add_argument("--save-stages", action="store_true", help="also write the pictures of the earlier stages")
     return p
+
+
+def _steps(text: str) -> int | str:
+    """A number of steps, or the name of a list of timesteps."""
+    return text if text in RESPACINGS else int(text)
 
 
 def _values(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -71,7 +83,7 @@ def _values(kind: Callable[[str], Any]) -> Callable[[str], Any]:
                 return {int(size): kind(value) for size, value in (entry.split("=") for entry in entries)}
             return kind(text) if len(entries) == 1 else [kind(entry) for entry in entries]
         except ValueError:
-            wanted = "50  or  50,20,10  or  64=50,256=20" if kind is int else "5  or  5,3,1.5  or  64=5,256=3"
+            wanted = "50  or  50,20,10  or  64=50,256=20" if kind is _steps else "5  or  5,3,1.5  or  64=5,256=3"
             raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
 
     return parse
@@ -117,7 +129,9 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Path, Image
         for value in _each(given):
             check_number(name, value, 0.0, most)
     for value in _each(args.steps):
-        check_int("--steps", value, 1)
+        check_steps("--steps", value)
+    if (args.height is None) != (args.width is None):
+        raise ValueError(f"--height is {args.height} and --width {args.width}; give both or none")
     image = _open_image(args.image) if args.image is not None else None
     if not prompts and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
@@ -172,8 +186,7 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
     import torch
     import transformers
 
-    from imagen.cascade.text import check_lengths
-    from imagen.diffusion.sampling import SAMPLERS as CLASSES
+    from imagen.cascade.presets import apply_preset, set_sampler
     from imagen.pipeline import ImagenPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -202,12 +215,12 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
         )
     if reading:
         texts = [*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])]
-        check_lengths(pipe.tokenizer, texts, pipe.config["max_length"])
-    if args.sampler is not None:  # gamma is ddpm's own, and diffusers warns of what a class does not know
+        pipe.reader.check(texts)
+    if args.preset is not None:
+        apply_preset(pipe, args.preset)
+    if args.sampler is not None:
         for slot in pipe.stage_defaults:
-            scheduler = getattr(pipe, f"{slot}_scheduler")
-            config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
-            setattr(pipe, f"{slot}_scheduler", CLASSES[args.sampler].from_config(config))  # type: ignore[attr-defined]
+            set_sampler(pipe, slot, args.sampler)
     return pipe
 
 
@@ -240,6 +253,8 @@ def sample(
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
                 image=image,
                 size=args.size,
+                height=args.height,
+                width=args.width,
                 callback_on_stage_end=writer.stage_end,
             )
         except torch.OutOfMemoryError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from imagen.training.config import ConfigError
+from imagen.training.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         finished = trainer.fit()
+    except ConfigError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
     except TrainingStopped as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

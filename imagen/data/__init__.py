@@ -1,15 +1,23 @@
 """Sources of pictures with captions, the order they are read in, and the shapes world."""
 
+from .decode import Unusable
 from .order import StepSampler, micro_positions, sample_index
+from .pictures import PictureDataset
+from .records import FolderRecords, Record, Records
 from .shapes.dataset import ShapesDataset
-from .sources import FolderDataset, Sample, Source, collate
+from .sources import Note, Sample, Source, collate
 
 __all__ = [
-    "FolderDataset",
+    "FolderRecords",
+    "Note",
+    "PictureDataset",
+    "Record",
+    "Records",
     "Sample",
     "ShapesDataset",
     "Source",
     "StepSampler",
+    "Unusable",
     "collate",
     "micro_positions",
     "sample_index",

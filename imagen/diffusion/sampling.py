@@ -47,6 +47,7 @@ from imagen.diffusion.schedules import (
     timestep_at,
     trained_betas,
 )
+from imagen.diffusion.timesteps import set_timesteps
 
 _LEARNED = ("learned", "learned_range")
 
@@ -129,6 +130,9 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
 
 class _ListDDIMScheduler(DDIMScheduler, SchedulerMixin, ConfigMixin):
     """DDIM from each timestep to the next of the list, and from the last to x0 (paper, appendix A). Not saved."""
+
+    def step_list(self, timesteps: list[int]) -> None:
+        self.num_inference_steps, self.timesteps = len(timesteps), torch.tensor(timesteps)
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **_: Any) -> tuple[Tensor]:
         later = self.timesteps[self.timesteps < timestep]
@@ -257,15 +261,6 @@ class LoopState:
     stop: bool = False
 
 
-def _set_timesteps(clone: Any, num_inference_steps: int) -> None:
-    clone.set_timesteps(num_inference_steps, device="cpu")
-    if clone.timesteps.min() < 0:
-        # numpy.arange(1000, 0, -1000 / N) has one element too many when N * (1000 / N) rounds below 1000.
-        clone.set_timesteps(num_inference_steps * (1 - 1e-9), device="cpu")
-    if hasattr(clone, "set_begin_index"):
-        clone.set_begin_index(0)
-
-
 def _evaluation_timesteps(clone: Any) -> list[float]:
     """The timestep of every evaluation: the list's own, or the fractional one that has the state's noise level."""
     timesteps: list[float] = clone.timesteps.double().tolist()
@@ -294,7 +289,7 @@ def sample_loop(
     x0_fn: X0Fn,
     z: Tensor,
     scheduler: Any,
-    num_inference_steps: int,
+    num_inference_steps: int | Sequence[int],
     generators: Sequence[torch.Generator] | None = None,
     callback: Callable[[LoopState], None] | None = None,
 ) -> Tensor:
@@ -305,7 +300,8 @@ def sample_loop(
             matching timestep (B,), float.
         z: (B, C, H, W), standard normal.
         scheduler: a supported diffusers scheduler (see :func:`sampling_clone`), which is not changed.
-        num_inference_steps: 1 to the scheduler's number of levels; Heun evaluates x0_fn twice in all but the last.
+        num_inference_steps: 1 to the scheduler's number of levels, or the falling list of timesteps to visit; Heun
+            evaluates x0_fn twice in all but the last.
         generators: one per image, for samplers that add noise, so that a picture does not depend on its batch; None
             uses the global generator.
         callback: called with a :class:`LoopState` after each completed step.
@@ -314,15 +310,17 @@ def sample_loop(
         (B, C, H, W), the last x0 estimate, in at least float32; after a callback's stop, z as it is.
 
     Raises:
-        ValueError: an unsupported scheduler, steps out of range, not one generator per image, no learned variance.
+        ValueError: an unsupported scheduler, steps out of range or a list it cannot take, not one generator per image,
+            no learned variance.
     """
     clone = sampling_clone(scheduler)
     levels = clone.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= levels:
+    total = num_inference_steps if isinstance(num_inference_steps, int) else len(num_inference_steps)
+    if not 1 <= total <= levels:
         raise ValueError(f"num_inference_steps={num_inference_steps} is out of range; expected 1 to {levels}")
     if generators is not None and len(generators) != len(z):
         raise ValueError(f"{len(generators)} generators for {len(z)} images; expected one per image")
-    _set_timesteps(clone, num_inference_steps)
+    set_timesteps(clone, num_inference_steps)
     times = _evaluation_timesteps(clone)
     # What the state is, as a multiple of the variance-preserving z, at each evaluation and at the end.
     scales = [1.0] * (len(times) + 1)
@@ -340,7 +338,7 @@ def sample_loop(
         half_done = i + 1 < len(times) and not getattr(clone, "state_in_first_order", True)  # Heun's first half
         if callback is None or half_done:
             continue
-        report = LoopState(step, num_inference_steps, times[i], before := state / scales[i + 1], denoised.x0)
+        report = LoopState(step, total, times[i], before := state / scales[i + 1], denoised.x0)
         callback(report)
         if report.z is not before:
             state = report.z.to(state) * scales[i + 1]

@@ -123,16 +123,51 @@ class LinearSchedule:
         return (2 * minus_log_alpha_bar / (a + root)).clamp(0, 1).to(log_snr.dtype)
 
 
-_SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule]] = {
+@dataclass(frozen=True)
+class DiscreteCosineSchedule:
+    """The cosine of 1000 levels (Nichol & Dhariwal 2021, equation 17), which DeepFloyd IF's stages were trained on.
+
+    diffusers calls it "squaredcos_cap_v2". Level i has the alpha_bar of t = (i + 1) / 1000 over that of t = 0, and no
+    beta is above 0.999; between the levels log-SNR is linear. ``shift`` as in :class:`CosineSchedule`.
+    """
+
+    s: float = 0.008
+    shift: float = 1.0
+    max_log_snr: float = MAX_LOG_SNR
+
+    def __post_init__(self) -> None:
+        _check_common(self.shift, self.max_log_snr)
+        if not (math.isfinite(self.s) and self.s >= 0):
+            raise ValueError(f"s={self.s} must be 0 or more; the usual value is 0.008")
+
+    def levels(self) -> Tensor:
+        """log-SNR (1000,), float64, of the levels."""
+        edges = torch.arange(NUM_TIMESTEPS + 1, dtype=torch.float64) / NUM_TIMESTEPS
+        alpha_bar = torch.cos((edges + self.s) / (1 + self.s) * (math.pi / 2)).square()
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        return log_snr_from_betas(betas) + 2 * math.log(self.shift)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log-SNR at times ``t`` in [0, 1] (values outside are clamped), clamped to +-max_log_snr; dtype of ``t``."""
+        log_snr = log_snr_at(timestep_from_t(_float64("t", t)), self.levels())
+        return log_snr.clamp(-self.max_log_snr, self.max_log_snr).to(t.dtype)
+
+    def t(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr` between the first and the last level; dtype of ``log_snr``."""
+        clamped = _float64("log_snr", log_snr).clamp(-self.max_log_snr, self.max_log_snr)
+        return t_from_timestep(timestep_at(clamped, self.levels())).to(log_snr.dtype)
+
+
+KnownSchedule = CosineSchedule | LinearSchedule | DiscreteCosineSchedule
+_SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule] | type[DiscreteCosineSchedule]] = {
     "cosine": CosineSchedule,
     "linear": LinearSchedule,
+    "cosine_discrete": DiscreteCosineSchedule,
 }
 
 
-def make_schedule(
-    kind: str, shift: float = 1.0, max_log_snr: float = MAX_LOG_SNR, **options: float
-) -> CosineSchedule | LinearSchedule:
-    """A schedule by name: "cosine" (option ``s``) or "linear" (options ``beta_start``, ``beta_end``).
+def make_schedule(kind: str, shift: float = 1.0, max_log_snr: float = MAX_LOG_SNR, **options: float) -> KnownSchedule:
+    """A schedule by name: "cosine" and "cosine_discrete" (option ``s``), "linear" (``beta_start``, ``beta_end``).
 
     Raises:
         ValueError: an unknown kind, an option that this kind does not have, or a value out of range.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+from imagen.text.folders import component_folders
 
 
 def load_text_encoder(
@@ -28,9 +30,7 @@ def load_text_encoder(
     Raises:
         ValueError: nothing there, or the checkpoint leaves a weight of the encoder uninitialised.
     """
-    path = Path(name_or_path)
-    split = path.is_dir() and (path / "text_encoder").is_dir()
-    tokenizer_path, encoder_path = (str(path / "tokenizer"), str(path / "text_encoder")) if split else (str(path),) * 2
+    tokenizer_path, encoder_path = component_folders(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
         encoder, info = T5EncoderModel.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)
@@ -69,6 +69,7 @@ def encode(
     prompts: Sequence[str],
     max_length: int = 128,
     pad_to_multiple_of: int | None = None,
+    padding: Literal["masked", "visible"] = "masked",
 ) -> tuple[Tensor, Tensor]:
     """Encode prompts with the encoder's final layer.
 
@@ -76,9 +77,11 @@ def encode(
         prompts: B strings; longer ones are cut at ``max_length`` tokens (use :func:`token_count` to refuse them).
         max_length: most tokens kept, end token included (our choice: the paper is silent).
         pad_to_multiple_of: round the padded length up, for compiled networks; None trims to the longest prompt.
+        padding: "masked" hides it from what reads the text; "visible" pads every prompt to ``max_length`` and shows all
+            positions, as DeepFloyd IF was trained (the encoder itself still masks it).
 
     Returns:
-        embeddings (B, L, D) float32, zero where padded, and mask (B, L) bool, True at real tokens.
+        embeddings (B, L, D) in at least float32 and mask (B, L) bool: zero and False where padding is masked.
 
     Raises:
         ValueError: no prompts, or a prompt that is not a string.
@@ -87,7 +90,7 @@ def encode(
         raise ValueError(f"prompts is {prompts!r}; expected a non-empty list of strings")
     tokens = tokenizer(
         list(prompts),
-        padding="longest",
+        padding="longest" if padding == "masked" else "max_length",
         truncation=True,
         max_length=max_length,
         pad_to_multiple_of=pad_to_multiple_of,
@@ -97,4 +100,7 @@ def encode(
     mask = tokens.attention_mask.to(device)
     hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
     mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
-    return hidden.float() * mask[..., None], mask.bool()
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if padding == "visible":
+        return hidden, torch.ones_like(mask, dtype=torch.bool)
+    return hidden * mask[..., None], mask.bool()

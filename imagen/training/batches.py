@@ -1,47 +1,70 @@
-"""From what the loader gives to what the objective needs: the training device, the noise, the frozen text encoder."""
+"""From what the loader gives to what the objective needs: the training device, the noise, the text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.cached import open_cache, read_cache
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.objective import Batch, Objective
 from imagen.training.randomness import Draws, draw_noise
 
+if TYPE_CHECKING:
+    from imagen.text.cache.store import TextCache
+
 
 class Texts:
-    """The frozen encoder: captions -> (B, L, D) float32 and a mask, without gradients; nothing where none is named."""
+    """Captions -> (B, L, D) float32 and a mask, without gradients, from the frozen encoder or from a cache of what it
+    made, which loads no encoder; nothing where the configuration names neither.
+
+    Raises:
+        ConfigError: no encoder or cache there, of another width than the network's, or a grid's prompt or, when called,
+            a caption that the cache lacks.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config = config.text
+        self.config, self.device = config, device
         self.encoder: Any = None
-        if config.text.encoder is None:
+        self.cache: TextCache | None = None
+        if config.text.cache is not None:
+            self.cache = open_cache(config)
+        elif config.text.encoder is not None:
+            self._load(config.text.encoder, config)
+        else:
             return
-        from imagen.text.encoder import load_text_encoder
-
-        try:
-            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.text.dtype]
-            self.tokenizer, self.encoder = load_text_encoder(config.text.encoder, dtype)
-        except ValueError as error:
-            raise ConfigError(f"text.encoder: {error}") from error
-        self.encoder.to(device)
-        width, expected = self.encoder.config.d_model, config.unet.get("text_dim")
+        width, expected = self._width(), config.unet.get("text_dim")
         if expected is not None and width != expected:
             raise ConfigError(
                 f"unet.text_dim {expected} differs from the encoder's width {width}: set unet.text_dim {width}"
             )
 
+    def _load(self, encoder: str, config: RunConfig) -> None:
+        from imagen.text.encoder import load_text_encoder
+
+        try:
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.text.dtype]
+            self.tokenizer, self.encoder = load_text_encoder(encoder, dtype)
+        except ValueError as error:
+            raise ConfigError(f"text.encoder: {error}") from error
+        self.encoder.to(self.device)
+
+    def _width(self) -> int:
+        return self.encoder.config.d_model if self.cache is None else self.cache.manifest.identity.width
+
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """(B, L, D) and (B, L), or None when training without text."""
+        if self.cache is not None:
+            return read_cache(self.cache, captions, self.device, self.config)
         if self.encoder is None:
             return None
         from imagen.text.encoder import encode
 
-        return encode(self.tokenizer, self.encoder, captions, self.config.max_length)
+        return encode(self.tokenizer, self.encoder, captions, self.config.text.max_length)
 
 
 class BatchMaker:

@@ -12,9 +12,9 @@ from imagen.training.config import RunConfig
 FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
         "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
         "train.gradient_checkpointing",
-        "train.accumulation", "run_dir", "grid", "sampling")  # fmt: skip
+        "train.accumulation", "run_dir", "grid", "sampling", "data.max_skipped_share")  # fmt: skip
 SWITCHES = ("optim.muon_lr",)  # null or not decides what state there is
-WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "data.path")
+WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "text.cache", "data.path")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from imagen.training.config import ConfigError
+from imagen.training.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -9,15 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; its message is one line that names the value and the remedy."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
+from imagen.training.data_config import DataConfig
+from imagen.training.errors import require
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class StageConfig:
     size: int = 64
     """side of the pictures this stage makes, in pixels"""
     lowres_size: int | None = None
-    """side of the low-resolution input in pixels; null for the base stage"""
+    """side of the low-resolution or conditioning input in pixels; null for the base stage"""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """what the network predicts, in diffusers' words"""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -80,8 +73,8 @@ class StageConfig:
             require(self.lowres_size is None, f"stage.lowres_size {self.lowres_size}: base64 takes none, use null")
         else:
             require(
-                self.lowres_size is not None and 0 < self.lowres_size < self.size,
-                f"stage.lowres_size {self.lowres_size}: {self.name} needs a side below stage.size ({self.size})",
+                self.lowres_size is not None and 0 < self.lowres_size <= self.size,
+                f"stage.lowres_size {self.lowres_size}: {self.name} needs a side up to stage.size ({self.size})",
             )
 
 
@@ -116,39 +109,24 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The frozen text encoder."""
+    """The frozen text encoder, or embeddings that it made earlier."""
 
     encoder: str | None = None
-    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text"""
+    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text, or with what made text.cache"""
+    cache: str | None = None
+    """folder that python -m imagen.text.cache wrote: train from it and load no encoder"""
     max_length: int = 128
     """captions are cut to this many tokens, the paper gives none (our choice)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype the encoder computes in; its output is float32"""
 
+    @property
+    def used(self) -> bool:
+        """Whether the stage is trained with text."""
+        return self.encoder is not None or self.cache is not None
+
     def __post_init__(self) -> None:
         require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the pictures come from."""
-
-    kind: Literal["shapes", "folder"] = "shapes"
-    """shapes (the endless synthetic world) or folder (your own pictures with .txt captions beside them)"""
-    path: str | None = None
-    """the folder, for kind folder"""
-    crop: int | None = None
-    """train on windows of this many pixels instead of whole pictures (convolutional SR stages)"""
-    square: Literal["center", "random"] = "center"
-    """where a picture that is not square is cut, for kind folder"""
-    flip: bool = False
-    """mirror half of the pictures, for kind folder (wrong for captions that say left or right)"""
-    category: Literal["single", "relation", "counting", "background"] | None = None
-    """only captions of this category, for kind shapes; null mixes them"""
-
-    def __post_init__(self) -> None:
-        require(self.kind != "folder" or bool(self.path), "data.path is missing: kind folder needs --data.path DIR")
-        require(self.crop is None or self.crop > 0, f"data.crop {self.crop} must be positive or null")
 
 
 @dataclass(frozen=True)
@@ -305,6 +283,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
         crop, low, size = self.data.crop, self.stage.lowres_size, self.stage.size
+        require(
+            low != size or self.data.conditioning is not None,
+            f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, data.conditioning",
+        )
+        require(
+            low is not None or self.data.conditioning is None,
+            f"data.conditioning {self.data.conditioning!r}, but stage {self.stage.name} takes no low-res input: "
+            "train it as sr256 or sr1024 with stage.lowres_size",
+        )
         if crop is not None and low is not None:
             require(
                 crop <= size and crop * low % size == 0,

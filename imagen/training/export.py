@@ -21,8 +21,9 @@ from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import make_schedule
 from imagen.training.checkpoint import sync, write_text
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
+from imagen.training.errors import ConfigError
 
 FORMAT_VERSION = 1
 SLOTS = {"base64": "base", "sr256": "sr256", "sr1024": "sr1024"}

@@ -7,7 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.export import stage_scheduler
 from imagen.training.network import check_size, make_unet
 from imagen.training.objective import Objective
@@ -53,7 +54,7 @@ def check_before_loading(config: RunConfig) -> None:
         stage_scheduler(config)
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
-    text = config.text.encoder
+    text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it
     a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
     if text is not None and a_path and not Path(text).is_dir():
         raise ConfigError(f"text.encoder {text!r} does not exist: give a T5 folder or a Hub id")

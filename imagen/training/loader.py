@@ -4,34 +4,65 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imagen.data import FolderDataset, ShapesDataset, Source, StepSampler, collate
-from imagen.training.config import ConfigError, RunConfig
+from imagen.data import FolderRecords, PictureDataset, Records, ShapesDataset, Source, StepSampler, collate
+from imagen.training.config import DataConfig, RunConfig
+from imagen.training.errors import ConfigError
 
 
-def make_source(config: RunConfig, seed: int | None = None) -> Source:
+def make_records(data: DataConfig) -> Records:
+    """The stored pictures that `data` names, of any kind but shapes.
+
+    Raises:
+        ValueError: they are not there, or are not what the configuration says.
+    """
+    path = data.path or ""  # DataConfig has checked it
+    if data.kind == "folder":
+        return FolderRecords(path, data.captions, data.conditioning)
+    if data.kind == "table":
+        from imagen.data.table import TableRecords
+
+        return TableRecords(path, data.image_column, data.caption_column, data.conditioning)
+    if data.kind == "hub":
+        from imagen.data.hub import HubRecords
+
+        return HubRecords(path, data.split, data.image_column, data.caption_column, data.conditioning)
+    from imagen.data.tar import ShardRecords
+
+    return ShardRecords([part.strip() for part in path.split(",")], data.caption_column, data.conditioning)
+
+
+def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset:
     """The pictures that `config` trains on.
 
     Args:
         seed: replaces the run's seed where the source draws pictures, for samples that training does not see.
 
     Raises:
-        ConfigError: a missing folder, or sizes that the source cannot make.
+        ConfigError: nothing there, or sizes that the source cannot make.
     """
-    data, stage = config.data, config.stage
+    data, stage, unet = config.data, config.stage, config.unet
     seed = config.train.seed if seed is None else seed
     try:
-        if data.kind == "folder":
-            assert data.path is not None  # checked by DataConfig
-            captions: Literal["required", "optional"] = "optional" if config.text.encoder is None else "required"
-            return FolderDataset(
-                data.path, stage.size, seed, data.crop, stage.lowres_size, data.square, data.flip, captions
-            )
-        return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
+        if data.kind == "shapes":
+            return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
+        return PictureDataset(
+            make_records(data),
+            stage.size,
+            seed,
+            data.crop,
+            stage.lowres_size,
+            data.square,
+            data.flip,
+            captions="required" if config.text.used else "optional",
+            template=data.template,
+            channels=unet.get("in_channels", 3),
+            lowres_channels=unet.get("lowres_channels", 3),
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
 

@@ -93,7 +93,7 @@ class Progress:
         self._began = time.monotonic()
         self._shown = float("-inf")
 
-    def show(self, step: int, loss: float | None, rate: float, skipped: int) -> None:
+    def show(self, step: int, loss: float | None, rate: float, skipped: int, pictures: int = 0) -> None:
         """Show the state after `step` steps; off a terminal at most one line per `every` seconds."""
         now, terminal = time.monotonic(), self.stream.isatty()
         if not terminal and now - self._shown < self.every and step < self.steps:
@@ -103,6 +103,7 @@ class Progress:
         words = [f"step {step}/{self.steps}", f"loss {loss:.5f}" if loss is not None else "loss -"]
         words += [f"{rate:.1f} img/s", f"ETA {duration(left)}"]
         words += [f"{skipped} skipped"] if skipped else []
+        words += [f"{pictures} unusable pictures"] if pictures else []
         self.stream.write(("\r\x1b[2K" if terminal else "") + "  ".join(words) + ("" if terminal else "\n"))
         self.stream.flush()
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 
 
@@ -45,11 +46,11 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
     if stage.lowres_size is not None and not unet.lowres_channels:
         raise ConfigError(f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
-    if config.text.encoder is None and unet.text_dim is not None:
+    if not config.text.used and unet.text_dim is not None:
         raise ConfigError(
             f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder, or text_dim null"
         )
-    if config.text.encoder is not None and unet.text_dim is None:
+    if config.text.used and unet.text_dim is None:
         raise ConfigError(f"unet.text_dim is null: text.encoder {config.text.encoder!r} needs its width there")
     if unet.out_channels != unet.in_channels:
         raise ConfigError(

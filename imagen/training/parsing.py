@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
 
 UNET_KINDS = ("BaseUNet", "EfficientUNet")
 

@@ -27,6 +27,12 @@ CHUNK = 16  # pictures sampled at once
 GAP = 2  # pixels between pictures
 
 
+def held_out(config: RunConfig) -> list[Any]:
+    """grid.count samples that training does not see where the source is endless; a folder's first ones."""
+    source = make_source(config, seed=config.train.seed + 1)
+    return [source[index] for index in range(config.grid.count)]
+
+
 class GridMaker:
     """Draws grids: a row of samples for a base stage; rows of input, sample and truth for super-resolution."""
 
@@ -37,10 +43,8 @@ class GridMaker:
         self._held: list[Any] | None = None
 
     def _held_out(self) -> list[Any]:
-        """Samples that training does not see where the source is endless; a folder's first ones."""
         if self._held is None:
-            source = make_source(self.config, seed=self.config.train.seed + 1)
-            self._held = [source[index] for index in range(self.config.grid.count)]
+            self._held = held_out(self.config)
         return self._held
 
     @torch.no_grad()

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from imagen.data import micro_positions
 from imagen.training.batches import BatchMaker, Texts
+from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
 from imagen.training.checkpoint import State, StateFolder, write_text
-from imagen.training.config import ConfigError, RunConfig
+from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
+from imagen.training.errors import ConfigError
 from imagen.training.export import export_stage
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
@@ -35,10 +37,11 @@ from imagen.training.optimizers import make_optimizer, schedule_factor, set_lear
 from imagen.training.parsing import to_yaml
 from imagen.training.randomness import derive_seed, draw_batch
 from imagen.training.samples import GridMaker
+from imagen.training.skipped import SkipFile
 
 
 class TrainingStopped(RuntimeError):
-    """Training ended itself because too many steps had a non-finite loss or gradient."""
+    """Training ended itself: too many steps had a non-finite loss or gradient, or too many pictures were unusable."""
 
 
 class Trainer:
@@ -52,8 +55,8 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
+        self.config = config = with_cache(config)
         check_before_loading(config)
-        self.config = config
         self.run = Path(config.run_dir)
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
@@ -61,6 +64,7 @@ class Trainer:
         check_processes(config, self.accelerator)
         self._check_same_run()
         self.source = make_source(config)
+        self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
         self.objective = Objective(config.stage)
         self.texts = Texts(config, self.accelerator.device)
         self.batch_maker = BatchMaker(config, self.objective, self.texts, self.accelerator.device)
@@ -94,7 +98,7 @@ class Trainer:
         """Train to train.steps. True when they are done, False when a signal or the time limit ended the run early.
 
         Raises:
-            TrainingStopped: too many steps were skipped. A resume point is kept.
+            TrainingStopped: too many steps or pictures were skipped. A resume point is kept.
         """
         config = self.config.train
         main = self.accelerator.is_main_process
@@ -113,6 +117,8 @@ class Trainer:
                 stop = self._train_step(batches)
                 self._after_step(stop)
             del batches
+        if self.bad.refresh() and self.bad.exceeded:
+            self._give_up(self.bad.verdict())
         if main:
             self._export()
         if self.metrics is not None:
@@ -127,7 +133,9 @@ class Trainer:
         sums = torch.zeros(2 * BINS, dtype=torch.float64, device=self.accelerator.device)
         for micro in range(config.accumulation):
             rows = micro_positions(config.batch_size, micro, config.accumulation, self.rank, self.world)
-            batch = self.batch_maker(next(batches), draws.rows(rows.start, len(rows)), step, rows)
+            raw = next(batches)
+            self.bad.add(raw["notes"])
+            batch = self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
             torch.manual_seed(derive_seed(config.seed, "network", step, rows.start))  # dropout inside the network
             last = micro == config.accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -155,7 +163,7 @@ class Trainer:
         """Sums over processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
         limit = self.config.train.time_limit
         late = limit is not None and time.monotonic() - self._began > 60 * limit
-        stop = float(self._stop_signal is not None or late)
+        stop = float(self._stop_signal is not None or late or self.bad.exceeded)
         if self.world > 1:
             packed = torch.cat([sums, sums.new_tensor([stop])])
             packed = self.accelerator.reduce(packed, reduction="sum")
@@ -173,20 +181,19 @@ class Trainer:
             with self.ema.swapped_in(self.unet):
                 self.grids.write(self.unet, self.run / "samples" / f"step-{self.step:08d}.png")
         if self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped:
-            self._give_up()
+            self.save()
+            self._give_up(
+                f"{self.skipped} steps in all and {self.skipped_in_a_row} in a row had a non-finite loss or gradient "
+                f"(limits {config.max_skipped} and {config.max_skipped_in_a_row}); the weights before them are kept in "
+                f"{self.run / 'state'}. Lower optim.lr, raise optim.warmup or look at the data"
+            )
         if stop or last or self.step % config.checkpoint_every == 0:
             self.save()
 
-    def _give_up(self) -> None:
-        self.save()
+    def _give_up(self, why: str) -> None:
         if self.metrics is not None:
             self.metrics.close()
-        config = self.config.train
-        raise TrainingStopped(
-            f"stopped at step {self.step}: {self.skipped} steps in all and {self.skipped_in_a_row} in a row had a "
-            f"non-finite loss or gradient (limits {config.max_skipped} and {config.max_skipped_in_a_row}); the weights "
-            f"before them are kept in {self.run / 'state'}. Lower optim.lr, raise optim.warmup or look at the data"
-        )
+        raise TrainingStopped(f"stopped at step {self.step}: {why}")
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
@@ -208,7 +215,7 @@ class Trainer:
         if self.metrics is None or self.progress is None:
             return
         self.metrics.write(record)
-        self.progress.show(self.step, means["loss"], rate, self.skipped)
+        self.progress.show(self.step, means["loss"], rate, self.skipped, self.bad.refresh())
         if self.config.train.tensorboard:
             shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
             self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)

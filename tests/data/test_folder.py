@@ -9,10 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderDataset
-from imagen.data.transforms import read_image
+from imagen.data import FolderRecords, PictureDataset
+from imagen.data.decode import Unusable, decode
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def folder(root: Path, size: int, **options) -> PictureDataset:  # type: ignore[no-untyped-def]
+    return PictureDataset(FolderRecords(root), size, **options)
+
+
+def read(path: Path, channels: int = 3) -> np.ndarray:
+    return decode(path, path.name, channels).pixels
 
 
 def halves(width: int = 24, height: int = 16) -> Image.Image:
@@ -38,12 +46,12 @@ def colour(tensor: torch.Tensor, row: int, column: int) -> list[int]:
 
 
 def test_pictures_are_found_in_order_with_their_captions(tmp_path: Path) -> None:
-    save(tmp_path, "b.PNG", caption="  a red\n half ")
+    save(tmp_path, "b.PNG", caption="  a red\t half \n")
     save(tmp_path, "a/z.jpg", caption="größer ☂")
     save(tmp_path, "a/b/c.webp", caption="")
     save(tmp_path, ".hidden/x.png")
     (tmp_path / "notes.md").write_text("not a picture")
-    dataset = FolderDataset(tmp_path, 8)
+    dataset = folder(tmp_path, 8)
     assert len(dataset) == dataset.length == 3
     assert [dataset[i].key for i in range(3)] == ["a/b/c.webp", "a/z.jpg", "b.PNG"]
     assert [dataset[i].caption for i in range(3)] == ["", "größer ☂", "a red half"]
@@ -55,7 +63,7 @@ def test_pictures_are_found_in_order_with_their_captions(tmp_path: Path) -> None
 def test_pixels_are_kept(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     save(tmp_path, "a.png", Image.fromarray(pixels))
-    image = FolderDataset(tmp_path, 8)[0].image
+    image = folder(tmp_path, 8)[0].image
     assert np.array_equal(((image + 1) * 127.5).round().numpy().transpose(1, 2, 0), pixels)
     assert image.min() >= -1
     assert image.max() <= 1
@@ -63,21 +71,21 @@ def test_pixels_are_kept(tmp_path: Path) -> None:
 
 def test_the_middle_square_or_a_random_one(tmp_path: Path) -> None:
     save(tmp_path, "a.png", halves(48, 16))
-    middle = FolderDataset(tmp_path, 16)
+    middle = folder(tmp_path, 16)
     assert colour(middle[0].image, 8, 2) == [*RED]
     assert colour(middle[0].image, 8, 13) == [*BLUE]
     assert torch.equal(middle[0].image, middle[5].image)
-    random = FolderDataset(tmp_path, 16, seed=3, square="random")
+    random = folder(tmp_path, 16, seed=3, square="random")
     cuts = {float(random[i].image[0].mean()) for i in range(30)}
     assert len(cuts) > 8, "later epochs must cut anew"
-    again = FolderDataset(tmp_path, 16, seed=3, square="random")
+    again = folder(tmp_path, 16, seed=3, square="random")
     assert all(torch.equal(random[i].image, again[i].image) for i in reversed(range(10)))
 
 
 def test_flipping_is_off_unless_asked_for(tmp_path: Path) -> None:
     save(tmp_path, "a.png", halves(16, 16))
-    assert {tuple(colour(FolderDataset(tmp_path, 16)[i].image, 8, 2)) for i in range(20)} == {RED}
-    flipped = FolderDataset(tmp_path, 16, flip=True)
+    assert {tuple(colour(folder(tmp_path, 16)[i].image, 8, 2)) for i in range(20)} == {RED}
+    flipped = folder(tmp_path, 16, flip=True)
     lefts = [tuple(colour(flipped[i].image, 8, 2)) for i in range(60)]
     assert 15 < lefts.count(BLUE) < 45
 
@@ -86,7 +94,7 @@ def test_lowres_and_crop_show_the_same_window(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(0)), -1)
     save(tmp_path, "a.png", Image.fromarray(pixels))
-    dataset = FolderDataset(tmp_path, 64, crop=16, lowres_size=16)
+    dataset = folder(tmp_path, 64, crop=16, lowres_size=16)
     corners = set()
     for index in range(20):
         sample = dataset[index]
@@ -103,7 +111,7 @@ def test_reducing_does_not_alias(tmp_path: Path) -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[::2] = 255
     save(tmp_path, "a.png", Image.fromarray(stripes))
-    assert FolderDataset(tmp_path, 8)[0].image.abs().max() < 0.05  # grey, not stripes
+    assert folder(tmp_path, 8)[0].image.abs().max() < 0.05  # grey, not stripes
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
@@ -120,7 +128,7 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path, "a.png", halves().transpose(undo[orientation]), exif=exif)
-    assert np.array_equal(np.asarray(read_image(path)), np.asarray(halves()))
+    assert np.array_equal(read(path), np.asarray(halves()))
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
@@ -137,54 +145,109 @@ def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
         "ink.tiff": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0)),
     }
     for name, (image, rgb) in expected.items():
-        read = read_image(save(tmp_path, name, image))
-        assert read.mode == "RGB", name
-        assert read.getpixel((3, 3)) == rgb, name
+        pixels = read(save(tmp_path, name, image))
+        assert pixels.shape == (8, 8, 3), name
+        if pixels.dtype == np.uint8:
+            assert tuple(pixels[3, 3]) == rgb, name
+        else:  # 16 bits keep them all
+            assert np.allclose(pixels[3, 3], 128 * 257 / 32767.5 - 1, atol=1e-7), name
     keyed.save(tmp_path / "key.png", transparency=0)
-    assert read_image(tmp_path / "key.png").getpixel((3, 3)) == (255, 255, 255)
+    assert tuple(read(tmp_path / "key.png")[3, 3]) == (255, 255, 255)
 
 
-def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path, "a.tiff", Image.new("F", (8, 8), 0.5))
-    with pytest.raises(ValueError, match="floating-point"):
-        read_image(path)
+def test_floating_point_pictures_must_lie_in_the_network_s_range(tmp_path: Path) -> None:
+    assert read(save(tmp_path, "a.tiff", Image.new("F", (8, 8), -0.5)), 1)[0, 0, 0] == -0.5
+    for value, message in ((7.0, r"\[7, 7\]; expected \[-1, 1\]"), (float("nan"), "finite")):
+        with pytest.raises(Unusable, match=message):
+            read(save(tmp_path, "a.tiff", Image.new("F", (8, 8), value)))
 
 
-def test_a_missing_caption_is_an_error_or_empty_if_allowed(tmp_path: Path) -> None:
+def test_a_missing_caption_skips_the_picture_or_is_empty_if_allowed(tmp_path: Path) -> None:
     save(tmp_path, "a.png")
     save(tmp_path, "b.png", caption=None)
-    with pytest.raises(ValueError, match=r"1 of 2 pictures.*b\.png.*b\.txt"):
-        FolderDataset(tmp_path, 8)
-    assert FolderDataset(tmp_path, 8, captions="optional")[1].caption == ""
+    sample = folder(tmp_path, 8)[1]
+    assert (sample.key, sample.caption) == ("a.png", "a picture")
+    assert [*map(tuple, sample.notes)] == [("b.png", "skipped", "has no caption")] * len(sample.notes)
+    assert sample.notes
+    assert folder(tmp_path, 8, captions="optional")[1].caption == ""
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
-def test_an_unreadable_picture_names_its_file(tmp_path: Path, damage: str) -> None:
-    path = save(
-        tmp_path, "broken.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    )
+def test_an_unreadable_picture_is_replaced_by_another_and_named(tmp_path: Path, damage: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path, "broken.png", Image.fromarray(noise))
+    for name in ("a.png", "c.png", "d.png"):
+        save(tmp_path, name)
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[: len(whole) // 2]}[damage])
-    with pytest.raises(ValueError, match=r"cannot read .*broken\.png"):
-        FolderDataset(tmp_path, 8)[0]
+    dataset = folder(tmp_path, 8)
+    chosen = [dataset[1 + 4 * epoch] for epoch in range(40)]
+    assert {sample.key for sample in chosen} == {"a.png", "c.png", "d.png"}, "every good one stands in at times"
+    assert {sample.notes[0].key for sample in chosen} == {"broken.png"}
+    assert [folder(tmp_path, 8)[1 + 4 * epoch].key for epoch in range(40)] == [sample.key for sample in chosen]
+    assert dataset[0].notes == ()
 
 
-def test_a_caption_that_is_not_utf8_names_its_file(tmp_path: Path) -> None:
+def test_a_folder_of_bad_pictures_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path, "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"100 pictures in a row.*a\.png: the file is empty"):
+        folder(tmp_path, 8)[0]
+
+
+def test_a_caption_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     save(tmp_path, "a.png").with_suffix(".txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
-        FolderDataset(tmp_path, 8)[0]
+    sample, notes = folder(tmp_path, 8).examine(0)
+    assert sample is None
+    assert "a.txt is not UTF-8" in notes[0].reason
+
+
+def test_one_of_several_captions_is_drawn(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", caption="one\n\n  two \nthree\n")
+    dataset = folder(tmp_path, 8, template="a photo of {}")
+    drawn = [dataset[index].caption for index in range(90)]
+    assert {text: drawn.count(text) > 15 for text in drawn} == {
+        f"a photo of {word}": True for word in ("one", "two", "three")
+    }
+    assert list(dataset.captions()) == [("a photo of one", "a photo of two", "a photo of three")]
+
+
+def test_the_class_is_the_folder(tmp_path: Path) -> None:
+    save(tmp_path, "red_fox/1.png", caption=None)
+    assert PictureDataset(FolderRecords(tmp_path, "class"), 8)[0].caption == "red fox"
+
+
+def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 96 * 48, dtype=np.uint16).reshape(48, 96)
+    save(tmp_path / "after", "a.png", Image.fromarray(ramp))
+    np.save(save(tmp_path / "before", "a.npy.png", caption=None).with_name("a.npy"), ramp[::2, ::2])
+    (tmp_path / "before" / "a.npy.png").unlink()
+    records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
+    dataset = PictureDataset(
+        records, 32, crop=16, lowres_size=16, square="random", flip=True, channels=1, lowres_channels=1
+    )
+    for index in range(20):
+        sample = dataset[index]
+        assert sample.lowres is not None
+        assert sample.image.shape == (1, 16, 16)
+        assert sample.lowres.shape == (1, 8, 8)
+        blocks = sample.image.reshape(1, 8, 2, 8, 2).mean((2, 4))
+        assert (blocks - sample.lowres).abs().max() < 0.03
+    save(tmp_path / "after", "b.png")
+    records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
+    _, notes = PictureDataset(records, 32, lowres_size=16).examine(1)
+    assert [note.reason for note in notes] == ["has no picture of its name in the conditioning folder"]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
     save(tmp_path, "a.png").with_suffix(".txt").write_bytes(b"\xef\xbb\xbfa cat")
-    assert FolderDataset(tmp_path, 8)[0].caption == "a cat"
+    assert folder(tmp_path, 8)[0].caption == "a cat"
 
 
 def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder"):
-        FolderDataset(tmp_path / "nowhere", 8)
+        folder(tmp_path / "nowhere", 8)
     with pytest.raises(ValueError, match="no pictures"):
-        FolderDataset(tmp_path, 8)
+        folder(tmp_path, 8)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +264,4 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict, message: str) -> None:
     save(tmp_path, "a.png")
     with pytest.raises(ValueError, match=message):
-        FolderDataset(tmp_path, 16, **options)
+        folder(tmp_path, 16, **options)

@@ -84,7 +84,7 @@ def sample(key: str = "a", side: int = 4, lowres: bool = False) -> Sample:
 
 def test_collate() -> None:
     batch = collate([sample("a"), sample("b")])
-    assert set(batch) == {"key", "image", "caption"}
+    assert set(batch) == {"key", "image", "caption", "notes"}
     assert (batch["key"], batch["caption"]) == (["a", "b"], ["a a", "a b"])
     assert batch["image"].shape == (2, 3, 4, 4)
     assert collate([sample(lowres=True)])["lowres"].shape == (1, 3, 2, 2)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from imagen.diffusion.schedules import (
     CosineSchedule,
+    DiscreteCosineSchedule,
     LinearSchedule,
     Schedule,
     alpha_sigma,
@@ -31,6 +33,8 @@ SCHEDULES = [
     LinearSchedule(),
     LinearSchedule(shift=64 / 256),
     LinearSchedule(beta_start=0.01, beta_end=0.01),
+    DiscreteCosineSchedule(),
+    DiscreteCosineSchedule(shift=64 / 256),
 ]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 LEVELS = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
@@ -41,6 +45,13 @@ def test_cosine_is_nichol_and_dhariwals_alpha_bar() -> None:
     expected = torch.cos((LEVELS + 0.008) / 1.008 * math.pi / 2) ** 2
     torch.testing.assert_close(alpha**2, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=1e-14, atol=0)
+
+
+def test_the_discrete_cosine_is_diffusers_squaredcos_cap_v2() -> None:
+    betas = DDPMScheduler(beta_schedule="squaredcos_cap_v2").betas.double()
+    alpha, _ = alpha_sigma(DiscreteCosineSchedule().log_snr(LEVELS))
+    torch.testing.assert_close(alpha**2, torch.cumprod(1 - betas, 0), rtol=2e-5, atol=0)  # their betas are float32
+    torch.testing.assert_close(trained_betas(DiscreteCosineSchedule()), betas.tolist(), rtol=1e-5, atol=1e-7)
 
 
 def test_linear_is_the_limit_of_linear_betas() -> None:

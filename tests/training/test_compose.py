@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel
 from imagen import ImagenPipeline
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.compose import main
-from imagen.training.config import ConfigError
+from imagen.training.errors import ConfigError
 from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer
 

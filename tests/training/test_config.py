@@ -10,7 +10,7 @@ import yaml
 
 from imagen.cli.train import main
 from imagen.training.changes import changed_keys, flatten
-from imagen.training.config import ConfigError
+from imagen.training.errors import ConfigError
 from imagen.training.network import make_unet
 from imagen.training.parsing import parse, to_yaml
 

@@ -1,0 +1,167 @@
+"""The command ``python -m imagen.text.cache``: encode the captions of a training configuration, or of a file, once.
+
+Give the same command again after an interruption: it goes on from the shards that are finished. Exit codes: 0 done,
+1 the disk or the memory did not suffice, 2 a request that cannot be served, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imagen.text.cache.build import Result
+
+NO_STAGE = ("--run_dir=-", "--unet.kind=BaseUNet")  # what a configuration must say, and this command does not read
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m imagen.text.cache",
+        description="Encode captions once, so that training with text.cache loads no text encoder.",
+        epilog="The options of train.py are understood, too, with --config or without: --text.encoder DIR_OR_HUB_ID, "
+        "--text.max_length N, --text.dtype DTYPE, --data.path DIR and so on.",
+    )
+    add = parser.add_argument
+    add("--config", help="a training configuration: its text section, and the captions of its data and its grids")
+    add("--captions", metavar="FILE", help="encode the lines of this UTF-8 file instead of the data's captions")
+    add("--out", metavar="DIR", help="the cache; default: the configuration's text.cache")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="stored dtype; default: text.dtype, without loss")
+    add("--processes", type=_positive, help="encoders at work at once; default: the number of GPUs, or 1")
+    add("--batch_size", type=_positive, default=64, help="captions encoded at once by a process (default 64)")
+    add("--shard_size", type=_positive, default=4096, help="captions a file, the most a kill costs (default 4096)")
+    add("--device", help="cpu, cuda (shared out over the GPUs) or another torch device; default: cuda if there is one")
+    add("--num", type=_positive, help="how many samples of a source without end, such as the shapes world")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return number
+
+
+def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
+    """The captions that a run of ``config`` asks for: its data's, and those of its sample grids.
+
+    Raises:
+        ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
+    """
+    from imagen.data import ShapesDataset
+    from imagen.training.loader import make_source
+    from imagen.training.samples import held_out
+
+    source, train = make_source(config), config.train
+    if isinstance(source, ShapesDataset):
+        if num is None:
+            needed = train.steps * train.batch_size
+            raise ConfigError(f"data.kind {config.data.kind} has no end: add --num N ({needed} for this run's steps)")
+        for index in range(num):
+            yield source.scene(index)[1]
+    elif num is not None:
+        raise ConfigError(f"--num {num}: data.kind {config.data.kind} has an end, all of it is taken: leave --num out")
+    else:
+        for texts in source.captions():
+            yield from texts
+    yield from config.grid.prompts
+    if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
+        yield from (sample.caption for sample in held_out(config))
+
+
+def file_captions(path: str) -> Iterator[str]:
+    """The lines of a text file.
+
+    Raises:
+        ConfigError: no such file, or one that is not UTF-8.
+    """
+    try:
+        with Path(path).open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                yield line.rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"cannot read --captions {path!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--captions {path!r} is not UTF-8 ({error}): save it as UTF-8") from None
+
+
+def run(args: argparse.Namespace, others: Sequence[str]) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        ValueError: with one line for the user.
+    """
+    from imagen.training.parsing import parse
+
+    if args.config is None and args.captions is None:
+        raise ConfigError("nothing to encode: give --config TRAIN.yaml or --captions FILE")
+    if args.captions is not None and args.num is not None:
+        raise ConfigError(f"--num {args.num}: all lines of --captions are taken: leave it out")
+    start = NO_STAGE if args.config is None else (f"--config={args.config}",)
+    config = parse([*start, *others])
+    out = args.out or config.text.cache
+    if out is None:
+        raise ConfigError("no folder to write to: give --out DIR, or set text.cache in the configuration")
+    if config.text.encoder is None:
+        raise ConfigError("text.encoder is null: give --text.encoder with a T5 folder or Hub id")
+    captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
+
+    import torch
+
+    from imagen.text.cache.build import Encoding, build_cache
+
+    gpus = torch.cuda.device_count()
+    device = args.device or ("cuda" if gpus else "cpu")
+    processes = args.processes or (max(1, gpus) if device == "cuda" else 1)
+    text = config.text
+    encoding = Encoding(config.text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
+    for line in report(build_cache(captions, Path(out), encoding, processes, args.shard_size), out):
+        print(line)
+
+
+def report(result: Result, out: str) -> list[str]:
+    """What the cache holds, beside an array (captions, max_length, width) of float32."""
+    manifest, identity = result.manifest, result.manifest.identity
+    fixed = 4 * identity.fingerprint.max_length * identity.width
+    each = manifest.bytes / manifest.captions
+    lines = [
+        f"{out}: {result.given:,} captions given, {result.encoded:,} encoded now, {manifest.captions:,} different ones "
+        f"in all, in {manifest.shards} files",
+        f"tokens: {manifest.tokens:,}, {manifest.tokens / manifest.captions:.1f} a caption; "
+        f"{manifest.cut:,} captions were cut at {identity.fingerprint.max_length}",
+        f"bytes: {manifest.bytes:,} in {identity.dtype}, {each:,.0f} a caption; "
+        f"as float32 of fixed length {fixed * manifest.captions:,}, {fixed:,} a caption ({fixed / each:.1f} times)",
+    ]
+    return lines if result.encoded else ["nothing to do: every caption is in the cache", *lines]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args, others = build_parser().parse_known_args(arguments)
+    try:
+        run(args, others)
+    except ValueError as error:
+        print(f"text cache: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenProcessPool:
+        reason = "a process died, perhaps for want of memory"
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ not in ("SafetensorError", "OutOfMemoryError"):
+            raise
+        reason = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        print("text cache: interrupted; the same command goes on from the finished shards", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    remedy = "mend that, perhaps with fewer --processes or a smaller --batch_size; the same command goes on"
+    print(f"text cache: {reason}: {remedy}", file=sys.stderr)
+    return 1

@@ -1,0 +1,88 @@
+"""``python -m imagen.convert COMMAND``: DeepFloyd IF checkpoints into an ImagenPipeline folder, and back."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+SAFETY = ("safety_checker", "feature_extractor", "watermarker")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def build_parser() -> Parser:
+    """The parser with one subcommand for each direction."""
+    parser = Parser(prog="python -m imagen.convert", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    text = "deepfloyd-if SRC [SRC2] DST: stage I, stage II or both -> one folder for ImagenPipeline and sample.py"
+    into = commands.add_parser("deepfloyd-if", help=text, description=text)
+    into.add_argument("folders", nargs="+", metavar="SRC ... DST", help="one or two folders or Hub ids; the new folder")
+    into.add_argument("--variant", help="of the weights to take, as fp16; default: plain ones, or the only ones there")
+    into.add_argument("--without", action="append", default=[], choices=SAFETY, help="leave this part behind (repeat)")
+    text = "export-deepfloyd-if SRC DST: back again, DST/IF-I for IFPipeline, DST/IF-II for IFSuperResolutionPipeline"
+    back = commands.add_parser("export-deepfloyd-if", help=text, description=text)
+    back.add_argument("source", metavar="SRC", type=Path, help="a folder of ImagenPipeline")
+    back.add_argument("target", metavar="DST", type=Path, help="the new folder")
+    return parser
+
+
+def _into(args: argparse.Namespace) -> None:
+    from imagen.convert.deepfloyd_if import convert
+
+    *names, target = args.folders
+    if len(names) not in (1, 2):
+        raise ValueError(f"{len(names)} checkpoints given; expected SRC [SRC2] DST, one or two and the new folder")
+    pipe, licences = convert(names, Path(target), args.variant, args.without)
+    parts = [name for name, part in pipe.components.items() if part is not None]
+    print(f"{target}: {', '.join(parts)}")
+    if pipe.components["text_encoder"] is None:
+        print(f"{target} has no text encoder, as {' and '.join(names)} had none: it takes prompt_embeds only")
+    where = f"in {', '.join(licences)}" if licences else "where you got them; no licence file lay beside them"
+    print(f"the weights' licence stands {where}")
+
+
+def _back(args: argparse.Namespace) -> None:
+    from imagen.convert.export import export
+
+    names = export(args.source, args.target)
+    print("\n".join(f"{args.target / name}" for name in names))
+
+
+def _terminated(*_: Any) -> NoReturn:
+    """As Ctrl-C, so that a half-written folder is removed."""
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        its exit code: 0; 2 for wrong input, with one line on stderr; 1 when the machine fails; 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        (_into if args.command == "deepfloyd-if" else _back)(args)
+    except ValueError as error:
+        print(f"imagen.convert: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"imagen.convert: error: {error}; nothing was written", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("imagen.convert: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""DeepFloyd IF checkpoints (stage I, stage II, or both), as diffusers stores them -> one ImagenPipeline folder.
+
+Tensors keep their names, so the weight files are copied as they are, after every header was checked against the network
+that is to read them. What changes is the description: the network's configuration and the pipeline's index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, IFWatermarker
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
+
+from imagen.cascade.folder import find_folder
+from imagen.convert.configs import stage_settings, unet_arguments
+from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
+from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
+from imagen.pipeline import SAFETY, ImagenPipeline
+from unets import BaseUNet
+
+#: Pipeline classes of the released stages -> our slot.
+SLOTS = {"IFPipeline": "base", "IFSuperResolutionPipeline": "sr256"}
+STAGE_NAMES = {"base": "stage I", "sr256": "stage II"}
+MAX_LENGTH = 77
+TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+#: Fetched of a Hub id: the plain weights, or those of a variant with the plain ones of the small parts.
+TEXT_FILES = ["*.json", "*.txt", "*.model", "*.md", "LICENSE*", "LICENCE*"]
+
+
+class Source(NamedTuple):
+    """One stage's folder, checked.
+
+    Attributes:
+        folder, slot: where it is, and what it becomes.
+        unet: the network, a BaseUNet on the meta device. weights: its files.
+        scheduler: DDPMScheduler, as released.
+        side: of the pictures it makes, in pixels.
+    """
+
+    folder: Path
+    slot: str
+    unet: Any
+    weights: Weights
+    scheduler: Any
+    side: int
+
+
+def open_source(name: str, variant: str | None = None) -> Source:
+    """Find one stage (a folder, or a Hub id) and check its configuration, its tensors and its schedulers.
+
+    Raises:
+        ValueError: naming the file, tensor or entry that is missing or wrong, and what was expected.
+    """
+    folder = find_folder(name, variant, patterns=_patterns(variant))
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in SLOTS:
+        raise ValueError(
+            f"{folder}: model_index.json is of a {kind}, expected {' (stage I) or '.join(SLOTS)} (stage II)"
+        )
+    where = folder / "unet" / "config.json"
+    config = read_json(where)
+    unet = on_meta(BaseUNet, where, **unet_arguments(config, str(where)))
+    if bool(unet.config.lowres_channels) != (SLOTS[kind] == "sr256"):
+        raise ValueError(
+            f"{where}: in_channels is {config.get('in_channels')}, which does not fit the {kind} around it"
+        )
+    weights = read_weights(folder / "unet", DIFFUSERS_STEM, variant)
+    check_weights(weights, shapes(unet))
+    scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
+    if SLOTS[kind] == "sr256":
+        path = folder / "image_noising_scheduler" / "scheduler_config.json"
+        noising = _scheduler(path).config
+        if noising.trained_betas is not None or noising.beta_schedule != "squaredcos_cap_v2":
+            raise ValueError(f"{path}: beta_schedule is {noising.beta_schedule!r}, expected 'squaredcos_cap_v2'")
+    return Source(folder, SLOTS[kind], unet, weights, scheduler, int(config["sample_size"]))
+
+
+def _patterns(variant: str | None) -> list[str]:
+    small = [f"{name}/*.safetensors" for name in SAFETY]
+    return [*TEXT_FILES, *([f"*.{variant}*.safetensors", *small] if variant else ["*.safetensors"])]
+
+
+def on_meta(cls: Any, where: Path, *args: Any, **kwargs: Any) -> Any:
+    """A module without memory. Raises: ValueError where its configuration contradicts itself."""
+    try:
+        with torch.device("meta"):
+            return cls(*args, **kwargs)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _scheduler(path: Path) -> Any:
+    config = read_json(path)
+    if config.get("_class_name") != "DDPMScheduler":
+        raise ValueError(f"{path}: _class_name is {config.get('_class_name')!r}, expected 'DDPMScheduler'")
+    try:
+        return DDPMScheduler.from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+class Part(NamedTuple):
+    """A component that is copied as it is: its name, its folder, the object for the index, and its weights if any."""
+
+    name: str
+    folder: Path
+    component: Any
+    weights: Weights | None
+
+
+def _text_parts(sources: Sequence[Source], variant: str | None) -> list[Part]:
+    """Tokenizer and text encoder of the first source that has them; without any, a pipeline for ``prompt_embeds``."""
+    for folder in (source.folder for source in sources):
+        place = folder / "text_encoder"
+        if not place.is_dir() or not (folder / "tokenizer").is_dir():
+            continue
+        config = T5Config.from_dict(read_json(place / "config.json"))
+        encoder = on_meta(T5EncoderModel, place / "config.json", config)
+        for source in sources:
+            if source.unet.config.text_dim != config.d_model:
+                raise ValueError(
+                    f"{place / 'config.json'}: d_model is {config.d_model}, but the network in {source.folder} reads "
+                    f"text of width {source.unet.config.text_dim}"
+                )
+        weights = read_weights(place, TRANSFORMERS_STEM, variant)
+        check_weights(weights, shapes(encoder), {"encoder.embed_tokens.weight"}, "T5's encoder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        except Exception as error:  # several libraries, each with errors of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{folder / 'tokenizer'} cannot be read as a tokenizer: {reason}") from error
+        return [
+            Part("tokenizer", folder / "tokenizer", tokenizer, None),
+            Part("text_encoder", place, encoder, weights),
+        ]
+    return []
+
+
+def _safety_parts(sources: Sequence[Source], without: Collection[str], variant: str | None) -> list[Part]:
+    """Safety checker, feature extractor and watermark of the first source that has each."""
+    parts = []
+    for name in SAFETY:
+        places = [source.folder / name for source in sources if (source.folder / name).is_dir()]
+        if name in without or not places:
+            continue
+        place = places[0]
+        if name == "feature_extractor":
+            component = CLIPImageProcessor.from_dict(read_json(place / "preprocessor_config.json"))
+            parts.append(Part(name, place, component, None))
+            continue
+        if name == "watermarker":
+            component, stem = on_meta(IFWatermarker, place), DIFFUSERS_STEM
+        else:
+            config = CLIPConfig.from_dict(read_json(place / "config.json"))
+            component, stem = on_meta(IFSafetyChecker, place, config), TRANSFORMERS_STEM
+        weights = read_weights(place, stem, variant)
+        ids = {tensor for tensor in weights.tensors if tensor.endswith(".position_ids")}  # older files store this count
+        weights = weights._replace(tensors={k: v for k, v in weights.tensors.items() if k not in ids})
+        check_weights(weights, shapes(component), what=f"the {name}")
+        parts.append(Part(name, place, component, weights))
+    return parts
+
+
+def convert(
+    names: Sequence[str], target: Path, variant: str | None = None, without: Collection[str] = ()
+) -> tuple[ImagenPipeline, list[str]]:
+    """Convert one or two stages; ``target`` appears whole, or not at all.
+
+    Args:
+        names: folders or Hub ids, in any order: at most one of each stage.
+        variant: of the weights to take, as "fp16"; None takes the plain ones, or the only variant there.
+        without: of ``safety_checker``, ``feature_extractor``, ``watermarker``, those to leave behind.
+
+    Returns:
+        the pipeline as the folder describes it, its networks on the meta device; and the licence files copied.
+
+    Raises:
+        ValueError: naming the file, tensor or entry that is missing or wrong, and what was expected.
+    """
+    check_new(target)
+    sources = sorted(
+        (open_source(name, variant) for name in names), key=lambda source: list(STAGE_NAMES).index(source.slot)
+    )
+    if len({source.slot for source in sources}) != len(sources):
+        raise ValueError(f"{' and '.join(map(str, names))} are both {STAGE_NAMES[sources[0].slot]}; give one of each")
+    parts = [*_text_parts(sources, variant), *_safety_parts(sources, without, variant)]
+    pipe = _describe(sources, parts)
+    with new_folder(target) as folder:
+        for source in sources:
+            place = folder / f"{source.slot}_unet"
+            source.unet.save_config(place)
+            copy_weights(source.weights, place)
+            source.scheduler.save_pretrained(folder / f"{source.slot}_scheduler")
+        pipe.save_config(folder)
+        for part in parts:
+            _copy_part(part, folder)
+        licences = copy_licences([source.folder for source in sources], folder)
+    return pipe, licences
+
+
+def _describe(sources: Sequence[Source], parts: Sequence[Part]) -> ImagenPipeline:
+    """The pipeline, its networks without memory: what model_index.json says."""
+    sides = {source.slot: source.side for source in sources}
+    stages = {}
+    for source in sources:
+        lowres = None if source.slot == "base" else sides.get("base", source.side // 4)
+        where = str(source.folder / "scheduler" / "scheduler_config.json")
+        stages[source.slot] = stage_settings(source.scheduler.config, source.side, lowres, where)
+    networks = {f"{source.slot}_unet": source.unet for source in sources}
+    schedulers = {f"{source.slot}_scheduler": source.scheduler for source in sources}
+    components = {part.name: part.component for part in parts}
+    return ImagenPipeline(
+        **components,
+        **networks,
+        **schedulers,
+        stages=stages,
+        text=TEXT,
+        max_length=MAX_LENGTH,  # type: ignore[arg-type]
+    )
+
+
+def _copy_part(part: Part, folder: Path) -> None:
+    """Copy a component, of one with weights its configuration and the weights alone; its class as the source names it.
+
+    What the libraries at hand call that class may differ with what else is installed.
+    """
+    entry = read_json(part.folder.parent / "model_index.json").get(part.name)
+    if isinstance(entry, list) and None not in entry:
+        index = read_json(folder / "model_index.json")
+        write_json(folder / "model_index.json", {**index, part.name: entry})
+    if part.weights is None:
+        copy_folder(part.folder, folder / part.name)
+        return
+    place = folder / part.name
+    place.mkdir()
+    write_json(place / "config.json", read_json(part.folder / "config.json"))
+    copy_weights(part.weights, place)

@@ -1,0 +1,57 @@
+"""Folders that appear whole or not at all, and what travels with the weights."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+HARMLESS = {".json", ".txt", ".model", ".safetensors"}
+
+
+def check_new(folder: Path) -> None:
+    """Raises: ValueError unless ``folder`` is free: not there, or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is already there; give a new folder, or remove it first")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when all went well and is removed when anything did not.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    check_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp's is for the owner alone
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a component as it is: its JSON, text, sentencepiece and safetensors files, and no pickles."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in HARMLESS:
+            shutil.copyfile(path, target / path.name)
+
+
+def copy_licences(sources: Sequence[Path], target: Path) -> list[str]:
+    """Copy licence files; where a second source has another text under the same name, both stay. Returns the names."""
+    copied: dict[str, bytes] = {}
+    for number, source in enumerate(sources, 1):
+        for path in sorted(path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()):
+            text = path.read_bytes()
+            name = path.name if copied.get(path.name, text) == text else f"{path.stem}-{number}{path.suffix}"
+            copied[name] = text
+            (target / name).write_bytes(text)
+    return sorted(copied)

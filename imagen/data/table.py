@@ -1,0 +1,182 @@
+"""Records named by a table: metadata.jsonl, CSV, TSV or parquet with a column of image files and one of captions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .decode import Raw, Unusable
+from .records import Captions, Record
+
+IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
+CAPTION_COLUMNS = ("caption", "text", "captions", "label")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+Rows = Sequence[Mapping[str, Any] | Unusable]
+
+
+class TableRecords:
+    """One row, one item. Image paths are relative to the table's folder; parquet may hold the image bytes themselves.
+
+    The key is the image's path or, for bytes without one, ``row N``. A caption cell may be a list: training draws one.
+
+    Args:
+        path: the table, or a folder with one of ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``.
+        image, caption: columns; None takes the first that the table has of ``IMAGE_COLUMNS`` and ``CAPTION_COLUMNS``.
+        conditioning: column of the paired pictures; None: there are none.
+
+    Raises:
+        ValueError: no such table, an unknown kind, no rows, or a column that it does not have.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image: str | None = None,
+        caption: str | None = None,
+        conditioning: str | None = None,
+    ) -> None:
+        self.path = _find_table(Path(path))
+        self.rows = _read(self.path)
+        if not len(self.rows):
+            raise ValueError(f"{str(self.path)!r} has no rows")
+        names = _columns(self.rows)
+        self.image = pick_column(names, image, IMAGE_COLUMNS, f"image column of {str(self.path)!r}", needed=True)
+        self.caption = pick_column(names, caption, CAPTION_COLUMNS, f"caption column of {str(self.path)!r}")
+        pair = f"conditioning column of {str(self.path)!r}"
+        self.conditioning = None if conditioning is None else pick_column(names, conditioning, (), pair)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, number: int) -> str:
+        """The image's path as the table has it, or ``row N`` (from 0)."""
+        row = self.rows[number]
+        cell = None if isinstance(row, Unusable) else row.get(self.image)
+        cell = cell.get("path") if isinstance(cell, Mapping) else cell
+        return cell if isinstance(cell, str) and cell else f"row {number}"
+
+    def captions(self, number: int) -> Captions:
+        """The row's captions; empty without any."""
+        return () if self.caption is None else caption_cell(self._row(number).get(self.caption))
+
+    def record(self, number: int) -> Record:
+        """The row's picture, captions and pair."""
+        row = self._row(number)
+        name = self.key(number)
+        pair = None if self.conditioning is None else self._raw(row.get(self.conditioning), self.conditioning)
+        return Record(name, self._raw(row.get(self.image), self.image), self.captions(number), pair)
+
+    def _row(self, number: int) -> Mapping[str, Any]:
+        row = self.rows[number]
+        if isinstance(row, Unusable):
+            raise row
+        return row
+
+    def _raw(self, cell: Any, column: str) -> Raw:
+        if isinstance(cell, str) and cell:
+            return self.path.parent / cell
+        return bytes_cell(cell, column)
+
+
+def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, needed: bool = False) -> Any:
+    """`wanted`, or the first of the usual names that is there.
+
+    Raises:
+        ValueError: it is not among `names`, or none is and one is `needed`.
+    """
+    found = wanted if wanted is not None else next((name for name in usual if name in names), None)
+    if (found is None and needed) or (found is not None and found not in names):
+        missing = repr(found) if found is not None else f"(looked for {', '.join(usual)})"
+        raise ValueError(f"there is no {what} {missing}; the columns are {', '.join(names)}")
+    return found
+
+
+def caption_cell(cell: Any) -> Captions:
+    """A caption, or several in a list, each on one line; None and an empty list are none.
+
+    Raises:
+        Unusable: anything else, or text that is not UTF-8.
+    """
+    cells = list(cell) if isinstance(cell, (list, tuple)) else [] if cell is None else [cell]
+    if not all(isinstance(text, str) for text in cells):
+        raise Unusable(f"caption is {cell!r:.80}; expected text or a list of texts")
+    if any("\udc80" <= letter <= "\udcff" for text in cells for letter in text):
+        raise Unusable("caption is not UTF-8: save the table as UTF-8")
+    return tuple(" ".join(text.split()) for text in cells)
+
+
+def bytes_cell(cell: Any, column: str) -> bytes:
+    """The bytes of an image cell: bytes, or a mapping that holds them, as Hugging Face writes.
+
+    Raises:
+        Unusable: none there.
+    """
+    data = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    if not isinstance(data, bytes):
+        raise Unusable(f"column {column!r} has no picture")
+    return data
+
+
+def _find_table(path: Path) -> Path:
+    if path.is_dir():
+        found = next((path / name for name in METADATA if (path / name).is_file()), None)
+        if found is None:
+            raise ValueError(f"no table in {str(path)!r}; expected one of {', '.join(METADATA)}")
+        return found
+    if not path.is_file():
+        raise ValueError(f"there is no table {str(path)!r}")
+    return path
+
+
+def _read(path: Path) -> Rows:
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        return [_json_row(line, number) for number, line in enumerate(lines) if line.strip()]
+    if kind in (".csv", ".tsv"):
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            try:
+                return list(csv.DictReader(stream, delimiter="\t" if kind == ".tsv" else ","))
+            except csv.Error as error:
+                raise ValueError(f"{str(path)!r} is no CSV: {error}") from error
+    if kind == ".parquet":
+        return ParquetRows(path)
+    raise ValueError(f"{str(path)!r} is no table: expected .jsonl, .csv, .tsv or .parquet")
+
+
+def _json_row(line: bytes, number: int) -> Mapping[str, Any] | Unusable:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # UnicodeDecodeError is one
+        return Unusable(f"line {number + 1} is no JSON: {error}")
+    return row if isinstance(row, dict) else Unusable(f"line {number + 1} is no JSON object")
+
+
+def _columns(rows: Rows) -> list[str]:
+    first = rows.names if isinstance(rows, ParquetRows) else next((r for r in rows if not isinstance(r, Unusable)), {})
+    return list(first)
+
+
+class ParquetRows(Sequence[Mapping[str, Any]]):
+    """Rows of a parquet file, mapped into memory and read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise ValueError(f"{str(path)!r} needs pyarrow: pip install imagen[datasets]") from None
+        try:
+            self.table = pyarrow.parquet.read_table(path, memory_map=True)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
+        self.names: list[str] = self.table.column_names
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.table.slice(number, 1).to_pylist()[0]

@@ -1,0 +1,165 @@
+"""Records in local webdataset shards: tar files whose members of one stem make an item, read at random by an index."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .decode import IMAGE_SUFFIXES, Unusable
+from .records import Captions, Record, caption_lines
+from .table import CAPTION_COLUMNS, caption_cell
+
+
+@dataclass
+class Member:
+    """An item: its shard, and the place of each of its files (offset and length) by ending; or what is wrong."""
+
+    shard: int
+    key: str
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fault: str | None = None
+
+
+class ShardRecords:
+    """Items of tar shards. As in webdataset, files of one path up to the first dot belong together.
+
+    The shards are read through once, headers only, for an index; an item is then one or two reads at known places, so
+    order, resume and shuffling over all shards are those of any other source. A captions file is ``.txt`` (a caption
+    each line), ``.json`` (with one of the usual columns) or ``.cls`` (the class, as text).
+
+    Args:
+        shards: paths or globs; a folder stands for its ``*.tar``.
+        caption: key of the caption in ``.json``; None takes the first usual one.
+        conditioning: ending of the paired picture, ``cond.png`` for example; None: there is none.
+
+    Raises:
+        ValueError: nothing found, a compressed shard, or no item in any of them.
+    """
+
+    def __init__(self, shards: Sequence[str], caption: str | None = None, conditioning: str | None = None) -> None:
+        self.shards = find_shards(shards)
+        self.caption = caption
+        self.conditioning = None if conditioning is None else conditioning.lstrip(".").lower()
+        self.items = [item for number, path in enumerate(self.shards) for item in read_index(path, number)]
+        if not self.items:
+            raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
+        self._open: dict[int, int] = {}
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def key(self, number: int) -> str:
+        """shard/path-in-it."""
+        item = self.items[number]
+        return f"{self.shards[item.shard].name}/{item.key}"
+
+    def captions(self, number: int) -> Captions:
+        """From ``.txt``, ``.json`` or ``.cls``; empty without any."""
+        item = self._item(number)
+        if "txt" in item.files or "cls" in item.files:
+            ending = "txt" if "txt" in item.files else "cls"
+            return caption_lines(self._read(item, ending), f"caption .{ending}")
+        if "json" not in item.files:
+            return ()
+        try:
+            values = json.loads(self._read(item, "json"))
+        except ValueError as error:
+            raise Unusable(f".json is no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise Unusable(".json is no JSON object")
+        names = CAPTION_COLUMNS if self.caption is None else (self.caption,)
+        return caption_cell(next((values[name] for name in names if name in values), None))
+
+    def record(self, number: int) -> Record:
+        """The item's picture, captions and pair."""
+        item, pair = self._item(number), None
+        pictures = [e for e in item.files if Path(f"x.{e}").suffix in IMAGE_SUFFIXES and e != self.conditioning]
+        ending = min(pictures, default=None)
+        if ending is None:
+            raise Unusable(f"has no picture, only {', '.join(sorted(item.files))}")
+        if self.conditioning is not None:
+            if self.conditioning not in item.files:
+                raise Unusable(f"has no conditioning picture .{self.conditioning}")
+            pair = self._read(item, self.conditioning)
+        return Record(f"{item.key}.{ending}", self._read(item, ending), self.captions(number), pair)
+
+    def _item(self, number: int) -> Member:
+        item = self.items[number]
+        if item.fault is not None:
+            raise Unusable(item.fault)
+        return item
+
+    def _read(self, item: Member, ending: str) -> bytes:
+        if self._process != os.getpid():  # a forked worker opens its own files
+            self._open, self._process = {}, os.getpid()
+        if item.shard not in self._open:
+            self._open[item.shard] = os.open(self.shards[item.shard], os.O_RDONLY)
+        offset, length = item.files[ending]
+        data = os.pread(self._open[item.shard], length, offset)
+        if len(data) < length:
+            raise Unusable(f".{ending} ends after {len(data)} of {length} bytes: the shard is cut off")
+        return data
+
+
+def find_shards(patterns: Sequence[str]) -> list[Path]:
+    """Paths of the shards that paths, globs and folders name, sorted, each once.
+
+    Raises:
+        ValueError: one that names nothing, or a compressed tar.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        folder = Path(pattern)
+        paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in glob.glob(pattern)]
+        if not paths:
+            raise ValueError(f"no shards at {pattern!r}; expected a tar file, a glob or a folder with *.tar")
+        found.update(paths)
+    packed = [path for path in sorted(found) if path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
+    if packed:
+        raise ValueError(f"shard {str(packed[0])!r} is compressed, so it cannot be read at random: unpack it to .tar")
+    return sorted(found)
+
+
+def read_index(path: Path, shard: int) -> list[Member]:
+    """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
+    items: dict[str, Member] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in _members(archive):
+                if member.isdir():
+                    continue
+                stem, ending = _split(member.name)
+                item = items.setdefault(stem, Member(shard, stem))
+                if not member.isreg():
+                    item.fault = "is a link or a device in the shard, not a file"
+                elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+                    item.fault = f"its name {member.name!r} climbs out of the shard"
+                else:
+                    item.files[ending] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        items["(damaged)"] = Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")
+    return list(items.values())
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Members one by one, not kept by the archive: a shard may hold a million."""
+    while (member := archive.next()) is not None:
+        yield member
+        archive.members.clear()  # type: ignore[attr-defined]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(path up to the first dot of the file's name, what follows it in lower case)."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return folder + slash + stem, ending.lower()

@@ -1,0 +1,90 @@
+"""Which of the trained timesteps a sampler visits: a number of steps, or a list such as DeepFloyd IF's respacings.
+
+No torch here, so the command line can check the names of the lists before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+#: Steps in each of n equal sections of the 1000 levels, from the clean end to the noisy one, as IF was released with.
+RESPACINGS: dict[str, tuple[int, ...]] = {
+    "fast27": (10, 10, 3, 2, 2),
+    "smart27": (7, 4, 2, 1, 2, 4, 7),
+    "smart50": (10, 6, 4, 3, 2, 2, 3, 4, 6, 10),
+    "smart100": (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 13),
+    "smart185": (1, 1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20),
+    "super27": (1, 1, 1, 1, 1, 1, 1, 2, 5, 13),
+    "super40": (2, 2, 2, 2, 2, 2, 3, 4, 6, 15),
+    "super100": (4, 4, 6, 6, 8, 8, 10, 10, 14, 30),
+}
+
+
+def respace(counts: Sequence[int], levels: int = 1000) -> list[int]:
+    """The timesteps of a respacing, falling: each section's first and last level, and evenly between them.
+
+    Args:
+        counts: steps in each of len(counts) sections, from the clean end on.
+        levels: trained levels; the first ``levels % len(counts)`` sections are one longer.
+    """
+    taken: list[int] = []
+    start = 0
+    for index, count in enumerate(counts):
+        size = levels // len(counts) + (index < levels % len(counts))
+        stride = (size - 1) / (count - 1) if count > 1 else 0.0
+        offset = 0.0
+        for _ in range(count):  # summed, not multiplied: where a level lies half way, IF rounds what the sum is
+            taken.append(start + round(offset))
+            offset += stride
+        start += size
+    return taken[::-1]
+
+
+def named_timesteps(name: str, levels: int = 1000) -> list[int]:
+    """The timesteps of one of :data:`RESPACINGS`. Raises: ValueError for a name that is none."""
+    if name not in RESPACINGS:
+        raise ValueError(
+            f"{name!r} is no list of timesteps; expected a number of steps or one of {', '.join(RESPACINGS)}"
+        )
+    return respace(RESPACINGS[name], levels)
+
+
+def count_steps(steps: int | str) -> int:
+    """Network evaluations of a setting: the number itself, or the length of the list it names."""
+    return steps if isinstance(steps, int) else sum(RESPACINGS[steps])
+
+
+def set_timesteps(clone: Any, steps: int | Sequence[int]) -> None:
+    """Set a scheduler to a number of steps of its own spacing, or to a falling list of timesteps.
+
+    Args:
+        clone: of :func:`imagen.diffusion.sampling.sampling_clone`; it is changed.
+
+    Raises:
+        ValueError: a list that does not fall or leaves the trained levels, or a sampler that takes none.
+    """
+    levels = clone.config.num_train_timesteps
+    if isinstance(steps, int):
+        clone.set_timesteps(steps, device="cpu")
+        if clone.timesteps.min() < 0:
+            # numpy.arange(1000, 0, -1000 / N) has one element too many when N * (1000 / N) rounds below 1000.
+            clone.set_timesteps(steps * (1 - 1e-9), device="cpu")
+    else:
+        listed = list(steps)
+        falling = all(a > b for a, b in pairwise(listed))
+        if not listed or not falling or not 0 <= listed[-1] <= listed[0] < levels:
+            raise ValueError(f"timesteps {listed} must fall within {levels - 1} ... 0")
+        if hasattr(clone, "step_list"):
+            clone.step_list(listed)
+        elif "timesteps" in inspect.signature(clone.set_timesteps).parameters:
+            clone.set_timesteps(timesteps=listed, device="cpu")
+        else:
+            raise ValueError(
+                f"{type(clone).__name__} takes no list of timesteps; give a number of steps, or another sampler (ddpm, "
+                "ddim, dpm++ or euler)"
+            )
+    if hasattr(clone, "set_begin_index"):
+        clone.set_begin_index(0)

@@ -1,0 +1,72 @@
+"""The section `data` of a configuration: where the pictures come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imagen.training.errors import require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from."""
+
+    kind: Literal["shapes", "folder", "table", "hub", "shards"] = "shapes"
+    """shapes (the endless synthetic world), folder (pictures with .txt captions beside them), table (metadata.jsonl,
+    CSV, TSV or parquet), hub (a Hugging Face dataset, by id or local) or shards (local webdataset tar files)"""
+    path: str | None = None
+    """the folder, the table or its folder, the dataset's id or folder, or shards (paths and globs, comma-separated)"""
+    split: str = "train"
+    """split of a Hugging Face dataset"""
+    image_column: str | None = None
+    """column with the pictures, for kinds table and hub; null takes file_name, image or another usual name"""
+    caption_column: str | None = None
+    """column with the captions (kinds table and hub) or key in .json files (kind shards); null takes a usual name"""
+    captions: Literal["file", "class"] = "file"
+    """for kind folder: a .txt file beside each picture, a caption a line, or the name of the folder it lies in"""
+    template: str | None = None
+    """put around each caption or class name, with {} in its place: "a photo of a {}" """
+    conditioning: str | None = None
+    """paired pictures to start from, in place of the picture made small: another folder, a column, or an ending in
+    shards such as cond.png"""
+    max_skipped_share: float = 0.01
+    """stop when more than this share of the pictures cannot be used; run_dir/skipped.jsonl names them"""
+    crop: int | None = None
+    """train on windows of this many pixels instead of whole pictures (convolutional SR stages)"""
+    square: Literal["center", "random"] = "center"
+    """where a picture that is not square is cut; all kinds but shapes"""
+    flip: bool = False
+    """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
+    category: Literal["single", "relation", "counting", "background"] | None = None
+    """only captions of this category, for kind shapes; null mixes them"""
+
+    def __post_init__(self) -> None:
+        require(self.kind == "shapes" or bool(self.path), f"data.path is missing: kind {self.kind} needs --data.path")
+        require(self.crop is None or self.crop > 0, f"data.crop {self.crop} must be positive or null")
+        share = self.max_skipped_share
+        require(0 <= share <= 1, f"data.max_skipped_share {share} must lie in [0, 1]: 0.01 allows one in a hundred")
+        template = self.template
+        require(template is None or "{}" in template, f"data.template {template!r} needs {{}} where the caption goes")
+        self._check_unread()
+
+    def _check_unread(self) -> None:
+        """An option of another kind of data is a mistake, not something to pass over."""
+        readers = {
+            "split": ("hub",),
+            "image_column": ("table", "hub"),
+            "caption_column": ("table", "hub", "shards"),
+            "captions": ("folder",),
+            "template": ("folder", "table", "hub", "shards"),
+            "conditioning": ("folder", "table", "hub", "shards"),
+            "flip": ("folder", "table", "hub", "shards"),
+            "square": ("folder", "table", "hub", "shards"),
+            "category": ("shapes",),
+        }
+        for name, kinds in readers.items():
+            value = getattr(self, name)
+            default = type(self).__dataclass_fields__[name].default
+            require(
+                value == default or self.kind in kinds,
+                f"data.{name} {value!r} is of kind {' or '.join(kinds)}, and data.kind is {self.kind}: leave it out",
+            )

@@ -1,0 +1,177 @@
+"""The command python -m imagen.text.cache: killed, over processes, and what it tells."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5Config, T5EncoderModel
+
+from imagen.cli.text_cache import main
+from imagen.text.cache import build
+from imagen.text.cache.store import Manifest, TextCache
+from imagen.text.pretrain import train_tokenizer
+
+WIDTH, LENGTH = 16, 12
+WORDS = [f"a {a} {b}" for a in ("red", "blue", "small green") for b in ("circle", "star", "square", "big heart")]
+CAPTIONS = [f"{one} above {other}" for one in WORDS for other in WORDS[:5]]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes in a fraction of a second: it imports the libraries once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["imagen.cli.text_cache", "imagen.text.cache.build", "imagen.training.parsing"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """t5/ and captions.txt."""
+    path = tmp_path_factory.mktemp("inputs")
+    tokenizer = train_tokenizer(WORDS * 20)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(path / "t5")
+    tokenizer.save_pretrained(path / "t5")
+    (path / "captions.txt").write_text("".join(f"{caption}\n" for caption in [*CAPTIONS, *CAPTIONS[:3]]))
+    return path
+
+
+def command(folder: Path, out: Path, *options: str) -> list[str]:
+    return [
+        "--captions", str(folder / "captions.txt"), "--text.encoder", str(folder / "t5"),
+        "--text.max_length", str(LENGTH), "--out", str(out), "--shard_size", "3", "--device", "cpu", *options,
+    ]  # fmt: skip
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def kill_on_the_way(server, arguments: list[str], out: Path, shards: int, delay: float) -> tuple[bool, set[int]]:
+    """SIGKILL the command soon after it has so many shards: whether that came in time, and its child processes."""
+    process = server.Process(target=main, args=(arguments,))
+    process.start()
+    while process.is_alive() and len(list(out.glob("*.safetensors"))) < shards:
+        time.sleep(0.002)
+    time.sleep(delay)
+    workers = {pid for pid in pids() if status(pid)[1:2] == [str(process.pid)]}
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL, workers
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def status(pid: int) -> list[str]:
+    """[state, parent, ...] of a process; empty where it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return []
+
+
+@pytest.mark.timeout(600)
+def test_killed_three_times_the_cache_is_the_same_to_the_byte(server, folder, tmp_path):
+    whole, out, rng = tmp_path / "whole", tmp_path / "out", random.Random(0)
+    assert main(command(folder, whole)) == 0
+    landed = [kill_on_the_way(server, command(folder, out), out, n, rng.uniform(0, 0.01))[0] for n in (1, 4, 9)]
+    assert any(landed)
+    assert main(command(folder, out)) == 0
+    assert content(out) == content(whole)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_write_what_one_does(server, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "START", "forkserver")  # as spawn, but with the libraries loaded once
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(command(folder, tmp_path / "one")) == 0
+        assert main(command(folder, tmp_path / "two", "--processes", "2")) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_while_two_processes_work(server, folder, tmp_path):
+    """Spawned for real; the workers end when the command is killed, and nothing is left locked."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(command(folder, whole)) == 0
+    landed, workers = kill_on_the_way(server, command(folder, out, "--processes", "2"), out, 2, 0.0)
+    assert landed
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 60
+    while any(status(pid)[:1] not in ([], ["Z"]) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(status(pid)[:1] in ([], ["Z"]) for pid in workers), "a worker outlived the command"
+    assert main(command(folder, out, "--processes", "2")) == 0
+    assert content(out).keys() == content(whole).keys()
+    one, two = TextCache(whole), TextCache(out)
+    torch.testing.assert_close(one(CAPTIONS)[0], two(CAPTIONS)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_what_it_tells(folder, tmp_path, capsys):
+    assert main(command(folder, tmp_path / "c", "--dtype", "bfloat16")) == 0
+    told = capsys.readouterr().out
+    manifest = Manifest.read(tmp_path / "c")
+    unique = len(set(CAPTIONS)) + 1
+    assert f"{len(CAPTIONS) + 3} captions given, {unique} encoded now, {unique} different ones in all" in told
+    fixed = LENGTH * WIDTH * 4
+    each = sum(path.stat().st_size for path in (tmp_path / "c").glob("*.safetensors")) / unique
+    assert f"{manifest.bytes:,} in bfloat16, {each:,.0f} a caption; as float32 of fixed length" in told
+    assert f"{fixed * unique:,}, {fixed:,} a caption ({fixed / each:.1f} times)" in told
+    assert main(command(folder, tmp_path / "c")) == 0  # the dtype of the cache that is there
+    assert capsys.readouterr().out.startswith("nothing to do: every caption is in the cache")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "nothing to encode: give --config TRAIN.yaml or --captions FILE"),
+        (["--config", "{shapes}"], "no folder to write to: give --out DIR, or set text.cache"),
+        (["--config", "{shapes}", "--out", "{out}"], "text.encoder is null: give --text.encoder"),
+        (
+            ["--config", "{shapes}", "--out", "{out}", "--text.encoder", "{t5}"],
+            "data.kind shapes has no end: add --num N (30 for this run's steps)",
+        ),
+        (["--captions", "/nowhere", "--out", "{out}", "--text.encoder", "{t5}"], "cannot read --captions '/nowhere'"),
+        (["--captions", "{text}", "--out", "{out}", "--text.encoder", "/nowhere"], "no T5 encoder at '/nowhere'"),
+        (["--captions", "{text}", "--out", "{out}", "--num", "3"], "--num 3: all lines of --captions are taken"),
+        (["--captions", "{text}", "--out", "{out}", "--text.max_lenght", "3"], "did you mean 'text.max_length'?"),
+    ],
+)
+def test_mistakes_are_one_line(folder, tmp_path, capsys, arguments, expected):
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("{run_dir: r, unet: {kind: BaseUNet}, train: {steps: 10, batch_size: 3}, grid: {every: 0}}")
+    names = {"shapes": shapes, "out": tmp_path / "o", "t5": folder / "t5", "text": folder / "captions.txt"}
+    assert main([word.format(**names) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("text cache: error: ")
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(folder, tmp_path, capsys, monkeypatch):
+    def write(path, *rest):
+        if path.name == "captions-00002.safetensors":
+            raise OSError(28, "No space left on device")
+        real(path, *rest)
+
+    real = build.write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_shard", write)
+        assert main(command(folder, tmp_path / "c")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("text cache: [Errno 28] No space left on device: mend")
+    assert main(command(folder, tmp_path / "c")) == 0
+    assert f"{len(set(CAPTIONS)) + 1 - 6} encoded now" in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""A converted cascade under other samplers, its presets, and sample.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from imagen import ImagenPipeline
+from imagen.cascade.presets import PRESETS, apply_preset, set_sampler
+from imagen.cli.png import read_settings
+from imagen.cli.sample import main
+from imagen.diffusion.sampling import SAMPLERS
+from tests.factories import Calls, sample
+
+PROMPT = "a red circle"
+
+
+def load(folder: Path) -> ImagenPipeline:
+    pipe = ImagenPipeline.from_pretrained(folder, safety_checker=None, watermarker=None, feature_extractor=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_learned_variance_is_ddpms_alone(converted: Path, sampler: str) -> None:
+    """For all other samplers the network's last three channels may say anything."""
+    pipe = load(converted)
+    set_sampler(pipe, "base", sampler)
+    before = sample(pipe, PROMPT, size=16, num_inference_steps=5).images
+    with torch.no_grad():
+        pipe.base_unet.conv_out.bias[3:] += 3
+    after = sample(pipe, PROMPT, size=16, num_inference_steps=5).images
+    assert torch.isfinite(before).all()
+    assert torch.equal(before, after) is (sampler != "ddpm")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_run_the_steps_they_name(converted: Path, name: str) -> None:
+    pipe = load(converted)
+    apply_preset(pipe, name)
+    assert [type(pipe.base_scheduler), type(pipe.sr256_scheduler)] == [
+        SAMPLERS[PRESETS[name][slot]["sampler"]] for slot in ("base", "sr256")
+    ]
+    with Calls(pipe.sr256_unet) as calls:
+        assert torch.isfinite(sample(pipe, PROMPT, image=torch.zeros(1, 3, 16, 16)).images).all()
+    assert len(calls.samples) == pipe.stage_defaults["sr256"].steps
+    assert {tuple(call["aug_timestep"].tolist()) for call in calls.samples} == {(250.0, 250.0)}
+    if name == "if":
+        assert [float(call["timestep"][0]) for call in calls.samples][:3] == [999, 988, 977]
+
+
+def test_an_unknown_preset_and_a_stage_beyond_it_are_named(converted: Path) -> None:
+    from tests.factories import tiny_pipeline
+
+    with pytest.raises(ValueError, match="preset 'best' is unknown; choose one of if, if-fast"):
+        apply_preset(load(converted), "best")
+    with pytest.raises(ValueError, match="says nothing of sr1024"):
+        apply_preset(tiny_pipeline(), "if")
+
+
+def test_the_command_line_knows_presets_lists_and_shapes(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["a red circle", "--model", str(converted), "--out", str(tmp_path), "--height", "16", "--width", "48"]
+    assert main([*given, "--preset", "if-fast", "--steps", "16=2,32=super27"]) == 0
+    (file,) = tmp_path.glob("*.png")
+    assert Image.open(file).size == (48, 16)
+    settings = read_settings(file)
+    assert settings["steps"] == {"16": 2, "32": "super27"}
+    assert "--preset if-fast" in settings["command"]
+    assert "--height 16 --width 48" in settings["command"]
+    for wrong, message in (
+        (["--steps", "smart5"], "'smart5' is not understood"),
+        (["--width", "50"], "width=50 is not a multiple of 4"),
+        (["--height", "16", "--width", "16", "--preset", "fast"], "invalid choice"),
+    ):
+        capsys.readouterr()
+        try:
+            code = main([*given, *wrong])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        assert code == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Lists of timesteps: IF's respacings are those of diffusers, and the loop visits exactly what a list says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.pipelines.deepfloyd_if import timesteps as released
+from torch import Tensor
+
+from imagen.diffusion.denoiser import Denoised
+from imagen.diffusion.sampling import SAMPLERS, make_scheduler, sample_loop
+from imagen.diffusion.schedules import CosineSchedule
+from imagen.diffusion.timesteps import RESPACINGS, count_steps, named_timesteps, respace
+
+LIST = [999, 700, 420, 77, 3]
+
+
+@pytest.mark.parametrize("name", RESPACINGS)
+def test_the_lists_are_those_released(name: str) -> None:
+    assert named_timesteps(name) == getattr(released, f"{name}_timesteps")
+    assert count_steps(name) == len(named_timesteps(name))
+
+
+def test_one_section_is_evenly_spaced_from_end_to_end() -> None:
+    assert respace([4]) == [999, 666, 333, 0]
+    assert respace([1, 1]) == [500, 0]
+    assert count_steps(7) == 7
+    with pytest.raises(ValueError, match="'smart5' is no list of timesteps; expected a number of steps or one of"):
+        named_timesteps("smart5")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "unipc"])
+def test_the_loop_visits_the_list_and_lands_on_x0(kind: str) -> None:
+    seen: list[float] = []
+
+    def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
+        seen.append(float(timestep[0]))
+        return Denoised(torch.full_like(z, 0.25))
+
+    scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
+    z = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    done = sample_loop(x0_fn, z, scheduler, LIST)
+    torch.testing.assert_close(done, torch.full_like(done, 0.25), atol=1e-5, rtol=0)
+    assert sorted({round(step) for step in seen}, reverse=True) == LIST
+
+
+def test_lists_that_cannot_be_visited_are_refused() -> None:
+    def call(kind: str, steps: list[int]) -> None:
+        z = torch.zeros(1, 3, 4, 4)
+        sample_loop(lambda z, t: Denoised(z), z, make_scheduler(kind, CosineSchedule(), "epsilon"), steps)
+
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler takes no list of timesteps"):
+        call("unipc", LIST)
+    for wrong in ([3, 77], [1000, 3], [5, 5], [5, -1]):
+        with pytest.raises(ValueError, match="must fall within 999"):
+            call("ddpm", wrong)
+    with pytest.raises(ValueError, match="out of range; expected 1 to 1000"):
+        call("ddpm", [])

@@ -1,0 +1,66 @@
+"""Pictures that are not square: every stage in proportion, and a start from a picture of that shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from imagen import ImagenPipeline
+from imagen.cascade.pictures import load_pictures
+from tests.factories import Calls, sample, tiny_pipeline
+
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> ImagenPipeline:
+    return tiny_pipeline()
+
+
+def test_every_stage_has_the_proportions_of_the_last(pipe):
+    with Calls(pipe.sr256_unet) as calls:
+        out = sample(pipe, PROMPT, height=32, width=96)
+    assert {size: tuple(pictures.shape) for size, pictures in out.stages.items()} == {
+        16: (1, 3, 8, 24),
+        32: (1, 3, 16, 48),
+        64: (1, 3, 32, 96),
+    }
+    assert calls.samples[0]["lowres"].shape[-2:] == (16, 48)
+    alone = sample(pipe, PROMPT, height=8, width=24, size=16).images
+    torch.testing.assert_close(alone, out.stages[16], atol=1e-6, rtol=0)
+
+
+def test_a_square_asked_for_by_name_is_the_square(pipe):
+    assert torch.equal(sample(pipe, PROMPT, height=64, width=64).images, sample(pipe, PROMPT).images)
+
+
+def test_a_start_from_a_wide_picture_keeps_its_proportions(pipe):
+    whole = sample(pipe, PROMPT, height=32, width=96)
+    later = sample(pipe, PROMPT, image=whole.stages[16], height=32, width=96)
+    assert list(later.stages) == [32, 64]
+    torch.testing.assert_close(later.images, whole.images, atol=1e-3, rtol=0)
+
+
+def test_the_middle_of_a_picture_of_another_shape_is_taken():
+    image = torch.arange(10).expand(1, 4, 10) / 10
+    (loaded,) = load_pictures(image, 1, (1, 2))
+    torch.testing.assert_close(loaded[0] / 2 + 0.5, image[0, :, 1:9])
+    (loaded,) = load_pictures(image.transpose(1, 2), 1, (30, 20))
+    assert loaded.shape == (1, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"height": 32}, "height is 32 and width None; give both or none"),
+        ({"height": 32, "width": 100}, "width=100 is not a multiple of 8, which these stages need; the nearest is 96"),
+        ({"height": 0, "width": 32}, "height is 0; expected an integer of at least 1"),
+        (
+            {"height": 7, "width": 8, "size": 16},
+            "height=7 is not a multiple of 2, .*; the nearest is 8",
+        ),
+    ],
+)
+def test_a_shape_that_no_stage_can_make_names_the_nearest(pipe, shape, message):
+    with pytest.raises(ValueError, match=message):
+        sample(pipe, PROMPT, **shape)
