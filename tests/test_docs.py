@@ -106,7 +106,7 @@ def problems_of(line: str) -> list[str]:
             if importlib.util.find_spec(words[2]) is None:
                 return [f"there is no module {words[2]}"]
             program, words = ("-m", words[2]), words[3:]
-            if words and re.fullmatch(r"[a-z-]+", words[0]) and f"{words[0]}" in help_of(program):
+            if words and re.fullmatch(r"[a-z][a-z-]*", words[0]) and f"{words[0]}" in help_of(program):
                 program, words = (*program, words[0]), words[1:]
         elif (ROOT / words[1]).suffix == ".py":
             if not (ROOT / words[1]).exists():
