@@ -17,9 +17,7 @@ HELDOUT = ["a large green heart", "a purple circle on a cream background", "a sm
 
 # Strict: the day the stages are trained far enough these two fail as "unexpectedly passing", and the mark has to go.
 # Only a wrong picture is expected: an error of any other kind fails the test.
-UNDERTRAINED = pytest.mark.xfail(
-    reason="the base stage is short of training", strict=True, raises=AssertionError
-)
+UNDERTRAINED = pytest.mark.xfail(reason="the base stage is short of training", strict=True, raises=AssertionError)
 
 
 @pytest.fixture(scope="module")
