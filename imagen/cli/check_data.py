@@ -5,6 +5,7 @@ python -m imagen.cli.check_data --config my.yaml
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def report(length: int, notes: Sequence[Note]) -> str:
 
 def _kind(reason: str) -> str:
     """The reason without the numbers of this one file."""
-    return "".join("#" if letter.isdigit() else letter for letter in reason).replace("##", "#")[:100]
+    return re.sub(r"[0-9]+", "#", reason)[:100]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     accelerate launch train.py --config configs/shapes/base64.yaml [...]
 
 The same command goes on where an earlier run in the same run_dir stopped. Exit codes: 0 done, or saved after a
-signal or the time limit; 1 stopped by non-finite losses; 2 a configuration that cannot run.
+signal or the time limit; 1 stopped by non-finite losses or too many unusable pictures; 2 a configuration that cannot
+run.
 """
 
 from __future__ import annotations

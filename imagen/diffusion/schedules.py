@@ -51,6 +51,11 @@ def _check_common(shift: float, max_log_snr: float) -> None:
         raise ValueError(f"max_log_snr={max_log_snr} is not a positive number; the default is {MAX_LOG_SNR}")
 
 
+def _check_offset(s: float) -> None:
+    if not (math.isfinite(s) and s >= 0):
+        raise ValueError(f"s={s} must be 0 or more; the usual value is 0.008")
+
+
 @dataclass(frozen=True)
 class CosineSchedule:
     """alpha_bar(t) = cos^2((t + s) / (1 + s) * pi/2): the paper's "cosine" (appendix F.1, F.2).
@@ -66,8 +71,7 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         _check_common(self.shift, self.max_log_snr)
-        if not (math.isfinite(self.s) and self.s >= 0):
-            raise ValueError(f"s={self.s} must be 0 or more; the usual value is 0.008")
+        _check_offset(self.s)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log-SNR at times ``t`` in [0, 1] (values outside are clamped), clamped to +-max_log_snr; dtype of ``t``."""
@@ -137,8 +141,7 @@ class DiscreteCosineSchedule:
 
     def __post_init__(self) -> None:
         _check_common(self.shift, self.max_log_snr)
-        if not (math.isfinite(self.s) and self.s >= 0):
-            raise ValueError(f"s={self.s} must be 0 or more; the usual value is 0.008")
+        _check_offset(self.s)
 
     def levels(self) -> Tensor:
         """log-SNR (1000,), float64, of the levels."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,12 +163,23 @@ def test_sixteen_bits_keep_every_level() -> None:
         assert (pixels.min(), pixels.max()) == (-1, 1)
 
 
-def test_sixteen_bit_colour_keeps_every_level_in_the_right_channel() -> None:
-    cv2 = pytest.importorskip("cv2", reason="16-bit colour PNGs need opencv-python-headless")
+def deep_png(levels: np.ndarray) -> bytes:
+    """(H, W, 3) uint16 -> a PNG, by the format's description: PIL cannot write one."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def test_sixteen_bit_colour_is_never_reduced_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = np.arange(3 * 64 * 64, dtype=np.uint16).reshape(64, 64, 3) * 5
-    done, data = cv2.imencode(".png", levels[..., ::-1])
-    assert done
-    pixels = decode(data.tobytes(), "a.png").pixels
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+        with pytest.raises(Unusable, match=r"16-bit colour.*pip install imagen\[deep_color\]"):
+            decode(deep_png(levels), "a.png")
+    pytest.importorskip("cv2", reason="reading 16-bit colour needs opencv-python-headless")
+    pixels = decode(deep_png(levels), "a.png").pixels
     assert np.array_equal(((pixels.astype(np.float64) + 1) * 32767.5).round(), levels)
 
 
