@@ -1,8 +1,10 @@
 """``python -m imagen.cli.pretrain_text --out runs/shapes/t5``: the shipped demo's T5, from nothing.
 
-Documents are captions of the shapes world's train split. Four in five hold two captions of one scene, said
-differently ("a red circle above a blue square. a blue square below a red circle"): what is hidden in one can be told
-from the other, so that the objective rewards knowing which colour belongs to which object and where each stands.
+Documents are captions of the shapes world's train split. Four in five tell the scene twice: in another caption ("a red
+circle above a blue square. a blue square below a red circle") or place by place ("... above there is a red circle.
+below there is a blue square"). Half of the time the whole second telling is hidden. A decoder of one layer can then
+name what is above only if the encoder has marked each word of the caption with its object's place; without such
+documents the words' encodings say which object came first, but not which is above.
 """
 
 from __future__ import annotations
@@ -11,20 +13,38 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse import auto_cli
+from transformers import T5Tokenizer
 
-from imagen.data.shapes.language import caption, sample_facts
+from imagen.data.shapes.language import Facts, caption, sample_facts
+from imagen.text.folders import component_folders
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
+
+PLACES = {"above": ("above", "below"), "below": ("below", "above")}
+PLACES |= {f"to the {a} of": (f"to the {a}", f"to the {b}") for a, b in (("left", "right"), ("right", "left"))}
+
+
+def tell_places(facts: Facts, rng: np.random.Generator) -> str:
+    """ "above there is a red circle. below there is a blue square", in either order."""
+    assert facts.relation is not None
+    sentences = [
+        f"{place} there is {caption(Facts((thing,)))}"
+        for place, thing in zip(PLACES[facts.relation], facts.things, strict=True)
+    ]
+    return ". ".join(sentences if rng.random() < 0.5 else reversed(sentences))
 
 
 def document(index: int, seed: int = 0) -> str:
-    """Document ``index``: one caption, or two of the same facts, none of them held out."""
+    """Document ``index``: one caption, or two tellings of the same facts, none of them held out."""
     rng = np.random.Generator(np.random.Philox(key=[seed + 1, index]))
     facts = sample_facts(rng, "train")
     first = caption(facts, rng)
-    return first if rng.random() < 0.2 else f"{first}. {caption(facts, rng)}"
+    if rng.random() < 0.2:
+        return first
+    by_place = facts.relation is not None and rng.random() < 0.75
+    return f"{first}. {tell_places(facts, rng) if by_place else caption(facts, rng)}"
 
 
-DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, steps=4000)
+DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, continuation_share=0.5, steps=4000)
 
 
 def main(out: Path, t5: PretrainConfig = DEMO) -> None:
@@ -34,7 +54,10 @@ def main(out: Path, t5: PretrainConfig = DEMO) -> None:
         out: folder to write ``tokenizer/``, ``text_encoder/``, ``metrics.jsonl`` and ``state.pt`` to.
         t5: size of the T5 and of its training.
     """
-    tokenizer = train_tokenizer(document(i, t5.seed).partition(". ")[0] for i in range(20_000))
+    if t5.init_from is None:
+        tokenizer = train_tokenizer(document(i, t5.seed).partition(". ")[0] for i in range(20_000))
+    else:
+        tokenizer = T5Tokenizer.from_pretrained(component_folders(t5.init_from)[0])
     pretrain(lambda index: document(index, t5.seed), tokenizer, t5, out)
 
 

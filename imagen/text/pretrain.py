@@ -17,24 +17,35 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
+
+from .folders import component_folders
 
 SPELLING = "abcdefghijklmnopqrstuvwxyz0123456789.,;:-'!?()"  # so that any lower-case word can at least be spelt
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Size of the T5 and of its training. ``noise_density`` and ``mean_span`` are T5's 15 % and 3 by default."""
+    """Size of the T5 and of its training. ``noise_density`` and ``mean_span`` are T5's 15 % and 3 by default.
+
+    In ``continuation_share`` of the documents one span is hidden instead, all that follows the first full stop (T5's
+    prefix form, 3.2.1): a shallow decoder then has to find in the encoding of the first sentence what the others say.
+    Without ``decoder_feed_forward`` it can look up but not work out: what it needs has to stand in the encoding.
+    ``init_from`` is the folder of an encoder of the same size to start from, with its tokenizer; the decoder is new.
+    """
 
     d_model: int = 192
     d_ff: int = 512
     num_layers: int = 4
     num_decoder_layers: int = 1
+    decoder_feed_forward: bool = True
     num_heads: int = 4
     d_kv: int = 64
     noise_density: float = 0.15
     mean_span: float = 3.0
+    continuation_share: float = 0.0
+    init_from: Path | None = None
     steps: int = 2400
     batch_size: int = 64
     learning_rate: float = 1e-2
@@ -98,6 +109,14 @@ def corrupt_spans(
     return inputs + list(ids[position:]), targets
 
 
+def hide_continuation(ids: Sequence[int], sentinel: int, stop: int) -> tuple[list[int], list[int]] | None:
+    """As :func:`corrupt_spans` with one span, all that follows the first ``stop``; None where nothing follows it."""
+    if stop not in ids[:-1]:
+        return None
+    cut = list(ids).index(stop) + 1
+    return [*ids[:cut], sentinel], [sentinel, *ids[cut:]]
+
+
 def _random_partition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
     """``parts`` positive integers that sum to ``total``, every such list equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
@@ -115,11 +134,13 @@ def _batch(
     """Batch ``step``: a function of (seed, step) alone, so that a resumed run sees what it would have seen."""
     eos = tokenizer.convert_tokens_to_ids("</s>")
     sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)])
+    stop = tokenizer(".", add_special_tokens=False).input_ids[-1]
     inputs, targets = [], []
     for i in range(step * config.batch_size, (step + 1) * config.batch_size):
         rng = np.random.Generator(np.random.Philox(key=[config.seed, i]))
         ids = tokenizer(document(i), add_special_tokens=False).input_ids
-        source, target = corrupt_spans(ids, rng, sentinels, config.noise_density, config.mean_span)
+        whole = hide_continuation(ids, sentinels[0], stop) if rng.random() < config.continuation_share else None
+        source, target = whole or corrupt_spans(ids, rng, sentinels, config.noise_density, config.mean_span)
         inputs.append([*source, eos])
         targets.append([*target, eos])
     ids = _pad(inputs, 0)
@@ -129,7 +150,7 @@ def _batch(
 def build(tokenizer: T5Tokenizer, config: PretrainConfig) -> T5ForConditionalGeneration:
     """A T5 v1.1-shaped model (gated GELU) of the configured size, seeded."""
     torch.manual_seed(config.seed)
-    return T5ForConditionalGeneration(
+    model = T5ForConditionalGeneration(
         T5Config(
             vocab_size=len(tokenizer),
             d_model=config.d_model,
@@ -144,6 +165,27 @@ def build(tokenizer: T5Tokenizer, config: PretrainConfig) -> T5ForConditionalGen
             decoder_start_token_id=0,
         )
     )
+    if not config.decoder_feed_forward:
+        for block in model.decoder.block:
+            out = block.layer[-1].DenseReluDense.wo.weight
+            nn.init.zeros_(out)
+            out.requires_grad_(False)
+    return model
+
+
+def start_from(model: T5ForConditionalGeneration, folder: Path) -> None:
+    """Copy the encoder in ``folder`` into ``model``, whose decoder stays new.
+
+    Raises:
+        ValueError: the encoder there has other sizes.
+    """
+    encoder = T5EncoderModel.from_pretrained(component_folders(folder)[1], dtype=torch.float32)
+    try:
+        model.shared.load_state_dict(encoder.shared.state_dict())
+        model.encoder.load_state_dict(encoder.encoder.state_dict())
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[1].strip()
+        raise ValueError(f"init_from {str(folder)!r} holds an encoder of other sizes than asked for: {wrong}") from None
 
 
 def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: PretrainConfig, out: Path) -> Path:
@@ -158,8 +200,10 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
     """
     out.mkdir(parents=True, exist_ok=True)
     model = build(tokenizer, config)
+    if config.init_from is not None:
+        start_from(model, config.init_from)
     # T5's own optimiser: steps relative to each weight's size, without which its unscaled attention saturates
-    optimizer = torch.optim.Adafactor(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
     state = out / "state.pt"
     first = 0

@@ -1,11 +1,13 @@
 """Span corruption loses nothing, and the small T5 learns, resumes and loads back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from imagen.text.encoder import encode, load_text_encoder, token_count
-from imagen.text.pretrain import PretrainConfig, corrupt_spans, pretrain, train_tokenizer
+from imagen.text.pretrain import PretrainConfig, corrupt_spans, hide_continuation, pretrain, train_tokenizer
 
 TEXTS = ["a red circle above a blue square", "three green stars", "a small yellow ring on a navy background"]
 TINY = PretrainConfig(
@@ -51,6 +53,12 @@ def test_every_position_gets_hidden():
     assert seen == set(range(3, 13))
 
 
+def test_a_continuation_is_all_that_follows_the_first_full_stop():
+    assert hide_continuation([5, 6, 9, 7, 9, 8], sentinel=1000, stop=9) == ([5, 6, 9, 1000], [1000, 7, 9, 8])
+    assert hide_continuation([5, 6, 9], sentinel=1000, stop=9) is None
+    assert hide_continuation([5, 6], sentinel=1000, stop=9) is None
+
+
 def test_words_are_pieces_and_any_word_can_be_spelt(tokenizer):
     assert token_count(tokenizer, "a RED circle above") == 5
     ids = tokenizer("a zebra, quickly").input_ids
@@ -91,3 +99,16 @@ def test_saved_encoder_gives_what_the_trained_one_gave(tokenizer, tmp_path):
     hidden, mask = encode(loaded_tokenizer, encoder, TEXTS)
     assert hidden.shape == (3, 9, 16)
     assert mask.sum(1).tolist() == [8, 4, 9]
+
+
+def test_starts_from_a_saved_encoder_and_refuses_one_of_other_sizes(tokenizer, tmp_path):
+    first = pretrain(document, tokenizer, TINY, tmp_path / "first")
+    second = pretrain(document, tokenizer, replace(TINY, init_from=first, seed=1, steps=0), tmp_path / "second")
+    for a, b in zip(
+        load_text_encoder(first)[1].state_dict().values(),
+        load_text_encoder(second)[1].state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"init_from .*first' holds an encoder of other sizes.*size mismatch"):
+        pretrain(document, tokenizer, replace(TINY, init_from=first, d_model=32), tmp_path / "third")
