@@ -69,6 +69,8 @@ class Attention(nn.Module):
         self_attention: False leaves the image's own keys and values out (text-only cross-attention).
         norm_groups, norm_eps: of the group norm in front.
         norm_kind: norm on the text, see :func:`text_norm`.
+        qk_norm: divide queries and keys by their root mean square, head by head, so that no logit can outgrow
+            sqrt(head_dim) times what the learned gains make of it (Henry et al. 2020).
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Attention(nn.Module):
         norm_groups: int = 32,
         norm_eps: float = 1e-5,
         norm_kind: str = "layer",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         inner = channels if inner_dim is None else inner_dim
@@ -97,6 +100,9 @@ class Attention(nn.Module):
         self.norm_cross = None if text_dim is None else text_norm(norm_kind, text_dim)
         self.add_k_proj = None if text_dim is None else nn.Linear(text_dim, inner)
         self.add_v_proj = None if text_dim is None else nn.Linear(text_dim, inner)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and self_attention else None
+        self.norm_added_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and text_dim is not None else None
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
         nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
@@ -120,14 +126,14 @@ class Attention(nn.Module):
             return kv
         batch, channels, height, width = x.shape
         hidden = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        query = self.to_q(hidden)
+        query = normed(self.norm_q, self.to_q(hidden))
         if self.to_k is None or self.to_v is None:
             assert kv is not None, "cross-attention was called without text"
             key, value = kv
         elif kv is None:
-            key, value, mask = self.to_k(hidden), self.to_v(hidden), None
+            key, value, mask = normed(self.norm_k, self.to_k(hidden)), self.to_v(hidden), None
         else:
-            key = torch.cat([kv[0], self.to_k(hidden)], dim=1)
+            key = torch.cat([kv[0], normed(self.norm_k, self.to_k(hidden))], dim=1)
             value = torch.cat([kv[1], self.to_v(hidden)], dim=1)
             if mask is not None:
                 mask = F.pad(mask, (0, hidden.shape[1]), value=True)
@@ -139,7 +145,7 @@ class Attention(nn.Module):
         assert self.add_k_proj is not None
         assert self.add_v_proj is not None
         text = self.norm_cross(text, mask)
-        return self.add_k_proj(text), self.add_v_proj(text)
+        return normed(self.norm_added_k, self.add_k_proj(text)), self.add_v_proj(text)
 
     def set_use_memory_efficient_attention_xformers(
         self, valid: bool, attention_op: Callable[..., Any] | None = None
@@ -159,6 +165,11 @@ class Attention(nn.Module):
         if not torch.cuda.is_available():
             raise ValueError("xformers' memory efficient attention needs a CUDA device; none is available")
         self._attend = XformersAttention(attention_op)
+
+
+def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
+    """x (B, S, heads*d) with every head's d numbers normed; as it is without a norm."""
+    return x if norm is None else norm(x.unflatten(-1, (-1, *norm.normalized_shape))).flatten(-2)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:

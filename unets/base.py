@@ -28,6 +28,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         num_res_blocks: residual blocks of each level: one number, or one per level.
         attention_levels: levels with attention. At 64 px the paper's resolutions 32, 16, 8 are levels 1, 2, 3.
         head_dim: channels of an attention head.
+        qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products grow
+            until every head looks at a single token, and learns no more).
         text_dim: width of the encoder states; None: a network without text.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
             the paper; IF projects).
@@ -44,6 +46,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             stem: narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
         head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
             activation then has more channels than a patch has numbers).
+        coordinates: two more input channels say where each cell lies, -1 to 1 (CoordConv, Liu et al. 2018; ours, for
+            networks too small or too briefly trained to learn above from below by the padding of their convolutions).
 
     Raises:
         ValueError: options that contradict each other, naming them.
@@ -77,6 +81,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         residual_scale: float = 1.0,
         input_skip: bool = False,
         head_channels: int | None = None,
+        coordinates: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         channels = [model_channels * mult for mult in channel_mult]
@@ -97,8 +103,10 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             pool_heads=pool_heads,
             input_skip=input_skip,
             head_channels=head_channels,
+            coordinates=coordinates,
         )
-        self.conv_in = nn.Conv2d((in_channels + lowres_channels) * patch_size**2, channels[0], 3, padding=1)
+        inputs = (in_channels + lowres_channels) * patch_size**2 + 2 * coordinates
+        self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self._setup(options)
         blocks = BlockOptions(
             emb_dim=options.emb_dim,
@@ -109,6 +117,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             head_dim=head_dim,
             text_dim=text_dim if text_proj_dim is None else text_proj_dim,
             text_norm=text_norm,
+            qk_norm=qk_norm,
         )
         self._build_levels(channels, depths, set(attention_levels), blocks)
         self._setup_output(channels[0], out_channels, norm_groups)

@@ -53,6 +53,7 @@ class BlockOptions:
     head_dim: int = 64
     text_dim: int | None = None
     text_norm: str = "layer"
+    qk_norm: bool = False
 
 
 class ResnetBlock(nn.Module):
@@ -112,6 +113,7 @@ def make_attention(channels: int, options: BlockOptions) -> Attention:
         options.text_dim,
         norm_groups=options.norm_groups,
         norm_kind=options.text_norm,
+        qk_norm=options.qk_norm,
     )
 
 

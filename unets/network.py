@@ -50,6 +50,7 @@ class ConditioningOptions:
     time_input: str = "timestep"
     input_skip: bool = False
     head_channels: int | None = None
+    coordinates: bool = False
 
     def check(self) -> None:
         """Raises ValueError for words that are not options."""
@@ -64,6 +65,14 @@ class ConditioningOptions:
         for name in ("in_channels", "patch_size", "emb_dim", "sinusoid_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def coordinates(x: Tensor) -> Tensor:
+    """Where each cell of x (B, C, H, W) lies: (B, 2, H, W), rows and columns from -1 at one border to 1 at the other."""
+    batch, _, height, width = x.shape
+    axes = [(torch.arange(n, device=x.device, dtype=torch.float32) * 2 + 1) / n - 1 for n in (height, width)]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return grid.to(x.dtype).expand(batch, -1, -1, -1)
 
 
 class ConditionedUNet(nn.Module):
@@ -233,7 +242,8 @@ class ConditionedUNet(nn.Module):
         if given != wanted:
             raise ValueError(f"lowres has (C, H, W) {given}, this network expects {wanted}")
         x = sample if lowres is None else torch.cat([sample, lowres.to(sample.dtype)], dim=1)
-        return F.pixel_unshuffle(x.to(self._compute_dtype()), options.patch_size)
+        x = F.pixel_unshuffle(x.to(self._compute_dtype()), options.patch_size)
+        return torch.cat([x, coordinates(x)], dim=1) if options.coordinates else x
 
     def _skipped_input(self, emb: Tensor, sample: Tensor, lowres: Tensor | None) -> Tensor:
         """The noisy image, and the low-resolution one, each channel times a gain that depends on the embedding."""

@@ -33,6 +33,19 @@ def tell_places(facts: Facts, rng: np.random.Generator) -> str:
     return ". ".join(sentences if rng.random() < 0.5 else reversed(sentences))
 
 
+def tell_words(facts: Facts, rng: np.random.Generator) -> str:
+    """ "blue is below. circle is above. ...": the place of every word that only one of the two things has."""
+    assert facts.relation is not None
+    words = [{thing.color, thing.shape, thing.pattern, thing.size} - {None} for thing in facts.things]
+    sentences = [
+        f"{word} is {place}"
+        for place, own, other in zip(PLACES[facts.relation], words, reversed(words), strict=True)
+        for word in sorted(str(word) for word in own - other)
+    ]
+    rng.shuffle(sentences)
+    return ". ".join(sentences)
+
+
 def document(index: int, seed: int = 0) -> str:
     """Document ``index``: one caption, or two tellings of the same facts, none of them held out."""
     rng = np.random.Generator(np.random.Philox(key=[seed + 1, index]))
@@ -40,8 +53,8 @@ def document(index: int, seed: int = 0) -> str:
     first = caption(facts, rng)
     if rng.random() < 0.2:
         return first
-    by_place = facts.relation is not None and rng.random() < 0.75
-    return f"{first}. {tell_places(facts, rng) if by_place else caption(facts, rng)}"
+    tellings = (caption,) if facts.relation is None else (caption, tell_places, tell_words, tell_words)
+    return f"{first}. {tellings[int(rng.integers(len(tellings)))](facts, rng)}"
 
 
 DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, continuation_share=0.5, steps=4000)
