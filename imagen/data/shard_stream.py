@@ -90,7 +90,9 @@ def _made(make: Callable[[str, dict[str, bytes]], Any], stem: str, found: dict[s
 
 def _read_items(url: str) -> Iterator[tuple[str, dict[str, bytes] | str]]:
     """(stem, its files by ending, or what is wrong with it) of a shard, in order."""
-    stem, files, fault = None, {}, None
+    stem: str | None = None
+    files: dict[str, bytes] = {}
+    fault: str | None = None
     try:
         with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in members(archive):

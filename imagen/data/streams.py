@@ -142,7 +142,8 @@ class Lane:
             block = [next(records) for _ in range(self.block)]
             places = _rng(self.seed, 1 + self.lane, number).permutation(self.block).tolist()
             for place in range(max(start - number * self.block, 0), self.block):
-                yield Draw(number * self.block + place, *block[places[place]], block)
+                key, item = block[places[place]]
+                yield Draw(number * self.block + place, key, item, block)
 
     def _records(self, skip: int) -> Iterator[tuple[str, Item]]:
         """The lane's records in the order they are read, all epochs in a row, without the first ``skip``."""
