@@ -10,9 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imagen.data import Note, PictureDataset
+from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
+
+if TYPE_CHECKING:
+    from imagen.training.skipped import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from imagen.training.loader import make_source
 
         source = make_source(config)
-        if not isinstance(source, PictureDataset):
+        if isinstance(source, ShapesDataset):
             raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
     except ConfigError as error:
         print(f"check_data: error: {error}", file=sys.stderr)
@@ -49,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)
-    found = SkipFile(path, len(source), config.data.max_skipped_share)
-    notes = examine(source, config.train.num_workers, found)
-    print(report(len(source), notes))
+    found = SkipFile(path, None if isinstance(source, StreamDataset) else len(source), config.data.max_skipped_share)
+    length, notes = examine(source, config.train.num_workers, found)
+    print(report(length, notes))
     if notes:
         print(f"all of them: {path}")
     if found.exceeded:
@@ -59,17 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(found.exceeded)
 
 
-def examine(source: PictureDataset, workers: int, found: Any) -> list[Note]:
-    """Notes on all items, in order; each is also written to the skip file `found` as it comes."""
+def examine(source: PictureDataset | StreamDataset, workers: int, found: SkipFile) -> tuple[int, list[Note]]:
+    """Number of items, and notes on all of them, in order; each is also written to the skip file as it comes."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    loader: Any = DataLoader(Examined(source), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    if isinstance(source, StreamDataset):
+        every: Any = (about for _, about in source.examine())
+        total = None
+    else:
+        every = DataLoader(Examined(source), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+        total = len(source)
     notes: list[Note] = []
-    for about in tqdm(loader, total=len(source), unit="pictures", disable=None):
+    for about in tqdm(every, total=total, unit="pictures", disable=None):
+        found.read += 1
         found.add(about)
         notes += about
-    return notes
+    return found.read, notes
 
 
 def report(length: int, notes: Sequence[Note]) -> str:

@@ -1,4 +1,4 @@
-"""``python sample.py "PROMPT"``: pictures from prompts. Arguments and model folder are checked before torch loads."""
+"""``python sample.py "PROMPT"``: pictures from prompts. Arguments and model folder are checked before it is loaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from PIL import Image
 
-from imagen.cascade.folder import check_folder, find_folder
 from imagen.cascade.presets import PRESETS
 from imagen.cascade.stages import check_int, check_number, check_steps, per_stage, route
+from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
 from imagen.diffusion.timesteps import RESPACINGS
@@ -22,8 +22,8 @@ from imagen.diffusion.timesteps import RESPACINGS
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
+MODEL_HELP = "a model, or the folders of training runs: runs/base64,runs/sr256; default: %(default)s"
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,7 +42,7 @@ def parser() -> Parser:
     )
     p.add_argument("prompt", nargs="*", metavar="PROMPT", help="what to show, in quotes; several make several pictures")
     p.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line (blank lines are skipped)")
-    p.add_argument("--model", default="pretrained/shapes", metavar="DIR_OR_HUB_ID", help="default: %(default)s")
+    p.add_argument("--model", default="pretrained/shapes", metavar="DIR_OR_HUB_ID", help=MODEL_HELP)
     p.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go; default: %(default)s")
     p.add_argument("--seed", type=int, default=0, help="of the first picture, the next has one more; default: 0")
     p.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt; default: 1")
@@ -112,11 +112,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Path, Image.Image | None]:
-    """Everything that can be said before torch is loaded: options, the model's folder, the picture to start from.
+def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Image.Image | None]:
+    """Everything that can be said before the model is loaded: options, its folder, the picture to start from.
 
     Returns:
-        the folder of the model, fetched from the Hub if need be, and the picture or None.
+        the model, fetched from the Hub if need be, and the picture or None.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
@@ -135,8 +135,8 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Path, Image
     image = _open_image(args.image) if args.image is not None else None
     if not prompts and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
-    folder = find_folder(args.model)
-    stages = check_folder(folder)
+    model = find_model(args.model)
+    stages = model.stages
     running = route(stages, args.size, min(image.size) if image else None)
     later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
     noised = [slot for slot in running if slot in later]
@@ -145,7 +145,7 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Path, Image
     per_stage("--steps", args.steps, running, stages)
     per_stage("--guidance", args.guidance, running, stages)
     per_stage("--aug-level", args.aug_level, noised, later)
-    return folder, image
+    return model, image
 
 
 def _each(given: Any) -> list[Any]:
@@ -176,7 +176,7 @@ def _out_folder(name: str) -> Path:
     return folder
 
 
-def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> ImagenPipeline:
+def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> ImagenPipeline:
     """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
 
     Raises:
@@ -187,7 +187,6 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
     import transformers
 
     from imagen.cascade.presets import apply_preset, set_sampler
-    from imagen.pipeline import ImagenPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -197,7 +196,7 @@ def load(args: argparse.Namespace, folder: Path, prompts: Sequence[str]) -> Imag
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
     try:
-        pipe = ImagenPipeline.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(device)
+        pipe = model.load(args.dtype).to(device)
     except ValueError:
         raise
     except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
@@ -277,9 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             prompts = read_prompts(args)
-            folder, image = check(args, prompts)
+            model, image = check(args, prompts)
             out = _out_folder(args.out)
-            pipe = load(args, folder, prompts)
+            pipe = load(args, model, prompts)
             writer = Writer(args, describe(args, pipe, image), out)
         except ValueError as error:
             print(f"sample.py: error: {error}", file=sys.stderr)

@@ -3,20 +3,27 @@
 from .decode import Unusable
 from .order import StepSampler, micro_positions, sample_index
 from .pictures import PictureDataset
+from .prepare import Prepare
 from .records import FolderRecords, Record, Records
 from .shapes.dataset import ShapesDataset
 from .sources import Note, Sample, Source, collate
+from .stream_batches import StreamBatches, StreamDataset
+from .streams import Stream
 
 __all__ = [
     "FolderRecords",
     "Note",
     "PictureDataset",
+    "Prepare",
     "Record",
     "Records",
     "Sample",
     "ShapesDataset",
     "Source",
     "StepSampler",
+    "Stream",
+    "StreamBatches",
+    "StreamDataset",
     "Unusable",
     "collate",
     "micro_positions",

@@ -1,19 +1,63 @@
-"""Records of a Hugging Face dataset, by id or in a local folder."""
+"""Records of a Hugging Face dataset, by id or in a local folder, at random or as a stream."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .decode import Raw, Unusable
 from .records import Captions, Record
+from .streams import Item
 from .table import CAPTION_COLUMNS, IMAGE_COLUMNS, bytes_cell, caption_cell, pick_column
+
+
+class Columns:
+    """What a row's columns mean. Class labels become their names; pictures are decoded here, not by ``datasets``, so
+    that a damaged one is passed over.
+
+    Args:
+        path: names the dataset in errors.
+        names: of its columns; features: their types by name, where they are known.
+        image, caption, conditioning: as :class:`HubRecords`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        features: Mapping[str, Any],
+        image: str | None,
+        caption: str | None,
+        conditioning: str | None,
+    ) -> None:
+        what = f"column of dataset {path!r}"
+        self.image = pick_column(names, image, IMAGE_COLUMNS, f"image {what}", needed=True)
+        self.caption = pick_column(names, caption, CAPTION_COLUMNS, f"caption {what}")
+        self.conditioning = None if conditioning is None else pick_column(names, conditioning, (), what)
+        self.pictures = [column for column in (self.image, self.conditioning) if column is not None]
+        label = None if self.caption is None else features.get(self.caption)
+        self.label_names: list[str] | None = getattr(label, "names", None)
+
+    def captions(self, row: Mapping[str, Any]) -> Captions:
+        """The row's captions, or the name of its class; empty without any."""
+        if self.caption is None:
+            return ()
+        cell = row[self.caption]
+        if self.label_names is not None and cell is not None:
+            if cell not in range(len(self.label_names)):
+                return ()  # -1: not labelled
+            cell = self.label_names[cell].replace("_", " ")
+        return caption_cell(cell)
+
+    def record(self, row: Mapping[str, Any]) -> Record:
+        """The row's picture, captions and pair."""
+        pair = None if self.conditioning is None else _raw(row[self.conditioning], self.conditioning)
+        return Record(_name(row[self.image]), _raw(row[self.image], self.image), self.captions(row), pair)
 
 
 class HubRecords:
     """Rows of a map-style dataset; its Arrow files stay on the disk. The key is ``row N``, from 0.
-
-    Class labels become their names. Images are decoded here, not by ``datasets``, so that a damaged one is passed over.
 
     Args:
         path: id on the Hub, a folder that ``save_to_disk`` wrote, or anything else that ``load_dataset`` takes.
@@ -34,15 +78,9 @@ class HubRecords:
         conditioning: str | None = None,
     ) -> None:
         rows = _load(path, split)
-        what = f"column of dataset {path!r}"
-        self.image = pick_column(rows.column_names, image, IMAGE_COLUMNS, f"image {what}", needed=True)
-        self.caption = pick_column(rows.column_names, caption, CAPTION_COLUMNS, f"caption {what}")
-        self.conditioning = None if conditioning is None else pick_column(rows.column_names, conditioning, (), what)
-        pictures = [column for column in (self.image, self.conditioning) if column is not None]
-        self.rows = _undecoded(rows, pictures)
-        self.texts = None if self.caption is None else self.rows.select_columns([self.caption])
-        label = None if self.caption is None else rows.features[self.caption]
-        self.label_names: list[str] | None = getattr(label, "names", None)
+        self.columns = Columns(path, rows.column_names, rows.features, image, caption, conditioning)
+        self.rows = _undecoded(rows, self.columns.pictures)
+        self.texts = None if self.columns.caption is None else self.rows.select_columns([self.columns.caption])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,34 +91,77 @@ class HubRecords:
 
     def captions(self, number: int) -> Captions:
         """The row's captions, or the name of its class; empty without any."""
-        if self.texts is None:
-            return ()
-        cell = self.texts[number][self.caption]
-        if self.label_names is not None and cell is not None:
-            if cell not in range(len(self.label_names)):
-                return ()  # -1: not labelled
-            cell = self.label_names[cell].replace("_", " ")
-        return caption_cell(cell)
+        return () if self.texts is None else self.columns.captions(self.texts[number])
 
     def record(self, number: int) -> Record:
         """The row's picture, captions and pair."""
-        row = self.rows[number]
-        pair = None if self.conditioning is None else _raw(row[self.conditioning], self.conditioning)
-        return Record(_name(row[self.image]), _raw(row[self.image], self.image), self.captions(number), pair)
+        return self.columns.record(self.rows[number])
 
 
-def _load(path: str, split: str) -> Any:
+class HubStream:
+    """Rows of a dataset that is read over the network as it is used, file by file. The key is ``file N row M``.
+
+    Args:
+        path, split, image, caption, conditioning: as :class:`HubRecords`.
+
+    Raises:
+        ValueError: as :class:`HubRecords`. Reading raises what ``datasets`` does once it has given up trying again.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        image: str | None = None,
+        caption: str | None = None,
+        conditioning: str | None = None,
+    ) -> None:
+        rows = _load(path, split, streaming=True)
+        names = rows.column_names or list(next(iter(rows), {}))
+        self.columns = Columns(path, names, rows.features or {}, image, caption, conditioning)
+        self.rows = _undecoded(rows, self.columns.pictures) if rows.features else rows.decode(False)
+
+    def __len__(self) -> int:
+        return int(self.rows.num_shards)
+
+    def name(self, shard: int) -> str:
+        """``file N``, from 0."""
+        return f"file {shard}"
+
+    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
+        """(``file N row M``, record) of every row of a file."""
+        for number, row in enumerate(self._rows(shard)):
+            yield f"file {shard} row {number}", _or_unusable(self.columns.record, row)
+
+    def captions(self, shard: int) -> Iterator[Captions]:
+        """The captions of a file's rows."""
+        found = (_or_unusable(self.columns.captions, row) for row in self._rows(shard))
+        return (captions for captions in found if not isinstance(captions, Unusable))
+
+    def _rows(self, shard: int) -> Iterator[dict[str, Any]]:
+        return iter(self.rows.shard(num_shards=len(self), index=shard))
+
+
+def _or_unusable(make: Callable[[dict[str, Any]], Any], row: dict[str, Any]) -> Any:
+    try:
+        return make(row)
+    except Unusable as error:
+        return error
+
+
+def _load(path: str, split: str, streaming: bool = False) -> Any:
     try:
         import datasets
     except ImportError:
         raise ValueError(f"dataset {path!r} needs the datasets package: pip install imagen[datasets]") from None
     folder = Path(path)
     try:
-        if (folder / "state.json").is_file():
-            return datasets.load_from_disk(path)
-        if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(path)[split]
-        return datasets.load_dataset(path, split=split)
+        saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+        if not saved:
+            return datasets.load_dataset(path, split=split, streaming=streaming)
+        rows: Any = datasets.load_from_disk(path)
+        rows = rows[split] if isinstance(rows, dict) else rows
+        return rows.to_iterable_dataset(num_shards=max(1, len(rows.cache_files))) if streaming else rows
     except Exception as error:  # datasets raises many kinds, and reads scripts of others
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"dataset {path!r} with split {split!r} cannot be loaded: {first}") from error

@@ -6,8 +6,9 @@ import glob
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,32 +67,12 @@ class ShardRecords:
     def captions(self, number: int) -> Captions:
         """From ``.txt``, ``.json`` or ``.cls``; empty without any."""
         item = self._item(number)
-        if "txt" in item.files or "cls" in item.files:
-            ending = "txt" if "txt" in item.files else "cls"
-            return caption_lines(self._read(item, ending), f"caption .{ending}")
-        if "json" not in item.files:
-            return ()
-        try:
-            values = json.loads(self._read(item, "json"))
-        except ValueError as error:
-            raise Unusable(f".json is no JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise Unusable(".json is no JSON object")
-        names = CAPTION_COLUMNS if self.caption is None else (self.caption,)
-        return caption_cell(next((values[name] for name in names if name in values), None))
+        return item_captions(item.files, partial(self._read, item), self.caption)
 
     def record(self, number: int) -> Record:
         """The item's picture, captions and pair."""
-        item, pair = self._item(number), None
-        pictures = [e for e in item.files if Path(f"x.{e}").suffix in IMAGE_SUFFIXES and e != self.conditioning]
-        ending = min(pictures, default=None)
-        if ending is None:
-            raise Unusable(f"has no picture, only {', '.join(sorted(item.files))}")
-        if self.conditioning is not None:
-            if self.conditioning not in item.files:
-                raise Unusable(f"has no conditioning picture .{self.conditioning}")
-            pair = self._read(item, self.conditioning)
-        return Record(f"{item.key}.{ending}", self._read(item, ending), self.captions(number), pair)
+        item = self._item(number)
+        return item_record(item.key, item.files, partial(self._read, item), self.caption, self.conditioning)
 
     def _item(self, number: int) -> Member:
         item = self.items[number]
@@ -111,11 +92,52 @@ class ShardRecords:
         return data
 
 
-def find_shards(patterns: Sequence[str]) -> list[Path]:
+def item_captions(endings: Collection[str], read: Callable[[str], bytes], caption: str | None) -> Captions:
+    """Captions of an item whose files have these endings, from ``.txt``, ``.json`` or ``.cls``; empty without any.
+
+    Raises:
+        Unusable: the file with the captions cannot be read.
+    """
+    if "txt" in endings or "cls" in endings:
+        ending = "txt" if "txt" in endings else "cls"
+        return caption_lines(read(ending), f"caption .{ending}")
+    if "json" not in endings:
+        return ()
+    try:
+        values = json.loads(read("json"))
+    except ValueError as error:
+        raise Unusable(f".json is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise Unusable(".json is no JSON object")
+    names = CAPTION_COLUMNS if caption is None else (caption,)
+    return caption_cell(next((values[name] for name in names if name in values), None))
+
+
+def item_record(
+    key: str, endings: Collection[str], read: Callable[[str], bytes], caption: str | None, conditioning: str | None
+) -> Record:
+    """The record of an item whose files have these endings; ``conditioning`` is the ending of the paired picture.
+
+    Raises:
+        Unusable: no picture, no pair or damaged captions.
+    """
+    pair = None
+    pictures = [ending for ending in endings if Path(f"x.{ending}").suffix in IMAGE_SUFFIXES and ending != conditioning]
+    ending = min(pictures, default=None)
+    if ending is None:
+        raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
+    if conditioning is not None:
+        if conditioning not in endings:
+            raise Unusable(f"has no conditioning picture .{conditioning}")
+        pair = read(conditioning)
+    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, caption), pair)
+
+
+def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:
     """Paths of the shards that paths, globs and folders name, sorted, each once.
 
     Raises:
-        ValueError: one that names nothing, or a compressed tar.
+        ValueError: one that names nothing, or a compressed tar where they are not ``compressed``.
     """
     found: set[Path] = set()
     for pattern in patterns:
@@ -125,8 +147,11 @@ def find_shards(patterns: Sequence[str]) -> list[Path]:
             raise ValueError(f"no shards at {pattern!r}; expected a tar file, a glob or a folder with *.tar")
         found.update(paths)
     packed = [path for path in sorted(found) if path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
-    if packed:
-        raise ValueError(f"shard {str(packed[0])!r} is compressed, so it cannot be read at random: unpack it to .tar")
+    if packed and not compressed:
+        raise ValueError(
+            f"shard {str(packed[0])!r} is compressed, so it cannot be read at random: unpack it to .tar, or read it as "
+            "a stream"
+        )
     return sorted(found)
 
 
@@ -135,30 +160,38 @@ def read_index(path: Path, shard: int) -> list[Member]:
     items: dict[str, Member] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in _members(archive):
+            for member in members(archive):
                 if member.isdir():
                     continue
-                stem, ending = _split(member.name)
+                stem, ending = split_name(member.name)
                 item = items.setdefault(stem, Member(shard, stem))
-                if not member.isreg():
-                    item.fault = "is a link or a device in the shard, not a file"
-                elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-                    item.fault = f"its name {member.name!r} climbs out of the shard"
-                else:
+                fault = member_fault(member)
+                if fault is None:
                     item.files[ending] = (member.offset_data, member.size)
+                else:
+                    item.fault = fault
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         items["(damaged)"] = Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")
     return list(items.values())
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members one by one, not kept by the archive: a shard may hold a million."""
     while (member := archive.next()) is not None:
         yield member
         archive.members.clear()  # type: ignore[attr-defined]
 
 
-def _split(name: str) -> tuple[str, str]:
+def member_fault(member: tarfile.TarInfo) -> str | None:
+    """What is wrong with a member by its header, or None."""
+    if not member.isreg():
+        return "is a link or a device in the shard, not a file"
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        return f"its name {member.name!r} climbs out of the shard"
+    return None
+
+
+def split_name(name: str) -> tuple[str, str]:
     """(path up to the first dot of the file's name, what follows it in lower case)."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")

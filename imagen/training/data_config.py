@@ -30,6 +30,12 @@ class DataConfig:
     conditioning: str | None = None
     """paired pictures to start from, in place of the picture made small: another folder, a column, or an ending in
     shards such as cond.png"""
+    streaming: bool = False
+    """read kinds hub and shards from start to end as they come, over a network too, instead of at random"""
+    lanes: int = 1
+    """parts that a stream is read in, side by side: a multiple of the processes; the order depends on it alone"""
+    shuffle: int = 1000
+    """records of each lane of a stream that are shuffled together (held in memory, not decoded)"""
     max_skipped_share: float = 0.01
     """stop when more than this share of the pictures cannot be used; run_dir/skipped.jsonl names them"""
     crop: int | None = None
@@ -46,6 +52,8 @@ class DataConfig:
         require(self.crop is None or self.crop > 0, f"data.crop {self.crop} must be positive or null")
         share = self.max_skipped_share
         require(0 <= share <= 1, f"data.max_skipped_share {share} must lie in [0, 1]: 0.01 allows one in a hundred")
+        require(self.lanes > 0, f"data.lanes {self.lanes} must be positive")
+        require(self.shuffle > 0, f"data.shuffle {self.shuffle} must be positive; 1 keeps the stored order")
         template = self.template
         require(template is None or "{}" in template, f"data.template {template!r} needs {{}} where the caption goes")
         self._check_unread()
@@ -62,6 +70,7 @@ class DataConfig:
             "flip": ("folder", "table", "hub", "shards"),
             "square": ("folder", "table", "hub", "shards"),
             "category": ("shapes",),
+            "streaming": ("hub", "shards"),
         }
         for name, kinds in readers.items():
             value = getattr(self, name)
@@ -70,3 +79,7 @@ class DataConfig:
                 value == default or self.kind in kinds,
                 f"data.{name} {value!r} is of kind {' or '.join(kinds)}, and data.kind is {self.kind}: leave it out",
             )
+        for name in ("lanes", "shuffle"):
+            value = getattr(self, name)
+            unread = not self.streaming and value != type(self).__dataclass_fields__[name].default
+            require(not unread, f"data.{name} {value} is for streams: set data.streaming true, or leave it out")

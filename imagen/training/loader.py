@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from imagen.data import FolderRecords, PictureDataset, Records, ShapesDataset, Source, StepSampler, collate
+from imagen.data import (
+    FolderRecords,
+    PictureDataset,
+    Prepare,
+    Records,
+    ShapesDataset,
+    Source,
+    StepSampler,
+    Stream,
+    StreamBatches,
+    StreamDataset,
+    collate,
+)
 from imagen.training.config import DataConfig, RunConfig
 from imagen.training.errors import ConfigError
 
@@ -33,10 +46,30 @@ def make_records(data: DataConfig) -> Records:
         return HubRecords(path, data.split, data.image_column, data.caption_column, data.conditioning)
     from imagen.data.tar import ShardRecords
 
-    return ShardRecords([part.strip() for part in path.split(",")], data.caption_column, data.conditioning)
+    return ShardRecords(_listed(path), data.caption_column, data.conditioning)
 
 
-def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset:
+def make_stream(data: DataConfig) -> Stream:
+    """The stored pictures that `data` names, to be read from start to end.
+
+    Raises:
+        ValueError: as :func:`make_records`.
+    """
+    path = data.path or ""
+    if data.kind == "hub":
+        from imagen.data.hub import HubStream
+
+        return HubStream(path, data.split, data.image_column, data.caption_column, data.conditioning)
+    from imagen.data.shard_stream import ShardStream
+
+    return ShardStream(_listed(path), data.caption_column, data.conditioning)
+
+
+def _listed(path: str) -> list[str]:
+    return [part.strip() for part in path.split(",")]
+
+
+def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset | StreamDataset:
     """The pictures that `config` trains on.
 
     Args:
@@ -50,10 +83,8 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     try:
         if data.kind == "shapes":
             return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
-        return PictureDataset(
-            make_records(data),
+        prepare = Prepare(
             stage.size,
-            seed,
             data.crop,
             stage.lowres_size,
             data.square,
@@ -63,6 +94,9 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
             channels=unet.get("in_channels", 3),
             lowres_channels=unet.get("lowres_channels", 3),
         )
+        if data.streaming:
+            return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
+        return PictureDataset(make_records(data), prepare, seed)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
 
@@ -81,21 +115,42 @@ def outlive_one_signal(_worker: int) -> None:
     signal.signal(signal.SIGINT, next_time)
 
 
-def make_loader(config: RunConfig, source: Source, start: int, rank: int, world: int) -> DataLoader[dict[str, Any]]:
-    """Micro-batches of one process from step `start` to the end, in the order they are used; whatever the workers."""
+def make_loader(
+    config: RunConfig, source: Source | StreamDataset, start: int, rank: int, world: int
+) -> DataLoader[dict[str, Any]]:
+    """Micro-batches of one process from step `start` to the end, in the order they are used; whatever the workers.
+
+    A stream is read by a single worker, which decodes on `train.num_workers` threads.
+
+    Raises:
+        ConfigError: a batch or lanes that cannot be shared out.
+    """
     train = config.train
-    sampler = StepSampler(
-        source.length, train.batch_size, train.seed, start, train.steps, train.accumulation, rank, world
-    )
     workers = train.num_workers
+    batches: Any
+    try:
+        if isinstance(source, StreamDataset):
+            lengths = Path(config.run_dir) / "shards.jsonl"
+            batches = StreamBatches(
+                source, train.batch_size, start, train.steps, train.accumulation, rank, world, lengths, max(1, workers)
+            )
+            how: dict[str, Any] = {"batch_size": None}
+            workers = min(workers, 1)
+        else:
+            batches = source
+            sampler = StepSampler(
+                source.length, train.batch_size, train.seed, start, train.steps, train.accumulation, rank, world
+            )
+            how = {"batch_sampler": sampler, "collate_fn": collate}
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
     # forked workers are children of this process and notice its death; those of a fork server would outlive a SIGKILL
     context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
     return DataLoader(
-        cast("Dataset[Any]", source),
-        batch_sampler=sampler,
+        batches,
+        **how,
         num_workers=workers,
         multiprocessing_context=context,
-        collate_fn=collate,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_one_signal if workers else None,

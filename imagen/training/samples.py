@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from imagen.data import StreamDataset
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import cat_text, null_text
@@ -28,8 +29,10 @@ GAP = 2  # pixels between pictures
 
 
 def held_out(config: RunConfig) -> list[Any]:
-    """grid.count samples that training does not see where the source is endless; a folder's first ones."""
+    """grid.count samples: ones that training does not see of the shapes world, the first ones of stored pictures."""
     source = make_source(config, seed=config.train.seed + 1)
+    if isinstance(source, StreamDataset):
+        return source.head(config.grid.count)
     return [source[index] for index in range(config.grid.count)]
 
 

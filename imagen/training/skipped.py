@@ -9,18 +9,23 @@ from pathlib import Path
 
 from imagen.data import Note
 
+LEAST_READ = 1000  # so that one bad picture among the first ones of a stream ends nothing
+
 
 class SkipFile:
     """Append-only JSON lines (key, action, reason), one per picture and reason, written by all processes of a run.
 
     Args:
         path: the file; lines of an earlier part of the run are kept and not written again.
-        length: items in the source; None for an endless one, which skips nothing.
+        length: items in the source; None where nobody knows: then the share is one of ``read`` items, at least 1,000.
         share: of the items that may be skipped.
+
+    Attributes:
+        read: items that training has asked for so far, told by the trainer.
     """
 
     def __init__(self, path: Path, length: int | None, share: float) -> None:
-        self.path, self.length, self.share = path, length, share
+        self.path, self.length, self.share, self.read = path, length, share, 0
         self._known: set[Note] = set()
         self._skipped: dict[str, str] = {}
         self._read_to = 0
@@ -64,13 +69,17 @@ class SkipFile:
     @property
     def exceeded(self) -> bool:
         """More items than allowed are known to be unusable."""
-        return self.length is not None and len(self._skipped) > self.share * self.length
+        return len(self._skipped) > self.share * self._of
+
+    @property
+    def _of(self) -> int:
+        return max(self.read, LEAST_READ) if self.length is None else self.length
 
     def verdict(self) -> str:
         """One line: how many, how many may be, the first of them, and what to do."""
         key, reason = next(iter(self._skipped.items()), ("", ""))
         return (
-            f"{len(self._skipped)} of {self.length} pictures cannot be used, more than data.max_skipped_share "
+            f"{len(self._skipped)} of {self._of} pictures cannot be used, more than data.max_skipped_share "
             f"{self.share:g} allows; the first is {key}: {reason}. {self.path} lists them: mend or remove them, or "
             "allow a larger share"
         )

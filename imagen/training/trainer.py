@@ -135,6 +135,7 @@ class Trainer:
             rows = micro_positions(config.batch_size, micro, config.accumulation, self.rank, self.world)
             raw = next(batches)
             self.bad.add(raw["notes"])
+            self.bad.read = (step + 1) * config.batch_size
             batch = self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
             torch.manual_seed(derive_seed(config.seed, "network", step, rows.start))  # dropout inside the network
             last = micro == config.accumulation - 1

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset
+from imagen.data import FolderRecords, PictureDataset, Prepare
 from imagen.data.decode import Unusable, decode
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def folder(root: Path, size: int, **options) -> PictureDataset:  # type: ignore[no-untyped-def]
-    return PictureDataset(FolderRecords(root), size, **options)
+    seed = options.pop("seed", 0)
+    return PictureDataset(FolderRecords(root), Prepare(size, **options), seed)
 
 
 def read(path: Path, channels: int = 3) -> np.ndarray:
@@ -213,7 +214,7 @@ def test_one_of_several_captions_is_drawn(tmp_path: Path) -> None:
 
 def test_the_class_is_the_folder(tmp_path: Path) -> None:
     save(tmp_path, "red_fox/1.png", caption=None)
-    assert PictureDataset(FolderRecords(tmp_path, "class"), 8)[0].caption == "red fox"
+    assert PictureDataset(FolderRecords(tmp_path, "class"), Prepare(8))[0].caption == "red fox"
 
 
 def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> None:
@@ -222,9 +223,8 @@ def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> Non
     np.save(save(tmp_path / "before", "a.npy.png", caption=None).with_name("a.npy"), ramp[::2, ::2])
     (tmp_path / "before" / "a.npy.png").unlink()
     records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
-    dataset = PictureDataset(
-        records, 32, crop=16, lowres_size=16, square="random", flip=True, channels=1, lowres_channels=1
-    )
+    prepare = Prepare(32, crop=16, lowres_size=16, square="random", flip=True, channels=1, lowres_channels=1)
+    dataset = PictureDataset(records, prepare)
     for index in range(20):
         sample = dataset[index]
         assert sample.lowres is not None
@@ -234,7 +234,7 @@ def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> Non
         assert (blocks - sample.lowres).abs().max() < 0.03
     save(tmp_path / "after", "b.png")
     records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
-    _, notes = PictureDataset(records, 32, lowres_size=16).examine(1)
+    _, notes = PictureDataset(records, Prepare(32, lowres_size=16)).examine(1)
     assert [note.reason for note in notes] == ["has no picture of its name in the conditioning folder"]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset, Records, Unusable
+from imagen.data import FolderRecords, PictureDataset, Prepare, Records, Unusable
 from imagen.data.hub import HubRecords
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords
@@ -99,9 +99,9 @@ MAKERS = [make_folder, make_jsonl, make_csv, make_parquet, make_hub, make_shards
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_every_source_gives_the_same_samples(tmp_path: Path, make: Any) -> None:
-    options: dict[str, Any] = {"size": 16, "seed": 5, "crop": 8, "lowres_size": 4, "square": "random", "flip": True}
-    expected = PictureDataset(make_folder(tmp_path / "folder"), **options)
-    found = PictureDataset(make(tmp_path / "other"), **options)
+    prepare = Prepare(16, crop=8, lowres_size=4, square="random", flip=True)
+    expected = PictureDataset(make_folder(tmp_path / "folder"), prepare, seed=5)
+    found = PictureDataset(make(tmp_path / "other"), prepare, seed=5)
     again = pickle.loads(pickle.dumps(found))  # what a spawned worker gets
     assert len(found) == len({found.records.key(n) for n in range(4)}) == 4
     for index in range(12):
@@ -122,7 +122,7 @@ def test_a_table_s_bad_rows_are_told_one_by_one(tmp_path: Path) -> None:
     lines += [b'{"file_name": "0.png", "captions": 7}', b'{"file_name": "0.png"}']
     (tmp_path / "0.png").write_bytes(encoded(0))
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
-    dataset = PictureDataset(TableRecords(tmp_path / "t.jsonl"), 8)
+    dataset = PictureDataset(TableRecords(tmp_path / "t.jsonl"), Prepare(8))
     assert {dataset[8 * epoch].caption for epoch in range(40)} == {"one", "two"}
     reasons = [dataset.examine(number)[1][0].reason for number in range(1, 8)]
     expected = ["line 2 is no JSON", "line 3 is no JSON object", "line 4 is no JSON", "caption", "column 'file_name'"]
@@ -133,7 +133,7 @@ def test_a_table_s_bad_rows_are_told_one_by_one(tmp_path: Path) -> None:
 def test_csv_text_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encoded(0))
     (tmp_path / "t.csv").write_bytes(b"image,text\n0.png,caf\xe9\n0.png,fine\n")
-    dataset = PictureDataset(TableRecords(tmp_path / "t.csv"), 8)
+    dataset = PictureDataset(TableRecords(tmp_path / "t.csv"), Prepare(8))
     assert "not UTF-8" in dataset.examine(0)[1][0].reason
     assert dataset[1].caption == "fine"
 
@@ -165,7 +165,7 @@ def test_class_labels_become_words(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": label})
     made = datasets.Dataset.from_dict({"image": rows()["image"], "label": [0, 1, -1, 0]}, features)
     made.save_to_disk(str(tmp_path))
-    dataset = PictureDataset(HubRecords(str(tmp_path)), 8, template="a photo of a {}")
+    dataset = PictureDataset(HubRecords(str(tmp_path)), Prepare(8, template="a photo of a {}"))
     assert list(dataset.captions()) == [("a photo of a red fox",), ("a photo of a owl",), (), ("a photo of a red fox",)]
     assert [note.reason for note in dataset.examine(2)[1]] == ["has no caption"]
     with pytest.raises(ValueError, match="cannot be loaded"):
@@ -209,7 +209,7 @@ def test_a_cut_off_shard_gives_what_it_has(tmp_path: Path) -> None:
     make_shards(tmp_path)
     whole = (tmp_path / "001.tar").read_bytes()
     (tmp_path / "001.tar").write_bytes(whole[: 512 + 700])  # in the middle of its first picture
-    dataset = PictureDataset(ShardRecords([str(tmp_path)]), 8)
+    dataset = PictureDataset(ShardRecords([str(tmp_path)]), Prepare(8))
     states = [dataset.examine(number) for number in range(len(dataset))]
     assert [sample is not None for sample, _ in states[:2]] == [True, True]
     reasons = " | ".join(note.reason for _, notes in states for note in notes)

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from transformers import T5Config, T5EncoderModel
 
 from imagen import ImagenPipeline
+from imagen.cli.sample import main as sample
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.compose import main
 from imagen.training.errors import ConfigError
@@ -70,6 +72,27 @@ def test_round_trip(config, t5, tmp_path, capsys):
         8: (1, 3, 8, 8),
         16: (1, 3, 16, 16),
     }
+
+
+def test_runs_are_sampled_as_they_lie(config, t5, tmp_path, capsys):
+    train(config, tmp_path / "a", t5, **BASE)
+    train(config, tmp_path / "b", t5, **SR)
+    runs, model = f"{tmp_path / 'b'},{tmp_path / 'a'}", tmp_path / "model"
+    assert main(["--base64", str(tmp_path / "a"), "--sr256", str(tmp_path / "b"), "--out", str(model)]) == 0
+    for name, out in ((runs, tmp_path / "one"), (str(model), tmp_path / "two")):
+        assert sample(["a red circle", "--model", name, "--out", str(out), "--device", "cpu", "--save-stages"]) == 0
+    pictures = [sorted(folder.glob("*.png")) for folder in (tmp_path / "one", tmp_path / "two")]
+    assert len(pictures[0]) == len(pictures[1]) == 2
+    for one, two in zip(*pictures, strict=True):
+        assert Image.open(one).tobytes() == Image.open(two).tobytes()
+    (tmp_path / "new" / "state").mkdir(parents=True)
+    for name, message in (
+        (f"{tmp_path / 'a'},{tmp_path / 'a'}", "names two runs of the stage base64"),
+        (f"{tmp_path / 'a'},{tmp_path}", "holds no exported stage"),
+        (str(tmp_path / "new"), "has exported no stage yet"),
+    ):
+        assert sample(["a red circle", "--model", name, "--out", str(tmp_path / "x")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_half_precision_and_shards(config, t5, tmp_path):

@@ -1,0 +1,184 @@
+"""Records that can only be read shard by shard from the start: their order, the same after a resume and on any ranks.
+
+A stream is dealt to a fixed number of lanes, each of which feeds its own positions of every global batch. A lane reads
+the shards it is dealt one after the other, in another order each epoch, and shuffles blocks of its records. All of that
+is a function of the seed, so record number k of a lane is found again by reading on from where its block starts; shards
+before that whose number of records is known are not even opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .decode import Unusable
+from .records import Captions, Record
+
+Item = Record | Unusable
+
+
+class Stream(Protocol):
+    """Shards of records, always in the same order."""
+
+    def __len__(self) -> int:
+        """Number of shards."""
+
+    def name(self, shard: int) -> str:
+        """The shard's name in logs, unique."""
+
+    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
+        """(key, record) of a whole shard; a bad one is an :class:`Unusable`. OSError: the connection broke for good."""
+
+    def captions(self, shard: int) -> Iterator[Captions]:
+        """The captions of a shard's records; those of bad ones are left out."""
+
+
+class Draw(NamedTuple):
+    """One record of a lane, and the block it stands in, from which a bad record is replaced."""
+
+    number: int
+    key: str
+    item: Item
+    block: list[tuple[str, Item]]
+
+
+class ShardLengths:
+    """How many records each shard turned out to hold, kept in a file that all readers of a run append to.
+
+    Args:
+        path: JSON lines {"shard", "records"}; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[str, int] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # a killed process wrote half a line; that shard is read once more
+                self._known[row["shard"]] = row["records"]
+
+    def get(self, shard: str) -> int | None:
+        """Number of records, where the shard has been read to its end."""
+        return self._known.get(shard)
+
+    def add(self, shard: str, records: int) -> None:
+        """Remember a shard that was read to its end."""
+        if self._known.get(shard) == records:
+            return
+        self._known[shard] = records
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            line = "\n" if _ends_in_half_a_line(self.path) else ""
+            line += json.dumps({"shard": shard, "records": records}, ensure_ascii=False) + "\n"
+            with self.path.open("ab", buffering=0) as file:  # one write: lines of several processes stay whole
+                file.write(line.encode("utf-8", "backslashreplace"))
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+class Lane:
+    """Records of one of ``lanes`` equal parts of a stream, endless.
+
+    In each epoch the shards are permuted and dealt out like cards. With fewer shards than lanes, every lane reads all
+    of them and keeps each ``lanes``-th record instead, which costs as many times the reading.
+
+    Args:
+        stream: the shards.
+        lane, lanes: which part of how many.
+        seed: of the orders; at least 0.
+        block: records that are shuffled together, held in memory encoded as they are stored; 1 keeps their order.
+        lengths: shards already counted.
+
+    Raises:
+        ValueError: a lane that does not exist, no shards, or a block below 1.
+    """
+
+    def __init__(self, stream: Stream, lane: int, lanes: int, seed: int, block: int, lengths: ShardLengths) -> None:
+        if not 0 <= lane < lanes or block < 1 or seed < 0:
+            raise ValueError(
+                f"lane is {lane} of {lanes}, block {block}, seed {seed}; "
+                "expected lane in range, block >= 1 and seed >= 0"
+            )
+        if not len(stream):
+            raise ValueError("the stream has no shards; expected at least one")
+        self.stream, self.lane, self.lanes, self.seed, self.block, self.lengths = (
+            stream, lane, lanes, seed, block, lengths,
+        )  # fmt: skip
+
+    @property
+    def shared(self) -> bool:
+        """Whether shards are too few to be dealt, so that lanes share out the records of each."""
+        return len(self.stream) < self.lanes
+
+    def order(self, epoch: int) -> list[int]:
+        """The shards that this lane reads in an epoch, in order."""
+        shards = _rng(self.seed, 0, epoch).permutation(len(self.stream)).tolist()
+        return shards if self.shared else shards[self.lane :: self.lanes]
+
+    def draws(self, start: int = 0) -> Iterator[Draw]:
+        """Records number ``start``, ``start + 1``, ..., without end.
+
+        Raises:
+            ValueError: an epoch without any record.
+        """
+        first = start // self.block
+        records = self._records(first * self.block)
+        for number in count(first):
+            block = [next(records) for _ in range(self.block)]
+            places = _rng(self.seed, 1 + self.lane, number).permutation(self.block).tolist()
+            for place in range(max(start - number * self.block, 0), self.block):
+                key, item = block[places[place]]
+                yield Draw(number * self.block + place, key, item, block)
+
+    def _records(self, skip: int) -> Iterator[tuple[str, Item]]:
+        """The lane's records in the order they are read, all epochs in a row, without the first ``skip``."""
+        for epoch in count():
+            found = 0
+            for shard in self.order(epoch):
+                length = self.lengths.get(self.stream.name(shard))
+                if length is not None and (share := self._share(length)) <= skip:
+                    skip -= share
+                    found += share
+                    continue
+                for number, record in enumerate(self._read(shard)):
+                    if self.shared and number % self.lanes != self.lane:
+                        continue
+                    found += 1
+                    if skip:
+                        skip -= 1
+                    else:
+                        yield record
+            if not found:
+                names = ", ".join(self.stream.name(shard) for shard in self.order(epoch)[:3])
+                raise ValueError(f"no records in the shards of lane {self.lane} of {self.lanes} ({names})")
+
+    def _read(self, shard: int) -> Iterator[tuple[str, Item]]:
+        length = 0
+        for record in self.stream.read(shard):
+            length += 1
+            yield record
+        self.lengths.add(self.stream.name(shard), length)
+
+    def _share(self, length: int) -> int:
+        """How many of a shard's records fall to this lane."""
+        return len(range(self.lane, length, self.lanes)) if self.shared else length
+
+
+def _rng(seed: int, purpose: int, number: int) -> np.random.Generator:
+    counter = np.array([0, number, purpose, 1], np.uint64)  # the last word keeps clear of other users of Philox(seed)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter))
