@@ -104,6 +104,10 @@ class Trainer:
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
         self.progress = self.progress or Progress(config.steps, self.step)
         self._start_trackers()
+        if config.drop_variance and main:
+            channels = self.unet.config.out_channels
+            words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
+            self.progress.note(f"{words}; the stage samples with the small fixed one")
         self.model.train()
         self._mark = (time.monotonic(), self.step)
         with self._signals():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, read_adapter
+from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.data import collate
 from imagen.diffusion.sampling import level_log_snrs
+from imagen.training.compose import compose, load_scheduler
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
+from imagen.training.metrics import Progress
 from imagen.training.parsing import parse
 from imagen.training.randomness import draw_batch
 from imagen.training.trainer import Trainer
@@ -221,8 +225,6 @@ def test_all_weights_are_trained_and_the_scheduler_survives(config: Any, convert
     trainer = Trainer(settings)
     assert trainer.fit()
     exported = ImagenPipeline.from_pretrained(converted).base_scheduler
-    from imagen.training.compose import compose
-
     pipe = compose({"base64": Path(settings.run_dir)})
     scheduler = pipe.base_scheduler
     assert torch.equal(level_log_snrs(scheduler), level_log_snrs(exported))
@@ -237,13 +239,13 @@ def test_all_weights_are_trained_and_the_scheduler_survives(config: Any, convert
 def test_a_dropped_variance_leaves_the_mean_alone(config: Any, converted: Path) -> None:
     settings = config(BASE, {"train.steps": 1, "optim.lr": 0.0})
     trainer = Trainer(settings)
+    trainer.progress = Progress(1, 0, stream := io.StringIO())
     whole = ImagenPipeline.from_pretrained(converted).base_unet
     z, text = torch.randn(1, 3, 16, 16, generator=seeded(1)), torch.randn(1, 77, 16, generator=seeded(2))
     with torch.no_grad():
         assert torch.equal(trainer.unet(z, 500.0, text=text), whole(z, 500.0, text=text)[:, :3])
     trainer.fit()
-    from imagen.training.compose import load_scheduler
-
+    assert "the learned variance of train.init_from is dropped (6 -> 3 channels)" in stream.getvalue()
     assert load_scheduler(Path(settings.run_dir) / "model").config.variance_type == "fixed_small"
 
 
@@ -300,7 +302,26 @@ def test_an_adapter_s_run_keeps_to_its_network(config: Any, converted: Path, tmp
     shutil.copytree(converted, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"train\.init_from"):
         Trainer(config(BASE, LORA, steps, {"train.init_from": tmp_path / "other" / "base_unet"}))
-    from imagen.training.compose import compose
-
     with pytest.raises(ConfigError, match="base64 is an adapter of .*load_lora_weights"):
         compose({"base64": Path(config(BASE).run_dir)})
+
+
+def test_a_pipeline_drops_its_variance_and_says_so(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, whole = pipeline(converted), pipeline(converted)
+    said: list[str] = []
+    monkeypatch.setattr("imagen.cascade.variance.logger.warning", said.append)
+    drop_variance(pipe)
+    assert said == ["base: the learned variance is dropped (6 -> 3 rows at the output), fixed_small"]
+    z, text = torch.randn(1, 3, 16, 16, generator=seeded(1)), torch.randn(1, 77, 16, generator=seeded(2))
+    with torch.no_grad():
+        assert torch.equal(pipe.base_unet(z, 500.0, text=text), whole.base_unet(z, 500.0, text=text)[:, :3])
+    assert pipe.base_scheduler.config.variance_type == "fixed_small"
+    assert torch.equal(pipe.base_scheduler.betas, whole.base_scheduler.betas)
+    pipe.save_pretrained(tmp_path / "saved")
+    given = {"size": 16, "num_inference_steps": 3}
+    again = sample(pipeline(tmp_path / "saved"), "a red circle", **given).images
+    assert torch.equal(again, sample(pipe, "a red circle", **given).images)
+    with pytest.raises(ValueError, match="stage 'base' has no learned variance"):
+        drop_variance(pipe)
