@@ -39,6 +39,4 @@ def drop_variance(pipe: Any, slot: str = "base") -> None:
     if "variance_type" in scheduler.config:
         scheduler = type(scheduler).from_config(scheduler.config, variance_type="fixed_small")
         setattr(pipe, f"{slot}_scheduler", scheduler)
-    logger.warning(
-        f"{slot}: the learned variance is dropped ({2 * rows} -> {rows} rows at the output), fixed_small acts"
-    )
+    logger.warning(f"{slot}: the learned variance is dropped ({2 * rows} -> {rows} rows at the output), fixed_small")
