@@ -78,14 +78,13 @@ class Objective:
             conditions["aug_timestep"] = timestep_from_t(level).to(batch.image.dtype)
         output = unet(z, timestep_from_t(t).to(batch.image.dtype), **conditions)
         prediction, image = self.stage.prediction_type, batch.image
-        if output.shape[1] == image.shape[1]:
-            return diffusion_loss(prediction, output, image, batch.noise, log_snr, self.weighting)
-        output, v = output.chunk(2, dim=1)
-        alpha, sigma = alpha_sigma(log_snr.double())
-        estimate = x0_from(prediction, output.to(z.dtype), z, alpha, sigma)
+        said, v = output[:, : image.shape[1]], output[:, image.shape[1] :]
+        loss = diffusion_loss(prediction, said, image, batch.noise, log_snr, self.weighting)
+        if v.shape[1] == 0:  # no variance is learned
+            return loss
+        estimate = x0_from(prediction, said.to(z.dtype), z, *alpha_sigma(log_snr.double()))
         bound = NUM_TIMESTEPS * vlb_term(v, estimate, image, z, t, self.schedule)
-        simple = diffusion_loss(prediction, output, image, batch.noise, log_snr, self.weighting)
-        return simple + self.stage.loss.vlb_weight * bound
+        return loss + self.stage.loss.vlb_weight * bound
 
 
 def on_levels(t: Tensor, schedule: ScheduleConfig) -> Tensor:
