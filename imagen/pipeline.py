@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.cascade import pictures
+from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, check_tensors, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
 from imagen.cascade.folder import check_folder, find_folder, read_index
@@ -46,7 +47,7 @@ class ImagenPipelineOutput(BaseOutput):
     stages: dict[int, Any]
 
 
-class ImagenPipeline(DiffusionPipeline):
+class ImagenPipeline(AdapterMixin, DiffusionPipeline):
     """Frozen T5 encoder, base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a

@@ -12,7 +12,7 @@ from transformers import T5EncoderModel
 
 from imagen.cascade.stages import TextDefaults
 from imagen.diffusion.guidance import cat_text, null_text
-from imagen.text.encoder import check_loaded, encode, token_count
+from imagen.text.encoder import as_read, check_loaded, encode, token_count
 
 
 class Text(NamedTuple):
@@ -107,7 +107,7 @@ class PromptReader(NamedTuple):
 
     def check(self, prompts: Sequence[str]) -> list[str]:
         """The prompts as they are encoded. Raises: ValueError for one that is too long, naming the first."""
-        prepared = [prompt.lower().strip() if self.defaults.lowercase else prompt for prompt in prompts]
+        prepared = [as_read(prompt, self.defaults.lowercase) for prompt in prompts]
         check_lengths(self.tokenizer, prepared, self.max_length)
         return prepared
 

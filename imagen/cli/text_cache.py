@@ -112,6 +112,11 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
         raise ConfigError("no folder to write to: give --out DIR, or set text.cache in the configuration")
     if config.text.encoder is None:
         raise ConfigError("text.encoder is null: give --text.encoder with a T5 folder or Hub id")
+    if config.text.padding != "masked" or config.text.lowercase:
+        raise ConfigError(
+            f"text.padding {config.text.padding} and text.lowercase {config.text.lowercase}: a cache keeps captions as "
+            "written and without padding; train such a stage with text.encoder alone"
+        )
     captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
 
     import torch

@@ -204,6 +204,11 @@ def t_from_timestep(timestep: Tensor) -> Tensor:
     return (timestep + 0.5) / NUM_TIMESTEPS
 
 
+def level_time(t: Tensor) -> Tensor:
+    """The time (i + 1/2) / 1000 of the level i that ``t`` in [0, 1) falls into: uniform times to uniform levels."""
+    return ((NUM_TIMESTEPS * t).floor() + 0.5) / NUM_TIMESTEPS
+
+
 def _log_snr_of_levels(schedule: Schedule, num: int) -> Tensor:
     return schedule.log_snr((torch.arange(num, dtype=torch.float64) + 0.5) / num)
 

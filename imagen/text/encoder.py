@@ -57,6 +57,11 @@ def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> No
         raise ValueError(f"T5 encoder {name!r}: the embedding table is constant or not finite; the file is damaged")
 
 
+def as_read(prompt: str, lowercase: bool) -> str:
+    """The prompt as a model's tokenizer is given it: as written, or stripped and lower-cased (DeepFloyd IF)."""
+    return prompt.lower().strip() if lowercase else prompt
+
+
 def token_count(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     """Number of tokens of ``prompt`` with the end token, untruncated."""
     return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from imagen.diffusion.guidance import null_text
 from imagen.training.cached import open_cache, read_cache
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
@@ -62,9 +63,16 @@ class Texts:
             return read_cache(self.cache, captions, self.device, self.config)
         if self.encoder is None:
             return None
-        from imagen.text.encoder import encode
+        from imagen.text.encoder import as_read, encode
 
-        return encode(self.tokenizer, self.encoder, captions, self.config.text.max_length)
+        text = self.config.text
+        captions = [as_read(caption, text.lowercase) for caption in captions]
+        return encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+
+    def null(self, count: int, dim: int) -> tuple[Tensor, Tensor]:
+        """The text of the unconditional half of guidance: (count, L, dim) and (count, L)."""
+        empty = self([""] * count) if self.config.text.unconditional == "empty" else None
+        return null_text(count, dim, self.device) if empty is None else empty
 
 
 class BatchMaker:
@@ -81,7 +89,11 @@ class BatchMaker:
     def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
         """`rows` are the positions of this micro-batch in the global batch of `step`."""
         image = raw["image"].to(self.device, self.dtype, non_blocking=True)
-        text = self.texts(raw["caption"])
+        captions, drop = raw["caption"], draws.drop
+        if self.config.text.unconditional == "empty":  # encoded as any other, then nothing is left to drop
+            captions = ["" if gone else caption for caption, gone in zip(captions, drop.tolist(), strict=True)]
+            drop = torch.zeros_like(drop)
+        text = self.texts(captions)
         lowres = lowres_noise = None
         if self.config.stage.lowres_size is not None:
             given = raw.get("lowres")
@@ -92,7 +104,7 @@ class BatchMaker:
             image=image,
             noise=self._noise(image.shape[1:], "image", step, rows),
             t=draws.t.to(self.device),
-            drop=draws.drop.to(self.device),
+            drop=drop.to(self.device),
             aug_level=draws.aug_level.to(self.device),
             text=None if text is None else text[0].to(self.dtype),
             text_mask=None if text is None else text[1],

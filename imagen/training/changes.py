@@ -13,6 +13,7 @@ FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train
         "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
         "train.gradient_checkpointing",
         "train.accumulation", "run_dir", "grid", "sampling", "data.max_skipped_share")  # fmt: skip
+START = "train.init_from"
 SWITCHES = ("optim.muon_lr",)  # null or not decides what state there is
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "text.cache", "data.path")
 
@@ -35,7 +36,9 @@ def changed_keys(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], lis
     warned: list[str] = []
     refused: list[str] = []
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) == after.get(key) or any(key == f or key.startswith(f + ".") for f in FREE):
+        # an adapter's run keeps nothing of the network under it, so that must stay
+        free = any(key == f or key.startswith(f + ".") for f in FREE) and not (key == START and new.lora.used)
+        if before.get(key) == after.get(key) or free:
             continue
         switched = key in SWITCHES and (before.get(key) is None) != (after.get(key) is None)
         is_warned = not switched and any(key == w or key.startswith(w + ".") for w in WARNED)

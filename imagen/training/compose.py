@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from imagen.cascade.stages import TextDefaults
 from imagen.training.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage
 
@@ -28,6 +29,23 @@ def check_chain(stages: Mapping[str, Mapping[str, Any]]) -> None:
         if before is not None and lowres != before[1]:
             raise ConfigError(f"{name} starts from {lowres} px but {before[0]} makes {before[1]} px: train one anew")
         before = (name, size)
+
+
+def text_reading(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in stages.items():
+        if "adapter_of" in record:
+            raise ConfigError(
+                f"{name} is an adapter of {record['adapter_of']!r}, not a network: load it into a pipeline with "
+                "ImagenPipeline.load_lora_weights"
+            )
+        found[name] = {key: record["text"][key] for key in ("padding", "null", "lowercase") if key in record["text"]}
+    first = next(iter(found))
+    for name, reading in found.items():
+        if TextDefaults.from_dict(reading) != TextDefaults.from_dict(found[first]):
+            raise ConfigError(f"{first} reads text as {found[first]}, {name} as {reading}: train one anew")
+    return found[first]
 
 
 def load_unet(folder: Path) -> Any:
@@ -76,6 +94,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
                 f"--{name} {str(stages[name])!r} holds the stage {record['name']}: pass it as --{record['name']}"
             )
     check_chain(records)
+    reading = text_reading(records)
     trained = {record["text"]["encoder"] for record in records.values()} - {None}
     if text is None and len(trained) > 1:
         raise ConfigError(
@@ -101,6 +120,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
         **components,
         stages={SLOTS[name]: record["stage"] for name, record in records.items()},
         max_length=max(record["text"]["max_length"] for record in records.values()),
+        text=reading,
     )
     return pipeline.to(DTYPES[dtype])
 

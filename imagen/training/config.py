@@ -11,14 +11,16 @@ from typing import Any, Literal
 
 from imagen.training.data_config import DataConfig
 from imagen.training.errors import require
+from imagen.training.lora_config import LoraConfig
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """A noise schedule in continuous time (imagen.diffusion.schedules)."""
+    """A noise schedule (imagen.diffusion.schedules)."""
 
-    kind: Literal["cosine", "linear"] = "cosine"
-    """cosine (the paper's base and first SR stage) or linear (beta 1e-4 to 0.02)"""
+    kind: Literal["cosine", "linear", "cosine_discrete"] = "cosine"
+    """cosine (the paper's base and first SR stage), linear (beta 1e-4 to 0.02), or cosine_discrete (DeepFloyd IF's, of
+    1000 levels, on which alone it is trained)"""
     shift: float = 1.0
     """resolution factor reference/size: adds 2 log(shift) to the log-SNR, below 1 is noisier"""
     max_log_snr: float = 20.0
@@ -39,10 +41,15 @@ class LossConfig:
     """upper clamp of the SNR, for min_snr and clamped_snr"""
     low: float = 0.0
     """lower clamp of the SNR, for clamped_snr"""
+    vlb_weight: float = 0.001
+    """weight of the variational bound where the network learns its variance, which it does with twice the channels at
+    its output (Nichol & Dhariwal 2021, equation 16)"""
 
     def __post_init__(self) -> None:
         require(self.gamma > 0, f"loss gamma {self.gamma} must be positive: 5 is the usual value")
         require(0 <= self.low <= self.gamma, f"loss low {self.low} must lie between 0 and gamma ({self.gamma})")
+        good = self.vlb_weight >= 0 and math.isfinite(self.vlb_weight)
+        require(good, f"loss vlb_weight {self.vlb_weight} must be zero or a positive number: 0.001 is the usual value")
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class StageConfig:
     """noise the low-resolution picture before (the paper) or after (IF) it is resized"""
     aug_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """the schedule that turns an augmentation level into an amount of noise"""
+    lowres_mode: Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"] = "auto"
+    """how the low-resolution picture is enlarged: auto is bicubic, bilinear_corners IF's"""
 
     def __post_init__(self) -> None:
         require(self.size > 0, f"stage.size {self.size} must be positive")
@@ -119,6 +128,17 @@ class TextConfig:
     """captions are cut to this many tokens, the paper gives none (our choice)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype the encoder computes in; its output is float32"""
+    padding: Literal["masked", "visible"] = "masked"
+    """masked: the network never sees it; visible (IF): captions are padded to max_length and all positions are read"""
+    unconditional: Literal["zero", "empty"] = "zero"
+    """what stands for a dropped caption: one zero token, or (IF) the encoding of an empty one"""
+    lowercase: bool = False
+    """strip and lower-case captions, as IF's were"""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How captions are read, in the words of a stored model (imagen.cascade.stages.TextDefaults)."""
+        return {"padding": self.padding, "null": self.unconditional, "lowercase": self.lowercase}
 
     @property
     def used(self) -> bool:
@@ -127,6 +147,12 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
+        plain = self.cache is None or (self.padding == "masked" and not self.lowercase)
+        require(
+            plain,
+            f"text.cache {self.cache!r} keeps captions as written and without padding: set text.cache null to train "
+            "with text.padding visible or text.lowercase",
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +232,9 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the network"""
     init_from: str | None = None
-    """start from the weights of an exported stage (a run/model folder)"""
+    """start from the weights of a stage: a run/model folder, or a network in a pipeline folder (models/if/base_unet)"""
+    drop_variance: bool = False
+    """leave the learned variance of the network in init_from behind: its output then has half of the channels"""
     checkpoint_every: int = 1000
     """steps between two resume points"""
     keep_last: int = 2
@@ -269,8 +297,8 @@ class RunConfig:
 
     run_dir: str
     """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
-    unet: dict[str, Any]
-    """kind (BaseUNet or EfficientUNet) and the arguments of its constructor"""
+    unet: dict[str, Any] = field(default_factory=dict)
+    """kind (BaseUNet or EfficientUNet) and the arguments of its constructor; left out: those of train.init_from"""
     stage: StageConfig = field(default_factory=StageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -278,10 +306,12 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
+        self._check_start()
         crop, low, size = self.data.crop, self.stage.lowres_size, self.stage.size
         require(
             low != size or self.data.conditioning is not None,
@@ -297,3 +327,14 @@ class RunConfig:
                 crop <= size and crop * low % size == 0,
                 f"data.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
             )
+
+    def _check_start(self) -> None:
+        """What can only be done to a network that was trained before."""
+        start, rank = self.train.init_from, self.lora.rank
+        where = "give train.init_from, a run/model folder or a pipeline's network such as models/if/base_unet"
+        require(rank is None or start is not None, f"lora.rank {rank} adapts a trained network: {where}")
+        require(not self.train.drop_variance or start is not None, f"train.drop_variance needs a learned one: {where}")
+        require(
+            self.lora.base_dtype == "float32" or self.train.dtype == "float32",
+            f"lora.base_dtype {self.lora.base_dtype} and train.dtype {self.train.dtype} exclude each other",
+        )

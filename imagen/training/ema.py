@@ -9,10 +9,17 @@ import torch
 from torch import Tensor, nn
 
 
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a run changes, and so averages and saves: the module's state without its frozen parameters."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 class EMA:
     """average <- average + (1 - d) (weights - average), once per optimizer step.
 
-    The paper does not describe its averaging: decay and warm-up are our choice. Buffers are copied, not averaged.
+    The paper does not describe its averaging: decay and warm-up are our choice. Buffers are copied, not averaged;
+    frozen parameters are left alone.
 
     Args:
         module: the network, without wrappers.
@@ -26,7 +33,7 @@ class EMA:
             name: value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True)
             if value.is_floating_point()
             else value.detach().clone()
-            for name, value in module.state_dict().items()
+            for name, value in trained_state(module).items()
         }
         parameters = {name for name, _ in module.named_parameters()}
         self._moving = [name for name in self.average if name in parameters]
@@ -40,7 +47,7 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards the module's present weights."""
-        weights = module.state_dict()
+        weights = trained_state(module)
         average = [self.average[name] for name in self._moving]
         current = [weights[name].detach().to(self.average[name].dtype) for name in self._moving]
         torch._foreach_lerp_(average, current, 1 - self.decay_at(self.updates))
@@ -51,7 +58,7 @@ class EMA:
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
         """Put the average into the module for the time of a `with` block; the weights return bit for bit."""
-        weights = module.state_dict()
+        weights = trained_state(module)
         kept = {name: value.detach().clone() for name, value in weights.items()}
         try:
             with torch.no_grad():
@@ -87,7 +94,7 @@ class EMA:
         """
         fingerprint = self._fingerprint()
         if self.updates > self._last_updates and fingerprint == self._last_fingerprint:
-            weights = module.state_dict()
+            weights = trained_state(module)
             far = any(not torch.allclose(self.average[n], weights[n].to(self.average[n].dtype)) for n in self._moving)
             if far:
                 raise RuntimeError(

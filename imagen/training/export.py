@@ -2,7 +2,9 @@
 
     unet/         config.json and diffusion_pytorch_model.safetensors (diffusers' ModelMixin.from_pretrained)
     scheduler/    scheduler_config.json: the noise schedule as trained_betas, and what the network predicts
-    stage.json    slot, sizes, augmentation and sampling defaults, text encoder, step; with a format version
+    stage.json    slot, sizes, augmentation and sampling defaults, how text is read, step; with a format version
+
+Where an adapter was trained, it is there in place of network and scheduler (imagen.cascade.adapters).
 
 Every file is replaced as a whole, so that a reader never sees half of one.
 """
@@ -17,17 +19,21 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from imagen.cascade.adapters import WEIGHTS as ADAPTER
+from imagen.cascade.adapters import save_adapter
 from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.sampling import make_scheduler
-from imagen.diffusion.schedules import make_schedule
+from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
 from imagen.training.checkpoint import sync, write_text
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
 from imagen.training.errors import ConfigError
+from imagen.training.origin import LEVELS, Origin, levels_error
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 did not say how text is read: it was masked, and the null text zero
 SLOTS = {"base64": "base", "sr256": "sr256", "sr1024": "sr1024"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+KEPT = (*LEVELS, "timestep_spacing", "steps_offset")
 
 
 def stage_defaults(config: RunConfig) -> StageDefaults:
@@ -44,24 +50,41 @@ def stage_defaults(config: RunConfig) -> StageDefaults:
         aug_level=sampling.aug_level,
         aug_space=stage.aug_space,
         aug_schedule=dataclasses.asdict(stage.aug_schedule),
+        lowres_mode=stage.lowres_mode,
     )
 
 
-def stage_scheduler(config: RunConfig) -> Any:
-    """The scheduler that the exported stage samples with by default."""
-    schedule = make_schedule(**dataclasses.asdict(config.stage.schedule))
-    return make_scheduler(config.sampling.sampler, schedule, config.stage.prediction_type)
+def stage_scheduler(config: RunConfig, origin: Origin | None = None) -> Any:
+    """The scheduler that the exported stage samples with by default.
+
+    Where the schedule is that of the stage it started from, its levels are the same to the bit, and their spacing.
+    """
+    schedule, sampling = config.stage.schedule, config.sampling
+    scheduler = make_scheduler(
+        sampling.sampler, make_schedule(**dataclasses.asdict(schedule)), config.stage.prediction_type
+    )
+    changes: dict[str, Any] = {}
+    before = None if origin is None else origin.scheduler
+    if before is not None and levels_error(schedule, before) <= MAX_EXPORT_ERROR:
+        changes = {name: before[name] for name in KEPT if name in before}
+    if "variance_type" in scheduler.config and config.unet.get("out_channels") == 2 * config.unet.get("in_channels", 3):
+        changes["variance_type"] = "learned_range"
+    return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
 
-def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int) -> None:
+def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int, origin: Origin) -> None:
     """Write the stage after `step` steps into `folder`, over an earlier export of the same run."""
-    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    unet.save_config(partial / "unet")
-    save_file({k: v.contiguous() for k, v in ema.average.items()}, partial / "unet" / WEIGHTS, {"format": "pt"})
-    stage_scheduler(config).save_pretrained(partial / "scheduler")
+    lora = config.lora
+    if lora.rank is not None:
+        save_adapter(partial / ADAPTER, ema.average, lora.rank, lora.scale, lora.targets)
+    else:
+        unet.save_config(partial / "unet")
+        save_file({k: v.contiguous() for k, v in ema.average.items()}, partial / "unet" / WEIGHTS, {"format": "pt"})
+        stage_scheduler(config, origin).save_pretrained(partial / "scheduler")
     for file in sorted(partial.rglob("*.*")):
         target = folder / file.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +97,8 @@ def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int
         "step": step,
         "images": step * config.train.batch_size,
         "stage": stage_defaults(config).to_dict(),
-        "text": {"encoder": config.text.encoder, "max_length": config.text.max_length},
+        "text": {"encoder": config.text.encoder, "max_length": config.text.max_length, **config.text.reading},
+        **({"adapter_of": config.train.init_from} if lora.used else {}),
     }
     write_text(folder / "stage.json", json.dumps(record, indent=2) + "\n")
 

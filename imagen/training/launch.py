@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
+from imagen.cascade.adapters import check_targets
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 from imagen.training.export import stage_scheduler
 from imagen.training.network import check_size, make_unet
 from imagen.training.objective import Objective
+from imagen.training.origin import Origin, differences
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -42,13 +45,29 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
         )
 
 
-def check_before_loading(config: RunConfig) -> None:
+def check_before_loading(config: RunConfig, origin: Origin) -> None:
     """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
+
+    Args:
+        origin: what train.init_from says of itself. An adapter is for that stage as it is; all weights together may
+            learn to be another, with a warning.
 
     Raises:
         ConfigError: in one line.
     """
-    check_size(config, make_unet(config, device="meta"))
+    unet = make_unet(config, device="meta")
+    check_size(config, unet)
+    try:
+        check_targets(unet, config.lora.targets if config.lora.used else ())
+    except ValueError as error:
+        raise ConfigError(f"lora.targets: {error}") from error
+    others = differences(config, origin)
+    if others and config.lora.used:
+        raise ConfigError(f"{others[0]}, as train.init_from {config.train.init_from!r} was trained")
+    if others:
+        warnings.warn(
+            f"train.init_from {config.train.init_from!r} was trained otherwise: {'; '.join(others)}", stacklevel=3
+        )
     try:
         Objective(config.stage)
         stage_scheduler(config)

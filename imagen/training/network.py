@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from imagen.training.config import RunConfig
+from imagen.cascade.adapters import attach
+from imagen.training.config import LossConfig, RunConfig
+from imagen.training.ema import trained_state
 from imagen.training.errors import ConfigError
+from imagen.training.origin import network_folder
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 
 
@@ -52,11 +56,26 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         )
     if config.text.used and unet.text_dim is None:
         raise ConfigError(f"unet.text_dim is null: text.encoder {config.text.encoder!r} needs its width there")
-    if unet.out_channels != unet.in_channels:
+    if not learns_variance(unet):
+        if unet.out_channels != unet.in_channels:
+            raise ConfigError(
+                f"unet.out_channels {unet.out_channels} with in_channels {unet.in_channels}: give as many, or twice as "
+                "many for a learned variance"
+            )
+        if stage.loss.vlb_weight != LossConfig.vlb_weight:
+            raise ConfigError(
+                f"stage.loss.vlb_weight {stage.loss.vlb_weight} has no effect: this network learns no variance "
+                f"(unet.out_channels {unet.out_channels}); leave it out"
+            )
+    elif config.train.drop_variance:
         raise ConfigError(
-            f"unet.out_channels {unet.out_channels} differs from in_channels {unet.in_channels}: "
-            "a learned variance is not trained here"
+            f"train.drop_variance is true, but unet.out_channels is {unet.out_channels}: set it to {unet.in_channels}"
         )
+
+
+def learns_variance(unet: Any) -> bool:
+    """Whether a network (its config) says a variance beside what it predicts: two numbers for each of its input."""
+    return bool(unet.out_channels == 2 * unet.in_channels)
 
 
 def check_size(config: RunConfig, unet: Any) -> None:
@@ -69,24 +88,81 @@ def check_size(config: RunConfig, unet: Any) -> None:
         )
 
 
-def load_initial(unet: Any, folder: str) -> None:
+def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Any:
+    """The network that a run trains, on the CPU: new, from train.init_from, or as it was saved.
+
+    Args:
+        saved: what is trained of it, of a resume point.
+
+    Raises:
+        ConfigError: train.init_from does not fit, or lora.targets names no layer of the network.
+    """
+    start, lora = config.train.init_from, config.lora
+    unet = make_unet(config, device="meta" if lora.used else "cpu")
+    if start is not None and (saved is None or lora.used):
+        load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
+    if config.train.dtype == "float64":
+        torch.nn.Module.to(unet, torch.float64)
+    if lora.rank is not None:
+        torch.manual_seed(config.train.seed)
+        try:
+            attach(unet, lora.rank, lora.scale, lora.targets)
+        except ValueError as error:
+            raise ConfigError(f"lora: {error}") from error
+        for parameter in unet.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, config.train.dtype))
+    if saved is not None:
+        load_trained(unet, saved)
+    return unet
+
+
+def load_trained(unet: Any, saved: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`imagen.training.ema.trained_state` gave. Raises: ConfigError where it does not fit."""
+    here = trained_state(unet)
+    odd = sorted(here.keys() ^ saved.keys()) or [name for name in here if here[name].shape != saved[name].shape]
+    if odd:
+        raise ConfigError(f"the resume point does not fit this network: {odd[0]} differs; use another run_dir")
+    unet.load_state_dict(saved, strict=False)
+
+
+def load_initial(unet: Any, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
     """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
+
+    Args:
+        drop_variance: take the first half of its output's channels, which is all but the learned variance.
+        dtype: of the weights, where `unet` is without memory ("meta"); else they take those of `unet`.
 
     Raises:
         ConfigError: nothing there, or weights that do not fit.
     """
     from safetensors.torch import load_file
 
-    root = Path(folder)
-    root = root / "unet" if (root / "unet").is_dir() else root
+    root = network_folder(folder)
     files = sorted(root.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"train.init_from {folder!r} holds no exported network: give a run/model folder")
-    tensors: dict[str, torch.Tensor] = {}
+    without_memory = next(unet.parameters()).is_meta
+    tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(load_file(file))
+        loaded = load_file(file)
+        tensors.update({name: value.to(dtype) for name, value in loaded.items()} if without_memory else loaded)
+    if drop_variance:
+        tensors.update(first_half(tensors, unet, folder))
     try:
-        unet.load_state_dict(tensors)
+        unet.load_state_dict(tensors, assign=without_memory)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ConfigError(f"train.init_from {folder!r} does not fit this unet: {first}") from error
+
+
+def first_half(tensors: Mapping[str, Tensor], unet: Any, folder: str) -> dict[str, Tensor]:
+    """The output layer without the channels of a learned variance. Raises: ConfigError where it has none."""
+    rows = unet.conv_out.weight.shape[0]
+    there = len(tensors.get("conv_out.weight", ()))
+    if there != 2 * rows:
+        raise ConfigError(
+            f"train.drop_variance is true, but train.init_from {folder!r} learned no variance (its output layer has "
+            f"{there} rows, {2 * rows} were expected): set it false"
+        )
+    return {f"conv_out.{part}": tensors[f"conv_out.{part}"][:rows].clone() for part in ("weight", "bias")}

@@ -11,9 +11,10 @@ from torch import Tensor
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.guidance import drop_text
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
-from imagen.diffusion.parameterization import q_sample
-from imagen.diffusion.schedules import make_schedule, timestep_from_t
-from imagen.training.config import StageConfig
+from imagen.diffusion.parameterization import q_sample, x0_from
+from imagen.diffusion.schedules import NUM_TIMESTEPS, alpha_sigma, level_time, make_schedule, timestep_from_t
+from imagen.diffusion.variance import vlb_term
+from imagen.training.config import ScheduleConfig, StageConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class Batch:
 
 
 class Objective:
-    """The loss of a stage: `objective(unet, batch)` is (B,) float32, weighted, one value per picture."""
+    """The loss of a stage: `objective(unet, batch)` is (B,) float32, weighted, one value per picture.
+
+    Of a network with a learned variance it is iDDPM's hybrid loss (imagen.diffusion.variance).
+    """
 
     def __init__(self, stage: StageConfig) -> None:
         self.stage = stage
@@ -54,7 +58,8 @@ class Objective:
         return aug_noise_shape(lowres.shape, (image.shape[-2], image.shape[-1]), self.stage.aug_space)[1:]
 
     def __call__(self, unet: Callable[..., Any], batch: Batch) -> Tensor:
-        log_snr = self.schedule.log_snr(batch.t)
+        t, level = on_levels(batch.t, self.stage.schedule), on_levels(batch.aug_level, self.stage.aug_schedule)
+        log_snr = self.schedule.log_snr(t)
         z = q_sample(batch.image, batch.noise, log_snr)
         conditions: dict[str, Tensor] = {}
         if batch.text is not None and batch.text_mask is not None:
@@ -63,13 +68,25 @@ class Objective:
         if batch.lowres is not None and batch.lowres_noise is not None:
             conditions["lowres"] = augment_lowres(
                 batch.lowres,
-                batch.aug_level,
+                level,
                 batch.lowres_noise,
                 size=(batch.image.shape[-2], batch.image.shape[-1]),
                 space=self.stage.aug_space,
                 schedule=self.aug_schedule,
+                mode=self.stage.lowres_mode,
             )
-            conditions["aug_timestep"] = timestep_from_t(batch.aug_level).to(batch.image.dtype)
-        output = unet(z, timestep_from_t(batch.t).to(batch.image.dtype), **conditions)
-        prediction = self.stage.prediction_type
-        return diffusion_loss(prediction, output, batch.image, batch.noise, log_snr, self.weighting)
+            conditions["aug_timestep"] = timestep_from_t(level).to(batch.image.dtype)
+        output = unet(z, timestep_from_t(t).to(batch.image.dtype), **conditions)
+        prediction, image = self.stage.prediction_type, batch.image
+        said, v = output[:, : image.shape[1]], output[:, image.shape[1] :]
+        loss = diffusion_loss(prediction, said, image, batch.noise, log_snr, self.weighting)
+        if v.shape[1] == 0:  # no variance is learned
+            return loss
+        estimate = x0_from(prediction, said.to(z.dtype), z, *alpha_sigma(log_snr.double()))
+        bound = NUM_TIMESTEPS * vlb_term(v, estimate, image, z, t, self.schedule)
+        return loss + self.stage.loss.vlb_weight * bound
+
+
+def on_levels(t: Tensor, schedule: ScheduleConfig) -> Tensor:
+    """Uniform times in [0, 1) as a schedule is trained at them: as they are or, where it has levels, on those."""
+    return level_time(t) if schedule.kind == "cosine_discrete" else t

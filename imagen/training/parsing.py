@@ -124,7 +124,8 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
             cause = cause.__cause__ or cause.__context__
         raise (cause if isinstance(cause, ConfigError) else ConfigError(_one_line(error))) from None
     values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(RunConfig)}
-    check_unet_kind(values["unet"])
+    if values["unet"]:  # left out, it is that of train.init_from
+        check_unet_kind(values["unet"])
     return RunConfig(**values)
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from imagen.data import StreamDataset
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import cat_text, null_text
+from imagen.diffusion.guidance import cat_text
 from imagen.diffusion.sampling import level_log_snrs, make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.training.batches import Texts
 from imagen.training.config import RunConfig
 from imagen.training.loader import make_source
+from imagen.training.network import learns_variance
 from imagen.training.objective import Objective
 from imagen.training.randomness import draw_noise
 
@@ -103,13 +104,15 @@ class GridMaker:
         if text is not None:
             both = (text[0].to(self.dtype), text[1])
             if copies == 2:
-                null = null_text(len(prompts), text[0].shape[-1], self.device, self.dtype)
-                both = cat_text(null, both)
+                null = self.texts.null(len(prompts), text[0].shape[-1])
+                both = cat_text((null[0].to(self.dtype), null[1]), both)
             conditions["context"] = unet(text=both[0], text_mask=both[1])
         if lowres is not None:
             level = torch.full((len(prompts),), sampling.aug_level, dtype=torch.float64, device=self.device)
             noise = self._noise(self.objective.lowres_noise_shape(lowres, z), "grid lowres", rows)
-            low = augment_lowres(lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule)
+            low = augment_lowres(
+                lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule, stage.lowres_mode
+            )
             conditions["lowres"] = torch.cat([low] * copies)
             conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype).repeat(copies)
 
@@ -122,6 +125,7 @@ class GridMaker:
             log_snrs=level_log_snrs(self.scheduler),
             guidance_scale=scale,
             thresholding=Thresholding(sampling.threshold, sampling.threshold_p, sampling.threshold_cap),
+            learned_variance=learns_variance(unet.config),
         )
         return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
 

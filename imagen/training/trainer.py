@@ -25,15 +25,16 @@ from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
 from imagen.training.checkpoint import State, StateFolder, write_text
 from imagen.training.config import RunConfig
-from imagen.training.ema import EMA
+from imagen.training.ema import EMA, trained_state
 from imagen.training.errors import ConfigError
 from imagen.training.export import export_stage
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
-from imagen.training.network import load_initial, make_unet
+from imagen.training.network import prepare_unet
 from imagen.training.objective import Objective
 from imagen.training.optimizers import make_optimizer, schedule_factor, set_learning_rate
+from imagen.training.origin import with_origin
 from imagen.training.parsing import to_yaml
 from imagen.training.randomness import derive_seed, draw_batch
 from imagen.training.samples import GridMaker
@@ -55,8 +56,9 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
-        self.config = config = with_cache(config)
-        check_before_loading(config)
+        config, self.origin = with_origin(with_cache(config))
+        self.config = config
+        check_before_loading(config, self.origin)
         self.run = Path(config.run_dir)
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
@@ -68,16 +70,10 @@ class Trainer:
         self.objective = Objective(config.stage)
         self.texts = Texts(config, self.accelerator.device)
         self.batch_maker = BatchMaker(config, self.objective, self.texts, self.accelerator.device)
-        self.unet = make_unet(config)
-        if config.train.dtype == "float64":
-            torch.nn.Module.to(self.unet, torch.float64)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.window = Window()
         state = self._find_state()
-        if state is not None:
-            self.unet.load_state_dict(state.tensors["unet"])
-        elif config.train.init_from is not None:
-            load_initial(self.unet, config.train.init_from)
+        self.unet = prepare_unet(config, None if state is None else state.tensors["unet"])
         self.unet.to(self.accelerator.device)
         if config.train.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -108,6 +104,10 @@ class Trainer:
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
         self.progress = self.progress or Progress(config.steps, self.step)
         self._start_trackers()
+        if config.drop_variance and main:
+            channels = self.unet.config.out_channels
+            words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
+            self.progress.note(f"{words}; the stage samples with the small fixed one")
         self.model.train()
         self._mark = (time.monotonic(), self.step)
         with self._signals():
@@ -239,14 +239,14 @@ class Trainer:
                 "ema_updates": self.ema.updates,
                 "window": self.window.state(),
             }
-            tensors = {"unet": self.unet.state_dict(), "ema": self.ema.average}
+            tensors = {"unet": trained_state(self.unet), "ema": self.ema.average}
             self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
             self._export()
         self.accelerator.wait_for_everyone()
 
     def _export(self) -> None:
         if self.ema.updates or self.step:
-            export_stage(self.config, self.unet, self.ema, self.run / "model", self.step)
+            export_stage(self.config, self.unet, self.ema, self.run / "model", self.step, self.origin)
 
     def _check_same_run(self) -> None:
         saved = self.run / "config.yaml"

@@ -14,8 +14,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from imagen import ImagenPipeline
+from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cascade.seeds import picture_seeds, stage_generator
+from imagen.training.lora_config import ATTENTION
 from tests.factories import seeded
+from unets import BaseUNet
 
 PROMPT, NEGATIVE = "  A Red CIRCLE ", "two blue star"
 STEPS = 20
@@ -140,6 +143,36 @@ def test_the_float32_tables_that_diffusers_steps_by_are_near(checkpoint: Path, c
     far = distance(mine, their_steps(theirs(checkpoint, exact_tables=False), (32, 32), None))
     print(far)
     assert max(far.values()) <= 1e-3
+
+
+@pytest.fixture
+def adapter(converted: Path, tmp_path: Path) -> Path:
+    """The folder of a random adapter of the base stage."""
+    unet = BaseUNet.from_pretrained(converted / "base_unet")
+    attach(unet, 2, 3.0, ATTENTION)
+    generator = seeded(3)
+    drawn = {
+        name: 0.3 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+    save_adapter(tmp_path / WEIGHTS, drawn, 2, 3.0, ATTENTION)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_noise")
+def test_every_step_with_an_adapter_is_theirs(checkpoint: Path, converted: Path, adapter: Path) -> None:
+    """The same file in both; what is left is the float32 of peft's matrices."""
+    pipe, pipes = ours(converted), theirs(checkpoint)
+    plain = our_steps(pipe, prompt=PROMPT)
+    pipe.load_lora_weights(adapter)
+    pipes[0].load_lora_weights(adapter)
+    mine = our_steps(pipe, prompt=PROMPT)
+    far = distance(mine, their_steps(pipes, (32, 32), None))
+    print(far, distance(mine, plain))
+    assert max(far.values()) <= 1e-4
+    assert distance(mine, plain)["base"] > 0.1
 
 
 @torch.no_grad()

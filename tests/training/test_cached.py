@@ -77,7 +77,9 @@ def test_alone_in_a_batch_a_caption_gives_the_same_run_to_the_bit(
     assert weights(cached) == weights(live)
     for name in ("step-00000002.png", "step-00000004.png"):
         assert Image.open(cached / "samples" / name).tobytes() == Image.open(live / "samples" / name).tobytes()
-    assert read_stage(cached)["text"] == read_stage(live)["text"] == {"encoder": str(t5), "max_length": 12}
+    reading = {"padding": "masked", "null": "zero", "lowercase": False}
+    expected = {"encoder": str(t5), "max_length": 12, **reading}
+    assert read_stage(cached)["text"] == read_stage(live)["text"] == expected
 
 
 def test_batches_give_the_same_losses_to_rounding(write_config, config, read_metrics, no_encoder, t5, tmp_path):

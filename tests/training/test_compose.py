@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
 
 def test_a_newer_export_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text('{"format_version": 99}')
-    with pytest.raises(ConfigError, match="format version 99, newer than 1"):
+    with pytest.raises(ConfigError, match="format version 99, newer than 2"):
         read_stage(tmp_path)
 
 

@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from imagen.diffusion.augmentation import resize
-from imagen.diffusion.schedules import timestep_from_t
-from imagen.training.config import LossConfig, StageConfig
+from imagen.diffusion.parameterization import q_sample, x0_from
+from imagen.diffusion.schedules import alpha_sigma, timestep_from_t
+from imagen.diffusion.variance import vlb_term
+from imagen.training.config import LossConfig, ScheduleConfig, StageConfig
 from imagen.training.objective import Batch, Objective
 
 BATCH = 5
@@ -100,6 +103,42 @@ def test_the_low_res_picture_is_augmented_and_its_level_told(space):
     )
     torch.testing.assert_close(spy.conditions["lowres"], expected)
     torch.testing.assert_close(spy.conditions["aug_timestep"], timestep_from_t(batch.aug_level))
+
+
+def test_a_learned_variance_adds_the_bound_and_leaves_the_mean_to_the_plain_loss():
+    stage = StageConfig(size=8, schedule=ScheduleConfig(kind="cosine_discrete"), loss=LossConfig(vlb_weight=0.002))
+    objective, batch = Objective(stage), make_batch()
+    output = torch.randn(BATCH, 6, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    output.requires_grad_()
+    losses = objective(lambda z, timestep: output, batch)
+    t = (torch.floor(1000 * batch.t) + 0.5) / 1000  # on the levels
+    log_snr = objective.schedule.log_snr(t)
+    z = q_sample(batch.image, batch.noise, log_snr)
+    estimate = x0_from("epsilon", output[:, :3], z, *alpha_sigma(log_snr))
+    bound = vlb_term(output[:, 3:], estimate, batch.image, z, t, objective.schedule)
+    simple = (output[:, :3] - batch.noise).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses, simple + 2 * bound)  # 0.002 of a thousand terms
+    (grad,) = torch.autograd.grad(losses.sum(), output, retain_graph=True)
+    (plain,) = torch.autograd.grad(simple.sum(), output)
+    torch.testing.assert_close(grad[:, :3], plain[:, :3])
+    assert grad[:, 3:].abs().max() > 0
+
+
+def test_a_schedule_of_levels_is_trained_on_its_levels():
+    stage = StageConfig(
+        name="sr256", size=8, lowres_size=4, aug_space="upsampled", lowres_mode="bilinear_corners",
+        schedule=ScheduleConfig(kind="cosine_discrete"), aug_schedule=ScheduleConfig(kind="cosine_discrete"),
+    )  # fmt: skip
+    objective, spy, batch = Objective(stage), Spy(), make_batch()
+    lowres, noise = objective.make_lowres(batch.image), torch.zeros_like(batch.image)
+    objective(spy, make_batch(lowres=lowres, lowres_noise=noise))
+    torch.testing.assert_close(spy.timestep, torch.floor(1000 * batch.t), atol=1e-9, rtol=0)
+    torch.testing.assert_close(spy.conditions["aug_timestep"], torch.floor(1000 * batch.aug_level), atol=1e-9, rtol=0)
+    # IF: bilinear with aligned corners, times the square root of the level's alpha_bar
+    alpha_bar = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
+    alpha = alpha_bar[torch.floor(1000 * batch.aug_level).long()].sqrt()[:, None, None, None]
+    large = torch.nn.functional.interpolate(lowres, (8, 8), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(spy.conditions["lowres"], alpha * large, rtol=1e-4, atol=1e-5)
 
 
 def test_windows_shrink_by_the_stage_s_factor():
