@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from imagen.training.data_config import DataConfig
 from imagen.training.errors import require
+from imagen.training.optim_config import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -127,45 +128,6 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, or Muon and AdamW, and the learning rate."""
-
-    lr: float = 1e-4
-    """peak learning rate of AdamW (the paper: 1e-4 for every stage)"""
-    muon_lr: float | None = None
-    """peak learning rate of Muon, which then trains all weights of two or more axes but those of the first and the
-    last convolution; null: AdamW trains everything"""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """decay of the running mean and of the running square of the gradient (the paper's SR stages: 0.9, 0.999)"""
-    eps: float = 1e-8
-    """added to the root of the running square"""
-    weight_decay: float = 0.0
-    """decoupled decay, on weights of two or more axes only (biases and norms are left alone)"""
-    warmup: int = 1000
-    """steps of linear warm-up (the paper: 10,000)"""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """shape of the learning rate after the warm-up"""
-    hold: int = 0
-    """steps at the peak between the warm-up and the decay"""
-    clip_norm: float | None = 1.0
-    """gradients are scaled down to this global norm; null for no clipping"""
-
-    def __post_init__(self) -> None:
-        require(self.lr >= 0 and math.isfinite(self.lr), f"optim.lr {self.lr} must be zero or a positive number")
-        require(
-            self.muon_lr is None or (self.muon_lr > 0 and math.isfinite(self.muon_lr)),
-            f"optim.muon_lr {self.muon_lr} must be a positive number, or null for AdamW alone",
-        )
-        require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"optim.weight_decay {self.weight_decay} must not be negative")
-        require(self.warmup >= 0, f"optim.warmup {self.warmup} must not be negative")
-        require(self.hold >= 0, f"optim.hold {self.hold} must not be negative")
-        require(
-            self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be positive or null"
-        )
 
 
 @dataclass(frozen=True)
