@@ -34,12 +34,18 @@ class ScheduleConfig:
 class LossConfig:
     """The weight of the loss as a function of the noise level (imagen.diffusion.losses)."""
 
-    kind: Literal["uniform", "min_snr", "clamped_snr"] = "uniform"
-    """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss) or clamped_snr"""
+    kind: Literal["uniform", "min_snr", "clamped_snr", "sigmoid"] = "uniform"
+    """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss), clamped_snr or sigmoid
+    (sigmoid(bias - log SNR) on the eps loss)"""
     gamma: float = 5.0
     """upper clamp of the SNR, for min_snr and clamped_snr"""
     low: float = 0.0
     """lower clamp of the SNR, for clamped_snr"""
+    bias: float = 0.0
+    """log-SNR at the middle of the sigmoid, for sigmoid: lower puts weight on noisier levels"""
+    per: Literal["t", "log_snr"] = "t"
+    """the weight is per unit of t, which is drawn evenly (the paper), or per unit of log-SNR: times -1/2 d log SNR / dt,
+    which makes the loss independent of the schedule (as the papers of the sigmoid state theirs)"""
 
     def __post_init__(self) -> None:
         require(self.gamma > 0, f"loss gamma {self.gamma} must be positive: 5 is the usual value")

@@ -12,7 +12,7 @@ from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resiz
 from imagen.diffusion.guidance import drop_text
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample
-from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.diffusion.schedules import make_schedule, steepness, timestep_from_t
 from imagen.training.config import StageConfig
 
 
@@ -42,7 +42,7 @@ class Objective:
         self.stage = stage
         self.schedule = make_schedule(**asdict(stage.schedule))
         self.aug_schedule = make_schedule(**asdict(stage.aug_schedule))
-        self.weighting = LossWeighting(stage.loss.kind, stage.loss.gamma, stage.loss.low)
+        self.weighting = LossWeighting(stage.loss.kind, stage.loss.gamma, stage.loss.low, stage.loss.bias)
 
     def make_lowres(self, image: Tensor) -> Tensor:
         """The low-resolution copy of pictures (B, C, H, W); windows shrink by the same factor as whole pictures."""
@@ -72,4 +72,7 @@ class Objective:
             conditions["aug_timestep"] = timestep_from_t(batch.aug_level).to(batch.image.dtype)
         output = unet(z, timestep_from_t(batch.t).to(batch.image.dtype), **conditions)
         prediction = self.stage.prediction_type
-        return diffusion_loss(prediction, output, batch.image, batch.noise, log_snr, self.weighting)
+        losses = diffusion_loss(prediction, output, batch.image, batch.noise, log_snr, self.weighting)
+        if self.stage.loss.per == "log_snr":
+            losses = losses * (steepness(self.schedule, batch.t) / 2).to(losses.dtype)
+        return losses
