@@ -31,7 +31,7 @@ class LossWeighting:
 
     uniform: 1, the paper's loss. min_snr: min(SNR, gamma) / SNR (Hang et al. 2023; gamma 5 is theirs).
     clamped_snr: clamp(SNR, low, gamma) / SNR, that is clamp(SNR, low, gamma) on the x0 loss, so that the noisiest
-    levels keep a weight; our choice. sigmoid: sigmoid(bias - log_snr), which is exp(bias) sigmoid(log_snr - bias) on the
+    levels keep a weight; our choice. sigmoid: sigmoid(bias - log_snr), that is exp(bias) sigmoid(log_snr - bias) on the
     x0 loss: a min_snr without its corner, gamma exp(bias) (Kingma & Gao 2023; Hoogeboom et al. 2024). Both papers state
     it per unit of log-SNR; for times drawn evenly, multiply by half of :func:`~imagen.diffusion.schedules.steepness`.
 
@@ -70,9 +70,7 @@ def _log_weight(weighting: LossWeighting, log_snr: Tensor) -> Tensor:
     return log_snr.clamp(low, math.log(weighting.gamma)) - log_snr
 
 
-def weight(
-    kind: WeightingKind, log_snr: Tensor, gamma: float = 5.0, low: float = 0.0, bias: float = 0.0
-) -> Tensor:
+def weight(kind: WeightingKind, log_snr: Tensor, gamma: float = 5.0, low: float = 0.0, bias: float = 0.0) -> Tensor:
     """The weight on the eps loss at ``log_snr``; see :class:`LossWeighting`. Shape and dtype of ``log_snr``."""
     return _log_weight(LossWeighting(kind, gamma, low, bias), log_snr).exp().to(log_snr.dtype)
 

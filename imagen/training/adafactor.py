@@ -87,7 +87,7 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def factored_axes(shape: torch.Size, min_dim: int = 128) -> tuple[int, int] | None:
-    """The two largest axes, or None where the smaller of them has fewer than `min_dim` elements or there is one axis."""
+    """The two largest axes; None where there is one, or the smaller has fewer than `min_dim` elements."""
     order = sorted(range(len(shape)), key=lambda axis: shape[axis])
     if len(shape) < 2 or shape[order[-2]] < min_dim:
         return None

@@ -12,7 +12,7 @@ from imagen.training.config import RunConfig
 FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
         "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
         "train.gradient_checkpointing",
-        "train.accumulation", "run_dir", "grid", "sampling", "data.max_skipped_share")  # fmt: skip
+        "train.accumulation", "run_dir", "grid", "validation", "sampling", "data.max_skipped_share")  # fmt: skip
 SWITCHES = ("optim.muon_lr", "optim.momentum")  # null or not decides what state there is
 REFUSED = ("optim.kind",)  # in a section that is else WARNED
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "text.cache", "data.path")

@@ -44,8 +44,8 @@ class LossConfig:
     bias: float = 0.0
     """log-SNR at the middle of the sigmoid, for sigmoid: lower puts weight on noisier levels"""
     per: Literal["t", "log_snr"] = "t"
-    """the weight is per unit of t, which is drawn evenly (the paper), or per unit of log-SNR: times -1/2 d log SNR / dt,
-    which makes the loss independent of the schedule (as the papers of the sigmoid state theirs)"""
+    """the weight is per unit of t, which is drawn evenly (the paper), or per unit of log-SNR: times
+    -1/2 d log SNR / dt, so that the loss does not depend on the schedule (as the papers of the sigmoid state theirs)"""
 
     def __post_init__(self) -> None:
         require(self.gamma > 0, f"loss gamma {self.gamma} must be positive: 5 is the usual value")
@@ -169,8 +169,9 @@ class TrainConfig:
     """processes that load pictures, per training process; 0 loads in the training process"""
     stratified_t: bool = True
     """spread the noise levels of a batch evenly over [0, 1] (unbiased, less noisy)"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, more time"""
+    gradient_checkpointing: bool | tuple[int, ...] = False
+    """recompute activations in the backward pass, less memory for more time: true for all levels of the network, or a
+    list of them as in unet.attention_levels; the first are the largest in pixels and save most"""
     compile: bool = False
     """torch.compile the network"""
     init_from: str | None = None
@@ -210,8 +211,36 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on held-out pictures, per noise level, with the EMA weights."""
+
+    every: int = 0
+    """steps between two measurements; 0 for none"""
+    data: DataConfig | None = None
+    """the held-out pictures: a section with the keys of `data`"""
+    samples: int = 128
+    """pictures, the first ones there"""
+    levels: int = 8
+    """noise levels, evenly spaced in t; every picture is judged at each"""
+    batch_size: int = 32
+    """pictures at once"""
+    seed: int = 0
+    """of the noise, and of the pictures of the shapes world"""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "levels", "batch_size"):
+            require(getattr(self, name) > 0, f"validation.{name} {getattr(self, name)} must be positive")
+        for name in ("every", "seed"):
+            require(getattr(self, name) >= 0, f"validation.{name} {getattr(self, name)} must not be negative")
+        require(
+            self.every == 0 or self.data is not None,
+            f"validation.every {self.every}, but no validation.data: name the held-out pictures as in data",
+        )
+
+
+@dataclass(frozen=True)
 class GridConfig:
-    """The grid of samples drawn while training, with the EMA weights."""
+    """The grids of samples drawn while training, with the EMA weights."""
 
     every: int = 1000
     """steps between two grids; 0 for none"""
@@ -220,12 +249,20 @@ class GridConfig:
     guidance_scale: float | None = None
     """null takes sampling.guidance_scale"""
     prompts: tuple[str, ...] = ()
-    """base stage: one column each; empty takes captions of the data. SR stages always use the data's captions"""
+    """base stage and cascade: one column each; empty takes captions of the data, as SR stages alone always do"""
     count: int = 8
     """pictures in a grid where prompts is empty"""
+    raw: bool = False
+    """below each row of samples, one from the weights as they are, without averaging"""
+    cascade: str | None = None
+    """a pipeline folder, or the run of another stage: draw a second grid through the whole cascade, where this run's
+    network takes its own slot; prompts, or the data's captions where there are none, are its texts"""
+    batch_size: int = 16
+    """pictures drawn at once"""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"grid.every {self.every} must not be negative: 0 draws none")
+        require(self.batch_size > 0, f"grid.batch_size {self.batch_size} must be positive")
         require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
         steps = self.num_inference_steps
         require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
@@ -246,22 +283,35 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
-        crop, low, size = self.data.crop, self.stage.lowres_size, self.stage.size
-        require(
-            low != size or self.data.conditioning is not None,
-            f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, data.conditioning",
-        )
-        require(
-            low is not None or self.data.conditioning is None,
-            f"data.conditioning {self.data.conditioning!r}, but stage {self.stage.name} takes no low-res input: "
-            "train it as sr256 or sr1024 with stage.lowres_size",
-        )
-        if crop is not None and low is not None:
+        check_pictures("data", self.data, self.stage)
+        held_out = self.validation.data
+        if held_out is not None:
+            check_pictures("validation.data", held_out, self.stage)
             require(
-                crop <= size and crop * low % size == 0,
-                f"data.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+                held_out.kind == "shapes" or held_out != self.data,
+                "validation.data equals data: these pictures are trained on, name others",
             )
+
+
+def check_pictures(name: str, data: DataConfig, stage: StageConfig) -> None:
+    """Raises ConfigError where the pictures of the section `name` do not fit the stage."""
+    crop, low, size = data.crop, stage.lowres_size, stage.size
+    require(
+        low != size or data.conditioning is not None,
+        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
+    )
+    require(
+        low is not None or data.conditioning is None,
+        f"{name}.conditioning {data.conditioning!r}, but stage {stage.name} takes no low-res input: "
+        "train it as sr256 or sr1024 with stage.lowres_size",
+    )
+    if crop is not None and low is not None:
+        require(
+            crop <= size and crop * low % size == 0,
+            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+        )

@@ -18,7 +18,7 @@ class DataConfig:
     path: str | None = None
     """the folder, the table or its folder, the dataset's id or folder, or shards (paths and globs, comma-separated)"""
     split: str = "train"
-    """split of a Hugging Face dataset"""
+    """split of a Hugging Face dataset, or of the shapes world: train, or heldout for combinations that train lacks"""
     image_column: str | None = None
     """column with the pictures, for kinds table and hub; null takes file_name, image or another usual name"""
     caption_column: str | None = None
@@ -53,7 +53,7 @@ class DataConfig:
     def _check_unread(self) -> None:
         """An option of another kind of data is a mistake, not something to pass over."""
         readers = {
-            "split": ("hub",),
+            "split": ("hub", "shapes"),
             "image_column": ("table", "hub"),
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),

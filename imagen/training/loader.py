@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -49,7 +49,8 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     seed = config.train.seed if seed is None else seed
     try:
         if data.kind == "shapes":
-            return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
+            split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
+            return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
         return PictureDataset(
             make_records(data),
             stage.size,

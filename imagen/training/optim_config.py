@@ -13,8 +13,9 @@ from imagen.training.errors import require
 class OptimConfig:
     """The optimizer and the learning rate."""
 
-    kind: Literal["adamw", "adafactor"] = "adamw"
-    """adamw (with muon_lr: Muon and AdamW) or adafactor (the paper's base stage)"""
+    kind: Literal["adamw", "adafactor", "adam8bit"] = "adamw"
+    """adamw (with muon_lr: Muon and AdamW), adafactor (the paper's base stage) or adam8bit (AdamW with 8-bit
+    running means: needs bitsandbytes and a CUDA GPU)"""
     lr: float = 1e-4
     """peak learning rate (the paper: 1e-4 for every stage); adafactor multiplies it by each parameter's root mean
     square"""
@@ -58,7 +59,8 @@ class OptimConfig:
 
     def _check_unread(self) -> None:
         """An option of another optimizer is a mistake, not something to pass over."""
-        readers = {"muon_lr": ("adamw",), "betas": ("adamw",), "eps": ("adamw",), "momentum": ("adafactor",)}
+        adam = ("adamw", "adam8bit")
+        readers = {"muon_lr": ("adamw",), "betas": adam, "eps": adam, "momentum": ("adafactor",)}
         for name, kinds in readers.items():
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             require(

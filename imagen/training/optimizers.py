@@ -43,6 +43,11 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     filled = [group for group in groups if group["params"]]
     if config.kind == "adafactor":
         return Adafactor(filled, lr=config.lr, momentum=config.momentum)
+    if config.kind == "adam8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(filled, lr=config.lr, betas=config.betas, eps=config.eps)
+        return eight_bit
     fused = named[0][1].device.type in ("cpu", "cuda")
     kind: Callable[..., torch.optim.Optimizer] = MuonAdamW if on_muon else torch.optim.AdamW
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)

@@ -66,7 +66,7 @@ def test_clamped_snr_is_a_clamped_weight_on_x0() -> None:
 
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
 def test_sigmoid_has_the_forms_of_the_literature(bias: float) -> None:
-    """1 / (1 + SNR e^-b) on eps, Kingma & Gao's; e^b sigmoid(log SNR - b) on x0, Hoogeboom et al.'s, below min(SNR, e^b)."""
+    """1 / (1 + SNR e^-b) on eps (Kingma & Gao); e^b sigmoid(log SNR - b) on x0 (Hoogeboom et al.): a smooth min."""
     weighting, snr = LossWeighting("sigmoid", bias=bias), LOG_SNR.exp()
     torch.testing.assert_close(output_weight("epsilon", LOG_SNR, weighting), 1 / (1 + snr * math.exp(-bias)))
     on_x0 = output_weight("sample", LOG_SNR, weighting)

@@ -16,7 +16,7 @@ SHAPES = [(7,), (), (5, 6), (128, 200), (200, 128), (131, 129, 3, 3), (3, 130, 2
 
 
 def reference(p, gradients, lr, momentum=None, weight_decay=0.0):
-    """optax's chain, element by element of the formula: factored mean square, clipping, step relative to the weights."""
+    """optax's chain: factored mean square, clipping, a step relative to the weights, their average and decay."""
     p = p.copy()
     v = rows = columns = average = 0.0
     for t, g in enumerate(gradients, start=1):
@@ -88,7 +88,7 @@ def test_a_sudden_gradient_is_clipped():
 
 
 def test_it_keeps_little():
-    """A convolution of the paper's widths keeps about 9 (O + I) numbers; torch's own Adafactor two thirds of them all."""
+    """A wide convolution keeps about 9 (O + I) numbers; with torch's own Adafactor two thirds of them all."""
     assert factored_axes(torch.Size((512, 256, 3, 3))) == (0, 1)
     assert factored_axes(torch.Size((127, 512, 3, 3))) is None
     assert factored_axes(torch.Size((512,))) is None
