@@ -117,7 +117,8 @@ class CascadeGrid:
             if text is not None:
                 given = {"prompt_embeds": text[0], "prompt_mask": text[1]}
             generators = self._generators(rows)
-            made.append(pipe(**given, num_inference_steps=steps, generator=generators, output_type="pt").stages)
+            out: Any = pipe(**given, num_inference_steps=steps, generator=generators, output_type="pt")
+            made.append(out.stages)
         for network in self.others:
             network.to("cpu")
         return [torch.cat([chunk[side] for chunk in made]) * 2 - 1 for side in made[0]]
