@@ -44,7 +44,18 @@ OUTSIDE_FILES = {
     "unets/count.py": {"torch", "diffusers", "yaml"},  # a script: reads configs
 }
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.
-EXTRAS = {"matplotlib", "scipy", "torchmetrics", "tensorboard", "peft", "datasets", "pyarrow", "xformers", "cv2"}
+EXTRAS = {
+    "matplotlib",
+    "scipy",
+    "torchmetrics",
+    "tensorboard",
+    "peft",
+    "datasets",
+    "pyarrow",
+    "xformers",
+    "cv2",
+    "bitsandbytes",
+}
 
 
 @cache

@@ -122,11 +122,13 @@ class Level(nn.Module):
 
     A level is called in two ways. ``level(x, emb, skips, text, kv, mask)`` runs it; ``level(None, text=..., mask=...)``
     returns the keys and values of its attention layers. Both pass through ``forward``, so sharding and offload hooks
-    placed on a level see every use of its weights.
+    placed on a level see every use of its weights. ``checkpointed`` says whether gradient checkpointing, once enabled
+    for the network, acts on it.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.checkpointed = True
         self.resnets = nn.ModuleList()
         self.attentions = nn.ModuleList()
 

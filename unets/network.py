@@ -1,6 +1,6 @@
 """The ``forward`` that both networks share: its modes, its checks, and the order in which levels run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,6 +79,7 @@ class ConditionedUNet(nn.Module):
     """Conditioning and ``forward`` of both networks; a subclass builds the levels and gives ``_denoise``."""
 
     _gradient_checkpointing_func: Callable[..., Any]
+    enable_gradient_checkpointing: Callable[..., None]  # of diffusers' ModelMixin
 
     def _setup(self, options: "ConditioningOptions") -> None:
         """Builds the modules of time, augmentation level and text. Names are diffusers' (the IF family's)."""
@@ -262,8 +263,27 @@ class ConditionedUNet(nn.Module):
         out: Tensor = embedding(sinusoids(steps, self.options.sinusoid_dim).to(x.dtype))
         return out
 
+    def checkpoint_levels(self, levels: Sequence[int]) -> None:
+        """Gradient checkpointing of some levels alone; ``enable_gradient_checkpointing`` is that of all.
+
+        Args:
+            levels: numbered as in ``attention_levels``: 0 is the first and largest in pixels. A level is its down block
+                and its up block; the middle belongs to the last one.
+
+        Raises:
+            ValueError: a level that does not exist.
+        """
+        run = self._levels()
+        count = len(run) // 2
+        wrong = [level for level in levels if level not in range(count)]
+        if wrong:
+            raise ValueError(f"levels {wrong} do not exist; this network has levels 0 to {count - 1}")
+        for place, level in enumerate(run):
+            level.checkpointed = min(place, len(run) - 1 - place, count - 1) in levels
+        self.enable_gradient_checkpointing()
+
     def _run(self, level: Level, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: "LevelText") -> Any:
         """Runs one level, checkpointed where ``enable_gradient_checkpointing`` asked for it."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.gradient_checkpointing and level.checkpointed and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(level, x, emb, skips, *text)
         return level(x, emb, skips, *text)

@@ -51,7 +51,7 @@ def _positive(text: str) -> int:
 
 
 def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
-    """The captions that a run of ``config`` asks for: its data's, and those of its sample grids.
+    """The captions that a run of ``config`` asks for: its data's, its grids' and its held-out pictures'.
 
     Raises:
         ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
@@ -59,6 +59,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     from imagen.data import ShapesDataset
     from imagen.training.loader import make_source
     from imagen.training.samples import held_out
+    from imagen.training.validation import validation_source
 
     source, train = make_source(config), config.train
     if isinstance(source, ShapesDataset):
@@ -75,6 +76,9 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     yield from config.grid.prompts
     if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
         yield from (sample.caption for sample in held_out(config))
+    if config.validation.every:
+        source = validation_source(config)
+        yield from (source[index].caption for index in range(config.validation.samples))
 
 
 def file_captions(path: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from imagen.diffusion.parameterization import check_prediction_type, training_target
 from imagen.diffusion.schedules import alpha_sigma
 
-WeightingKind = Literal["uniform", "min_snr", "clamped_snr"]
+WeightingKind = Literal["uniform", "min_snr", "clamped_snr", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class LossWeighting:
 
     uniform: 1, the paper's loss. min_snr: min(SNR, gamma) / SNR (Hang et al. 2023; gamma 5 is theirs).
     clamped_snr: clamp(SNR, low, gamma) / SNR, that is clamp(SNR, low, gamma) on the x0 loss, so that the noisiest
-    levels keep a weight; our choice.
+    levels keep a weight; our choice. sigmoid: sigmoid(bias - log_snr), that is exp(bias) sigmoid(log_snr - bias) on the
+    x0 loss: a min_snr without its corner, gamma exp(bias) (Kingma & Gao 2023; Hoogeboom et al. 2024). Both papers state
+    it per unit of log-SNR; for times drawn evenly, multiply by half of :func:`~imagen.diffusion.schedules.steepness`.
 
     Raises:
         ValueError: an unknown kind, a bound out of order, or an option that the kind does not read.
@@ -40,12 +42,17 @@ class LossWeighting:
     kind: WeightingKind = "uniform"
     gamma: float = 5.0
     low: float = 0.0
+    bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(WeightingKind):
             raise ValueError(f"loss weighting {self.kind!r} is unknown; choose one of {list(get_args(WeightingKind))}")
-        if self.kind == "uniform" and self.gamma != 5.0:
-            raise ValueError(f"gamma={self.gamma} has no effect on uniform; set kind to min_snr or drop it")
+        if self.kind in ("uniform", "sigmoid") and self.gamma != 5.0:
+            raise ValueError(f"gamma={self.gamma} has no effect on {self.kind}; set kind to min_snr or drop it")
+        if self.kind != "sigmoid" and self.bias != 0.0:
+            raise ValueError(f"bias={self.bias} has no effect on {self.kind}; set kind to sigmoid or drop it")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias={self.bias} is not a finite number; 0 puts the middle of the sigmoid at SNR 1")
         if self.kind != "clamped_snr" and self.low != 0.0:
             raise ValueError(f"low={self.low} has no effect on {self.kind}; set kind to clamped_snr or drop it")
         if not (math.isfinite(self.gamma) and 0 <= self.low <= self.gamma and self.gamma > 0):
@@ -57,13 +64,15 @@ def _log_weight(weighting: LossWeighting, log_snr: Tensor) -> Tensor:
     log_snr = log_snr.double()
     if weighting.kind == "uniform":
         return torch.zeros_like(log_snr)
+    if weighting.kind == "sigmoid":
+        return F.logsigmoid(weighting.bias - log_snr)
     low = math.log(weighting.low) if weighting.low > 0 else -math.inf
     return log_snr.clamp(low, math.log(weighting.gamma)) - log_snr
 
 
-def weight(kind: WeightingKind, log_snr: Tensor, gamma: float = 5.0, low: float = 0.0) -> Tensor:
+def weight(kind: WeightingKind, log_snr: Tensor, gamma: float = 5.0, low: float = 0.0, bias: float = 0.0) -> Tensor:
     """The weight on the eps loss at ``log_snr``; see :class:`LossWeighting`. Shape and dtype of ``log_snr``."""
-    return _log_weight(LossWeighting(kind, gamma, low), log_snr).exp().to(log_snr.dtype)
+    return _log_weight(LossWeighting(kind, gamma, low, bias), log_snr).exp().to(log_snr.dtype)
 
 
 def output_weight(prediction_type: str, log_snr: Tensor, weighting: LossWeighting) -> Tensor:

@@ -185,6 +185,17 @@ def make_schedule(kind: str, shift: float = 1.0, max_log_snr: float = MAX_LOG_SN
     return cls(shift=shift, max_log_snr=max_log_snr, **options)
 
 
+def steepness(schedule: Schedule, t: Tensor) -> Tensor:
+    """-d log_snr / dt at times ``t`` in [0, 1]: at least 0, float64, of any shape; 0 where log-SNR is clamped.
+
+    Its inverse is the density of log-SNR when ``t`` is drawn evenly.
+    """
+    time = t.detach().double().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(schedule.log_snr(time).sum(), time)
+    return -slope.nan_to_num(nan=0.0)  # an infinite slope under the clamp counts as the clamp's, which is 0
+
+
 def alpha_sigma(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of a variance-preserving process: alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr).
 

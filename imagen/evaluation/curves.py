@@ -36,6 +36,21 @@ def read_metrics(path: Path, key: str) -> tuple[list[float], list[float]]:
     return steps, values
 
 
+def keys_under(path: Path, key: str) -> list[str]:
+    """The keys that begin with ``key`` where that ends in "/", as in ``val_loss/``, in the file's order; or key itself.
+
+    Raises:
+        ValueError: no such key.
+    """
+    if not key.endswith("/"):
+        return [key]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = dict.fromkeys(name for line in lines if key in line for name in json.loads(line) if name.startswith(key))
+    if not found:
+        raise ValueError(f"{path} has no values that begin with {key!r}: was validation.every set in that run?")
+    return list(found)
+
+
 def read_alignment(path: Path) -> dict[str, Any]:
     """A result of the alignment command.
 
@@ -127,7 +142,11 @@ def plot_sweep(content: dict[str, Any], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--metrics", type=Path, nargs="+", default=[], help="metrics.jsonl of one or more runs")
-    parser.add_argument("--key", default="loss", help="which value of the metrics is drawn (default loss)")
+    parser.add_argument(
+        "--key",
+        default="loss",
+        help="which value of the metrics is drawn (default loss); val_loss/ draws all that begin so",
+    )
     parser.add_argument("--window", type=int, default=50, help="log lines the curve is averaged over (default 50)")
     parser.add_argument(
         "--alignment", type=Path, nargs="+", default=[], help="alignment.json files over training steps"
@@ -143,9 +162,14 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.window < 1:
         raise ValueError(f"--window is {args.window}; expected at least 1")
     if args.metrics:
-        runs = {str(path.parent.name or path): read_metrics(path, args.key) for path in args.metrics}
-        plot_metrics(runs, args.key, args.window, args.out / f"{args.key}.png")
-        note(f"wrote {args.out / f'{args.key}.png'}")
+        runs: dict[str, tuple[list[float], list[float]]] = {}
+        for path in args.metrics:
+            for key in keys_under(path, args.key):
+                label = str(path.parent.name or path) + key.removeprefix(args.key).replace("log_snr_", "  log SNR ")
+                runs[label] = read_metrics(path, key)
+        name = args.key.rstrip("/") + ("_each" if args.key.endswith("/") else "")
+        plot_metrics(runs, args.key, args.window, args.out / f"{name}.png")
+        note(f"wrote {args.out / f'{name}.png'}")
     if args.alignment:
         results = [read_alignment(path) for path in args.alignment]
         lacking = [path for path, r in zip(args.alignment, results, strict=True) if str(args.size) not in r["results"]]

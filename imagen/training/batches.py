@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,25 +90,35 @@ class BatchMaker:
     def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
         """`rows` are the positions of this micro-batch in the global batch of `step`."""
         image = raw["image"].to(self.device, self.dtype, non_blocking=True)
-        captions, drop = raw["caption"], draws.drop
+        captions = raw["caption"]
         if self.config.text.unconditional == "empty":  # encoded as any other, then nothing is left to drop
-            captions = ["" if gone else caption for caption, gone in zip(captions, drop.tolist(), strict=True)]
-            drop = torch.zeros_like(drop)
+            captions = ["" if gone else caption for caption, gone in zip(captions, draws.drop.tolist(), strict=True)]
+            draws = replace(draws, drop=torch.zeros_like(draws.drop))
         text = self.texts(captions)
-        lowres = lowres_noise = None
+        lowres = None
         if self.config.stage.lowres_size is not None:
             given = raw.get("lowres")
             lowres = self.objective.make_lowres(image) if given is None else given.to(self.device, self.dtype)
-            shape = self.objective.lowres_noise_shape(lowres, image)
-            lowres_noise = self._noise(shape, "lowres", step, rows)
         return Batch(
             image=image,
-            noise=self._noise(image.shape[1:], "image", step, rows),
-            t=draws.t.to(self.device),
-            drop=drop.to(self.device),
-            aug_level=draws.aug_level.to(self.device),
             text=None if text is None else text[0].to(self.dtype),
             text_mask=None if text is None else text[1],
             lowres=lowres,
-            lowres_noise=lowres_noise,
+            **self._drawn(image, lowres, draws, step, rows),
         )
+
+    def redrawn(self, batch: Batch, draws: Draws, step: int, rows: range) -> Batch:
+        """The pictures and texts of `batch` with all that is random as at `step`."""
+        return replace(batch, **self._drawn(batch.image, batch.lowres, draws, step, rows))
+
+    def _drawn(self, image: Tensor, lowres: Tensor | None, draws: Draws, step: int, rows: range) -> dict[str, Any]:
+        lowres_noise = None
+        if lowres is not None:
+            lowres_noise = self._noise(self.objective.lowres_noise_shape(lowres, image), "lowres", step, rows)
+        return {
+            "noise": self._noise(image.shape[1:], "image", step, rows),
+            "t": draws.t.to(self.device),
+            "drop": draws.drop.to(self.device),
+            "aug_level": draws.aug_level.to(self.device),
+            "lowres_noise": lowres_noise,
+        }

@@ -12,9 +12,10 @@ from imagen.training.config import RunConfig
 FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
         "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile", "train.init_from",
         "train.gradient_checkpointing",
-        "train.accumulation", "run_dir", "grid", "sampling", "data.max_skipped_share")  # fmt: skip
+        "train.accumulation", "run_dir", "grid", "validation", "sampling", "data.max_skipped_share")  # fmt: skip
 START = "train.init_from"
-SWITCHES = ("optim.muon_lr",)  # null or not decides what state there is
+SWITCHES = ("optim.muon_lr", "optim.momentum")  # null or not decides what state there is
+REFUSED = ("optim.kind",)  # in a section that is else WARNED
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "text.encoder", "text.cache", "data.path")
 
 
@@ -41,6 +42,6 @@ def changed_keys(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], lis
         if before.get(key) == after.get(key) or free:
             continue
         switched = key in SWITCHES and (before.get(key) is None) != (after.get(key) is None)
-        is_warned = not switched and any(key == w or key.startswith(w + ".") for w in WARNED)
+        is_warned = not switched and key not in REFUSED and any(key == w or key.startswith(w + ".") for w in WARNED)
         (warned if is_warned else refused).append(f"{key} {before.get(key)} -> {after.get(key)}")
     return warned, refused

@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from imagen.training.data_config import DataConfig
+from imagen.training.data_config import DataConfig, check_pictures
 from imagen.training.errors import require
 from imagen.training.lora_config import LoraConfig
+from imagen.training.optim_config import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class ScheduleConfig:
 class LossConfig:
     """The weight of the loss as a function of the noise level (imagen.diffusion.losses)."""
 
-    kind: Literal["uniform", "min_snr", "clamped_snr"] = "uniform"
-    """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss) or clamped_snr"""
+    kind: Literal["uniform", "min_snr", "clamped_snr", "sigmoid"] = "uniform"
+    """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss), clamped_snr or sigmoid
+    (sigmoid(bias - log SNR) on the eps loss)"""
     gamma: float = 5.0
     """upper clamp of the SNR, for min_snr and clamped_snr"""
     low: float = 0.0
@@ -44,6 +46,11 @@ class LossConfig:
     vlb_weight: float = 0.001
     """weight of the variational bound where the network learns its variance, which it does with twice the channels at
     its output (Nichol & Dhariwal 2021, equation 16)"""
+    bias: float = 0.0
+    """log-SNR at the middle of the sigmoid, for sigmoid: lower puts weight on noisier levels"""
+    per: Literal["t", "log_snr"] = "t"
+    """the weight is per unit of t, which is drawn evenly (the paper), or per unit of log-SNR: times
+    -1/2 d log SNR / dt, so that the loss does not depend on the schedule (as the papers of the sigmoid state theirs)"""
 
     def __post_init__(self) -> None:
         require(self.gamma > 0, f"loss gamma {self.gamma} must be positive: 5 is the usual value")
@@ -156,45 +163,6 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, or Muon and AdamW, and the learning rate."""
-
-    lr: float = 1e-4
-    """peak learning rate of AdamW (the paper: 1e-4 for every stage)"""
-    muon_lr: float | None = None
-    """peak learning rate of Muon, which then trains all weights of two or more axes but those of the first and the
-    last convolution; null: AdamW trains everything"""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """decay of the running mean and of the running square of the gradient (the paper's SR stages: 0.9, 0.999)"""
-    eps: float = 1e-8
-    """added to the root of the running square"""
-    weight_decay: float = 0.0
-    """decoupled decay, on weights of two or more axes only (biases and norms are left alone)"""
-    warmup: int = 1000
-    """steps of linear warm-up (the paper: 10,000)"""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """shape of the learning rate after the warm-up"""
-    hold: int = 0
-    """steps at the peak between the warm-up and the decay"""
-    clip_norm: float | None = 1.0
-    """gradients are scaled down to this global norm; null for no clipping"""
-
-    def __post_init__(self) -> None:
-        require(self.lr >= 0 and math.isfinite(self.lr), f"optim.lr {self.lr} must be zero or a positive number")
-        require(
-            self.muon_lr is None or (self.muon_lr > 0 and math.isfinite(self.muon_lr)),
-            f"optim.muon_lr {self.muon_lr} must be a positive number, or null for AdamW alone",
-        )
-        require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"optim.weight_decay {self.weight_decay} must not be negative")
-        require(self.warmup >= 0, f"optim.warmup {self.warmup} must not be negative")
-        require(self.hold >= 0, f"optim.hold {self.hold} must not be negative")
-        require(
-            self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be positive or null"
-        )
-
-
-@dataclass(frozen=True)
 class EmaConfig:
     """The exponential moving average of the weights, which is what a stage exports."""
 
@@ -227,8 +195,9 @@ class TrainConfig:
     """processes that load pictures, per training process; 0 loads in the training process"""
     stratified_t: bool = True
     """spread the noise levels of a batch evenly over [0, 1] (unbiased, less noisy)"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, more time"""
+    gradient_checkpointing: bool | tuple[int, ...] = False
+    """recompute activations in the backward pass, less memory for more time: true for all levels of the network, or a
+    list of them as in unet.attention_levels; the first are the largest in pixels and save most"""
     compile: bool = False
     """torch.compile the network"""
     init_from: str | None = None
@@ -270,8 +239,36 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on held-out pictures, per noise level, with the EMA weights."""
+
+    every: int = 0
+    """steps between two measurements; 0 for none"""
+    data: DataConfig | None = None
+    """the held-out pictures: a section with the keys of `data`"""
+    samples: int = 128
+    """pictures, the first ones there"""
+    levels: int = 8
+    """noise levels, evenly spaced in t; every picture is judged at each"""
+    batch_size: int = 32
+    """pictures at once"""
+    seed: int = 0
+    """of the noise, and of the pictures of the shapes world"""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "levels", "batch_size"):
+            require(getattr(self, name) > 0, f"validation.{name} {getattr(self, name)} must be positive")
+        for name in ("every", "seed"):
+            require(getattr(self, name) >= 0, f"validation.{name} {getattr(self, name)} must not be negative")
+        require(
+            self.every == 0 or self.data is not None,
+            f"validation.every {self.every}, but no validation.data: name the held-out pictures as in data",
+        )
+
+
+@dataclass(frozen=True)
 class GridConfig:
-    """The grid of samples drawn while training, with the EMA weights."""
+    """The grids of samples drawn while training, with the EMA weights."""
 
     every: int = 1000
     """steps between two grids; 0 for none"""
@@ -280,12 +277,20 @@ class GridConfig:
     guidance_scale: float | None = None
     """null takes sampling.guidance_scale"""
     prompts: tuple[str, ...] = ()
-    """base stage: one column each; empty takes captions of the data. SR stages always use the data's captions"""
+    """base stage and cascade: one column each; empty takes captions of the data, as SR stages alone always do"""
     count: int = 8
     """pictures in a grid where prompts is empty"""
+    raw: bool = False
+    """below each row of samples, one from the weights as they are, without averaging"""
+    cascade: str | None = None
+    """a pipeline folder, or the run of another stage: draw a second grid through the whole cascade, where this run's
+    network takes its own slot; prompts, or the data's captions where there are none, are its texts"""
+    batch_size: int = 16
+    """pictures drawn at once"""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"grid.every {self.every} must not be negative: 0 draws none")
+        require(self.batch_size > 0, f"grid.batch_size {self.batch_size} must be positive")
         require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
         steps = self.num_inference_steps
         require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
@@ -307,25 +312,19 @@ class RunConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
         self._check_start()
-        crop, low, size = self.data.crop, self.stage.lowres_size, self.stage.size
-        require(
-            low != size or self.data.conditioning is not None,
-            f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, data.conditioning",
-        )
-        require(
-            low is not None or self.data.conditioning is None,
-            f"data.conditioning {self.data.conditioning!r}, but stage {self.stage.name} takes no low-res input: "
-            "train it as sr256 or sr1024 with stage.lowres_size",
-        )
-        if crop is not None and low is not None:
+        check_pictures("data", self.data, self.stage.size, self.stage.lowres_size)
+        held_out = self.validation.data
+        if held_out is not None:
+            check_pictures("validation.data", held_out, self.stage.size, self.stage.lowres_size)
             require(
-                crop <= size and crop * low % size == 0,
-                f"data.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+                held_out.kind == "shapes" or held_out != self.data,
+                "validation.data equals data: these pictures are trained on, name others",
             )
 
     def _check_start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,7 @@ class DataConfig:
     path: str | None = None
     """the folder, the table or its folder, the dataset's id or folder, or shards (paths and globs, comma-separated)"""
     split: str = "train"
-    """split of a Hugging Face dataset"""
+    """split of a Hugging Face dataset, or of the shapes world: train, or heldout for combinations that train lacks"""
     image_column: str | None = None
     """column with the pictures, for kinds table and hub; null takes file_name, image or another usual name"""
     caption_column: str | None = None
@@ -61,7 +62,7 @@ class DataConfig:
     def _check_unread(self) -> None:
         """An option of another kind of data is a mistake, not something to pass over."""
         readers = {
-            "split": ("hub",),
+            "split": ("hub", "shapes"),
             "image_column": ("table", "hub"),
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),
@@ -83,3 +84,22 @@ class DataConfig:
             value = getattr(self, name)
             unread = not self.streaming and value != type(self).__dataclass_fields__[name].default
             require(not unread, f"data.{name} {value} is for streams: set data.streaming true, or leave it out")
+
+
+def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
+    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
+    crop = data.crop
+    require(
+        low != size or data.conditioning is not None,
+        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
+    )
+    require(
+        low is not None or data.conditioning is None,
+        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
+        "train it as sr256 or sr1024 with stage.lowres_size",
+    )
+    if crop is not None and low is not None:
+        require(
+            crop <= size and crop * low % size == 0,
+            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+        )

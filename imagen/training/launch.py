@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
 from imagen.cascade.adapters import check_targets
+from imagen.training.cascade_grid import find_stages
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 from imagen.training.export import stage_scheduler
-from imagen.training.network import check_size, make_unet
+from imagen.training.network import check_size, make_unet, set_checkpointing
 from imagen.training.objective import Objective
 from imagen.training.origin import Origin, differences
 
@@ -45,6 +48,18 @@ def check_processes(config: RunConfig, accelerator: Accelerator) -> None:
         )
 
 
+def check_optimizer(config: RunConfig) -> None:
+    """Raises ConfigError where optim.kind adam8bit lacks its package, its GPU or weights of a dtype it knows."""
+    if config.optim.kind != "adam8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("optim.kind adam8bit needs bitsandbytes: pip install 'bitsandbytes>=0.45', or use adamw")
+    if not torch.cuda.is_available():
+        raise ConfigError("optim.kind adam8bit needs a CUDA GPU, and torch finds none here: use optim.kind adamw")
+    if config.train.dtype == "float64":
+        raise ConfigError("optim.kind adam8bit cannot train float64 weights: set train.dtype float32, or use adamw")
+
+
 def check_before_loading(config: RunConfig, origin: Origin) -> None:
     """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
 
@@ -55,8 +70,10 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     Raises:
         ConfigError: in one line.
     """
+    check_optimizer(config)
     unet = make_unet(config, device="meta")
     check_size(config, unet)
+    set_checkpointing(unet, config.train.gradient_checkpointing)
     try:
         check_targets(unet, config.lora.targets if config.lora.used else ())
     except ValueError as error:
@@ -73,6 +90,8 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
         stage_scheduler(config)
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
+    if config.grid.every and config.grid.cascade is not None:
+        find_stages(config)
     text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it
     a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
     if text is not None and a_path and not Path(text).is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -82,7 +82,8 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     seed = config.train.seed if seed is None else seed
     try:
         if data.kind == "shapes":
-            return ShapesDataset(stage.size, seed, "train", data.crop, stage.lowres_size, data.category)
+            split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
+            return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
         prepare = Prepare(
             stage.size,
             data.crop,

@@ -80,12 +80,26 @@ def learns_variance(unet: Any) -> bool:
 
 def check_size(config: RunConfig, unet: Any) -> None:
     """Raises ConfigError where the network's strides do not divide the training pictures."""
-    side = config.data.crop or config.stage.size
-    if side % unet.options.divisor:
-        name = "data.crop" if config.data.crop else "stage.size"
-        raise ConfigError(
-            f"{name} {side} is not a multiple of {unet.options.divisor}, the network's stride: change one of them"
-        )
+    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
+        crop = None if data is None else data.crop
+        side = crop or config.stage.size
+        if side % unet.options.divisor:
+            name = f"{section}.crop" if crop else "stage.size"
+            raise ConfigError(
+                f"{name} {side} is not a multiple of {unet.options.divisor}, the network's stride: change one of them"
+            )
+
+
+def set_checkpointing(unet: Any, levels: bool | tuple[int, ...]) -> None:
+    """Turn on what train.gradient_checkpointing says. Raises ConfigError for a level that the network lacks."""
+    if isinstance(levels, bool):
+        if levels:
+            unet.enable_gradient_checkpointing()
+        return
+    try:
+        unet.checkpoint_levels(levels)
+    except ValueError as error:
+        raise ConfigError(f"train.gradient_checkpointing {list(levels)}: {error}") from error
 
 
 def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Any:

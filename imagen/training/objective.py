@@ -12,7 +12,14 @@ from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resiz
 from imagen.diffusion.guidance import drop_text
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample, x0_from
-from imagen.diffusion.schedules import NUM_TIMESTEPS, alpha_sigma, level_time, make_schedule, timestep_from_t
+from imagen.diffusion.schedules import (
+    NUM_TIMESTEPS,
+    alpha_sigma,
+    level_time,
+    make_schedule,
+    steepness,
+    timestep_from_t,
+)
 from imagen.diffusion.variance import vlb_term
 from imagen.training.config import ScheduleConfig, StageConfig
 
@@ -46,7 +53,7 @@ class Objective:
         self.stage = stage
         self.schedule = make_schedule(**asdict(stage.schedule))
         self.aug_schedule = make_schedule(**asdict(stage.aug_schedule))
-        self.weighting = LossWeighting(stage.loss.kind, stage.loss.gamma, stage.loss.low)
+        self.weighting = LossWeighting(stage.loss.kind, stage.loss.gamma, stage.loss.low, stage.loss.bias)
 
     def make_lowres(self, image: Tensor) -> Tensor:
         """The low-resolution copy of pictures (B, C, H, W); windows shrink by the same factor as whole pictures."""
@@ -80,6 +87,8 @@ class Objective:
         prediction, image = self.stage.prediction_type, batch.image
         said, v = output[:, : image.shape[1]], output[:, image.shape[1] :]
         loss = diffusion_loss(prediction, said, image, batch.noise, log_snr, self.weighting)
+        if self.stage.loss.per == "log_snr":
+            loss = loss * (steepness(self.schedule, t) / 2).to(loss.dtype)
         if v.shape[1] == 0:  # no variance is learned
             return loss
         estimate = x0_from(prediction, said.to(z.dtype), z, *alpha_sigma(log_snr.double()))

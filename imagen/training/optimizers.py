@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
+from imagen.training.adafactor import Adafactor
 from imagen.training.config import OptimConfig
 
 # Muon is for the matrices between input and output; these are named alike in both networks (and in diffusers')
@@ -18,7 +19,8 @@ ENDS = ("conv_in.", "conv_out.")
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the parameters that require gradients, or Muon and AdamW where `config.muon_lr` is a number.
+    """The optimizer that `config.kind` names over the parameters that require gradients; with AdamW also Muon, where
+    `config.muon_lr` is a number.
 
     Weight decay acts on weights of two or more axes only. AdamW's kernel is fused where torch has one for the
     parameters' device, which takes a single pass over the weights.
@@ -38,9 +40,16 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay, "peak_lr": config.lr},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0, "peak_lr": config.lr},
     ]
+    filled = [group for group in groups if group["params"]]
+    if config.kind == "adafactor":
+        return Adafactor(filled, lr=config.lr, momentum=config.momentum)
+    if config.kind == "adam8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(filled, lr=config.lr, betas=config.betas, eps=config.eps)
+        return eight_bit
     fused = named[0][1].device.type in ("cpu", "cuda")
     kind: Callable[..., torch.optim.Optimizer] = MuonAdamW if on_muon else torch.optim.AdamW
-    filled = [group for group in groups if group["params"]]
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

@@ -37,8 +37,9 @@ def known_keys(cls: type, prefix: str = "") -> dict[str, bool]:
     for item in dataclasses.fields(cls):
         hint, name = hints[item.name], prefix + item.name
         keys[name] = typing.get_origin(hint) is dict
-        if dataclasses.is_dataclass(hint):
-            keys.update(known_keys(typing.cast(type, hint), name + "."))
+        for kind in (hint, *typing.get_args(hint)):  # the second for a section that may be null
+            if dataclasses.is_dataclass(kind):
+                keys.update(known_keys(typing.cast(type, kind), name + "."))
     return keys
 
 

@@ -1,7 +1,11 @@
-"""The grid of samples drawn while training: the same prompts and the same noise every time, small DDIM."""
+"""The grids drawn while training: the same prompts and noise every time, in few DDIM steps.
+
+`step-N.png` shows the stage alone, `step-N-cascade.png` where `grid.cascade` is set the whole cascade with it.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,14 @@ from imagen.diffusion.sampling import level_log_snrs, make_scheduler, sample_loo
 from imagen.diffusion.schedules import timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.training.batches import Texts
+from imagen.training.cascade_grid import CascadeGrid
 from imagen.training.config import RunConfig
+from imagen.training.ema import EMA
 from imagen.training.loader import make_source
 from imagen.training.network import learns_variance
 from imagen.training.objective import Objective
 from imagen.training.randomness import draw_noise
 
-CHUNK = 16  # pictures sampled at once
 GAP = 2  # pixels between pictures
 
 
@@ -38,13 +43,18 @@ def held_out(config: RunConfig) -> list[Any]:
 
 
 class GridMaker:
-    """Draws grids: a row of samples for a base stage; rows of input, sample and truth for super-resolution."""
+    """Draws grids: a row of samples for a base stage; rows of input, samples and truth for super-resolution.
+
+    With grid.raw, the samples of the weights as they are follow those of the average. A cascade has a row per stage.
+    """
 
     def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
         self.config, self.objective, self.texts, self.device = config, objective, texts, device
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
         self._held: list[Any] | None = None
+        grid = config.grid
+        self.cascade = CascadeGrid(config, self.scheduler, device) if grid.every and grid.cascade else None
 
     def _held_out(self) -> list[Any]:
         if self._held is None:
@@ -52,41 +62,58 @@ class GridMaker:
         return self._held
 
     @torch.no_grad()
-    def write(self, unet: Any, path: Path) -> None:
-        """Sample with `unet` as it is and write a PNG with the prompts in its metadata."""
+    def write(self, unet: Any, ema: EMA, path: Path) -> None:
+        """Sample with the average, and with grid.raw the weights, of `unet`; write PNGs that name their rows."""
         training = unet.training
         unet.eval()
-        prompts, rows = self.sample(unet)
+        prompts, lowres, truth = self._given()
+        alone: dict[str, Tensor] = {}
+        through: dict[str, Tensor] = {}
+        for name in ("ema", "raw") if self.config.grid.raw else ("ema",):
+            with ema.swapped_in(unet) if name == "ema" else nullcontext():
+                alone[name] = self.sample(unet, prompts, lowres)
+                through.update(self._through_cascade(unet, name))
         unet.train(training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = PngInfo()
-        info.add_itxt("prompts", "\n".join(prompts))
-        info.add_itxt("step", path.stem)
-        partial = path.with_suffix(".partial")
-        tile(rows).save(partial, format="PNG", pnginfo=info)
-        partial.replace(path)
+        if lowres is not None and truth is not None:
+            alone = {"input": resize(lowres, truth.shape[-1], "nearest"), **alone, "truth": truth}
+        save_grid(path, prompts, alone)
+        if through:
+            save_grid(path.with_stem(f"{path.stem}-cascade"), self._cascade_prompts(), through)
 
-    def sample(self, unet: Any) -> tuple[list[str], list[Tensor]]:
-        """(prompts, rows of pictures (B, C, H, W) in [-1, 1])."""
+    def _given(self) -> tuple[list[str], Tensor | None, Tensor | None]:
+        """Prompts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
         stage, prompts = self.config.stage, list(self.config.grid.prompts)
-        side = self.config.data.crop or stage.size
-        truth = lowres = None
-        if not prompts or stage.lowres_size is not None:
-            held = self._held_out()
-            prompts = [sample.caption for sample in held]
-            if stage.lowres_size is not None:
-                truth = torch.stack([sample.image for sample in held]).to(self.device, self.dtype)
-                given = [sample.lowres for sample in held if sample.lowres is not None]
-                lowres = torch.stack(given).to(truth) if given else self.objective.make_lowres(truth)
+        if prompts and stage.lowres_size is None:
+            return prompts, None, None
+        held = self._held_out()
+        prompts = [sample.caption for sample in held]
+        if stage.lowres_size is None:
+            return prompts, None, None
+        truth = torch.stack([sample.image for sample in held]).to(self.device, self.dtype)
+        given = [sample.lowres for sample in held if sample.lowres is not None]
+        return prompts, torch.stack(given).to(truth) if given else self.objective.make_lowres(truth), truth
+
+    def sample(self, unet: Any, prompts: list[str], lowres: Tensor | None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] with `unet` as it is, grid.batch_size pictures at once."""
+        side, size = self.config.data.crop or self.config.stage.size, self.config.grid.batch_size
         parts = []
-        for first in range(0, len(prompts), CHUNK):
-            rows = range(first, min(first + CHUNK, len(prompts)))
+        for first in range(0, len(prompts), size):
+            rows = range(first, min(first + size, len(prompts)))
             low = None if lowres is None else lowres[rows.start : rows.stop]
             parts.append(self._sample_chunk(unet, prompts[rows.start : rows.stop], low, rows, side))
-        samples = torch.cat(parts)
-        if lowres is None or truth is None:
-            return prompts, [samples]
-        return prompts, [resize(lowres, side, "nearest"), samples, truth]
+        return torch.cat(parts)
+
+    def _cascade_prompts(self) -> list[str]:
+        return list(self.config.grid.prompts) or [sample.caption for sample in self._held_out()]
+
+    def _through_cascade(self, unet: Any, name: str) -> dict[str, Tensor]:
+        """A row for each stage, enlarged to the last one's size; none without grid.cascade."""
+        if self.cascade is None:
+            return {}
+        prompts = self._cascade_prompts()
+        made = self.cascade.draw(unet, prompts, self.texts)
+        last = made[-1].shape[-1]
+        return {f"{name} {row.shape[-1]} px": resize(row, last, "nearest") for row in made}
 
     def _noise(self, shape: Any, purpose: str, rows: range) -> Tensor:
         generator = torch.Generator(self.device)
@@ -128,6 +155,18 @@ class GridMaker:
             learned_variance=learns_variance(unet.config),
         )
         return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
+
+
+def save_grid(path: Path, prompts: list[str], rows: dict[str, Tensor]) -> None:
+    """Write named rows of pictures as one PNG, with the names, the prompts and the step in its metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    info.add_itxt("prompts", "\n".join(prompts))
+    info.add_itxt("rows", "\n".join(rows))
+    info.add_itxt("step", path.stem)
+    partial = path.with_suffix(".partial")
+    tile(list(rows.values())).save(partial, format="PNG", pnginfo=info)
+    partial.replace(path)
 
 
 def tile(rows: list[Tensor]) -> Image.Image:

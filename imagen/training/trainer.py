@@ -31,7 +31,7 @@ from imagen.training.export import export_stage
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
-from imagen.training.network import prepare_unet
+from imagen.training.network import prepare_unet, set_checkpointing
 from imagen.training.objective import Objective
 from imagen.training.optimizers import make_optimizer, schedule_factor, set_learning_rate
 from imagen.training.origin import with_origin
@@ -39,6 +39,7 @@ from imagen.training.parsing import to_yaml
 from imagen.training.randomness import derive_seed, draw_batch
 from imagen.training.samples import GridMaker
 from imagen.training.skipped import SkipFile
+from imagen.training.validation import Validation
 
 
 class TrainingStopped(RuntimeError):
@@ -75,14 +76,16 @@ class Trainer:
         state = self._find_state()
         self.unet = prepare_unet(config, None if state is None else state.tensors["unet"])
         self.unet.to(self.accelerator.device)
-        if config.train.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
+        set_checkpointing(self.unet, config.train.gradient_checkpointing)
         if config.train.compile:
             self.unet.compile()
         self.ema = EMA(self.unet, config.ema.decay, config.ema.warmup)
         self.model, self.optimizer = self.accelerator.prepare(self.unet, make_optimizer(self.unet, config.optim))
         if state is not None:
             self._restore(state)
+        self.validation: Validation | None = None
+        if config.validation.every:
+            self.validation = Validation(config, self.objective, self.texts, self.accelerator.device)
         self.grids = GridMaker(config, self.objective, self.texts, self.accelerator.device)
         self.progress = progress
         self._stop_signal: int | None = None
@@ -177,10 +180,11 @@ class Trainer:
         last = self.step == config.steps
         if self.step % config.log_every == 0 or last:
             self._log()
+        if self.validation is not None and (self.step % self.config.validation.every == 0 or last):
+            self._validate(self.validation)
         every = self.config.grid.every
         if every and self.accelerator.is_main_process and (self.step % every == 0 or last):
-            with self.ema.swapped_in(self.unet):
-                self.grids.write(self.unet, self.run / "samples" / f"step-{self.step:08d}.png")
+            self.grids.write(self.unet, self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
         if self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped:
             self.save()
             self._give_up(
@@ -220,6 +224,19 @@ class Trainer:
         if self.config.train.tensorboard:
             shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
             self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
+
+    def _validate(self, validation: Validation) -> None:
+        """The held-out loss of the average, a line of its own; the processes share the work and add up their parts."""
+        with self.ema.swapped_in(self.unet):
+            table = validation.table(self.unet, self.rank, self.world)
+        if self.world > 1:
+            table = self.accelerator.reduce(table, reduction="sum")
+        record = validation.record(table)
+        if self.metrics is not None and self.progress is not None:
+            self.metrics.write({"step": self.step, **record})
+            self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")
+        if self.config.train.tensorboard:
+            self.accelerator.log(record, step=self.step)
 
     def _start_trackers(self) -> None:
         if self.config.train.tensorboard:

@@ -17,6 +17,8 @@ WEIGHTINGS = [
     LossWeighting("min_snr"),
     LossWeighting("min_snr", gamma=1.0),
     LossWeighting("clamped_snr", low=0.05),
+    LossWeighting("sigmoid"),
+    LossWeighting("sigmoid", bias=-3.0),
 ]
 
 
@@ -36,7 +38,7 @@ def test_eps_v_and_x0_forms_are_one_loss(weighting: LossWeighting) -> None:
         torch.testing.assert_close(losses[kind], losses["epsilon"], rtol=1e-9, atol=0)
     # And that loss is the stated weight times the mean squared error in eps.
     plain = (noise_guess - eps).square().mean(dim=(1, 2, 3))
-    stated = weight(weighting.kind, log_snr, weighting.gamma, weighting.low)
+    stated = weight(weighting.kind, log_snr, weighting.gamma, weighting.low, weighting.bias)
     torch.testing.assert_close(losses["epsilon"], stated * plain, rtol=1e-9, atol=0)
 
 
@@ -60,6 +62,20 @@ def test_clamped_snr_is_a_clamped_weight_on_x0() -> None:
     on_x0 = output_weight("sample", LOG_SNR, LossWeighting("clamped_snr", gamma=5.0, low=0.05))
     torch.testing.assert_close(on_x0, LOG_SNR.exp().clamp(0.05, 5.0), rtol=1e-12, atol=0)
     torch.testing.assert_close(weight("clamped_snr", LOG_SNR, 5.0, 0.05), on_x0 / LOG_SNR.exp(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
+def test_sigmoid_has_the_forms_of_the_literature(bias: float) -> None:
+    """1 / (1 + SNR e^-b) on eps (Kingma & Gao); e^b sigmoid(log SNR - b) on x0 (Hoogeboom et al.): a smooth min."""
+    weighting, snr = LossWeighting("sigmoid", bias=bias), LOG_SNR.exp()
+    torch.testing.assert_close(output_weight("epsilon", LOG_SNR, weighting), 1 / (1 + snr * math.exp(-bias)))
+    on_x0 = output_weight("sample", LOG_SNR, weighting)
+    torch.testing.assert_close(on_x0, math.exp(bias) * torch.sigmoid(LOG_SNR - bias))
+    assert (on_x0 < snr.clamp(max=math.exp(bias))).all()
+    ends = torch.tensor([bias - 12, bias + 12], dtype=torch.float64)
+    torch.testing.assert_close(
+        output_weight("sample", ends, weighting), ends.exp().clamp(max=math.exp(bias)), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
@@ -88,6 +104,9 @@ def test_half_precision_outputs_are_compared_in_float32() -> None:
         ({"kind": "min_snr", "gamma": -1.0}, "gamma=-1.0"),
         ({"kind": "min_snr", "gamma": math.inf}, "gamma=inf"),
         ({"kind": "clamped_snr", "low": 6.0}, "low=6.0"),
+        ({"kind": "sigmoid", "gamma": 3.0}, "gamma=3.0 has no effect on sigmoid"),
+        ({"kind": "min_snr", "bias": 1.0}, "bias=1.0 has no effect on min_snr"),
+        ({"kind": "sigmoid", "bias": math.nan}, "bias=nan"),
     ],
 )
 def test_bad_weightings_are_refused(options: dict[str, float], message: str) -> None:

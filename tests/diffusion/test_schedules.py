@@ -20,6 +20,7 @@ from imagen.diffusion.schedules import (
     log_snr_at,
     log_snr_from_betas,
     make_schedule,
+    steepness,
     t_from_timestep,
     timestep_at,
     timestep_from_t,
@@ -191,3 +192,17 @@ def test_bad_schedules_are_refused(options: dict[str, float], message: str) -> N
 def test_integer_times_are_refused() -> None:
     with pytest.raises(ValueError, match="t_from_timestep"):
         CosineSchedule().log_snr(torch.tensor([500]))
+
+
+def test_steepness_is_the_slope() -> None:
+    t = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    # cosine: log_snr = -2 log tan(angle), angle = (t + s) / (1 + s) pi/2
+    angle = (t + 0.008) / 1.008 * math.pi / 2
+    expected = 2 * math.pi / (1.008 * torch.sin(2 * angle))
+    for shift in (1.0, 0.25):
+        torch.testing.assert_close(steepness(CosineSchedule(shift=shift), t), expected)
+    rise = 0.1 * t + 9.95 * t**2
+    torch.testing.assert_close(steepness(LinearSchedule(), t), (0.1 + 19.9 * t) / (1 - torch.exp(-rise)))
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)  # both ends of both are beyond a clamp of 5
+    for schedule in (CosineSchedule(max_log_snr=5.0), LinearSchedule(max_log_snr=5.0)):
+        assert steepness(schedule, ends).tolist() == [0, 0]

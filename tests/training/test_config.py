@@ -90,6 +90,7 @@ def test_which_changes_may_be_made_to_a_run(config):
     assert refused == ["stage.size 8 -> 16", "train.seed 0 -> 1", "unet.model_channels 8 -> 16"]
     # another optimizer has another state; another learning rate of the same one does not
     assert changed_keys(saved, config(**{"optim.muon_lr": 0.5})) == ([], ["optim.muon_lr None -> 0.5"])
+    assert changed_keys(saved, config(**{"optim.kind": "adafactor"})) == ([], ["optim.kind adamw -> adafactor"])
     with_muon = asdict(config(**{"optim.muon_lr": 0.1}))
     assert changed_keys(with_muon, config(**{"optim.muon_lr": 0.5})) == (["optim.muon_lr 0.1 -> 0.5"], [])
 

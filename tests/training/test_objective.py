@@ -144,3 +144,19 @@ def test_a_schedule_of_levels_is_trained_on_its_levels():
 def test_windows_shrink_by_the_stage_s_factor():
     objective = Objective(StageConfig(name="sr1024", size=1024, lowres_size=256))
     assert objective.make_lowres(torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"shift": 0.25}, {"kind": "linear"}], ids=str)
+def test_a_weight_per_log_snr_does_not_depend_on_the_schedule(schedule):
+    """The mean over t is 1/2 of the integral of the weight over log-SNR (Kingma & Gao 2023, eq. 5): of the sigmoid, a
+    difference of softplus."""
+    count = 20_000
+    t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    ones = torch.ones(count, 1, 1, 1, dtype=torch.float64)  # a loss of 1 in eps everywhere
+    batch = make_batch(image=ones, noise=ones, t=t, drop=torch.zeros(count, dtype=torch.bool), aug_level=t)
+    loss = LossConfig("sigmoid", bias=-1.0, per="log_snr")
+    objective = Objective(StageConfig(size=8, schedule=ScheduleConfig(max_log_snr=5.0, **schedule), loss=loss))
+    mean = objective(Spy(), batch).mean()
+    softplus = torch.nn.functional.softplus
+    expected = (softplus(torch.tensor(-1.0 + 5)) - softplus(torch.tensor(-1.0 - 5))) / 2
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-3)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.training.config import OptimConfig
+from imagen.training.errors import ConfigError
 from imagen.training.optimizers import MuonAdamW, make_optimizer, schedule_factor, set_learning_rate
 
 
@@ -137,3 +143,48 @@ def test_muon_goes_on_from_its_state_bit_for_bit():
     trained(parted, resumed)
     for name, value in whole.state_dict().items():
         assert torch.equal(parted.state_dict()[name], value), name
+
+
+@pytest.fixture
+def eight_bits(monkeypatch):
+    """A stand-in for bitsandbytes, which needs a GPU: AdamW with the signature that is used of it."""
+    package = types.ModuleType("bitsandbytes")
+    package.__spec__ = importlib.machinery.ModuleSpec("bitsandbytes", None)
+    optim = types.ModuleType("bitsandbytes.optim")
+
+    class AdamW8bit(torch.optim.AdamW):
+        def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+            super().__init__(params, lr, betas, eps, weight_decay)
+
+    optim.AdamW8bit = AdamW8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    return AdamW8bit
+
+
+def test_adam8bit_gets_the_groups_and_options(eight_bits):
+    config = OptimConfig(kind="adam8bit", lr=0.5, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    optimizer = make_optimizer(nn.Sequential(nn.Conv2d(2, 2, 3), nn.GroupNorm(1, 2)), config)
+    assert isinstance(optimizer, eight_bits)
+    decays = {group["params"][0].ndim >= 2: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {True: 0.1, False: 0.0}
+    assert {(g["lr"], g["betas"], g["eps"], g["peak_lr"]) for g in optimizer.param_groups} == {
+        (0.5, (0.8, 0.9), 1e-6, 0.5)
+    }
+
+
+def test_adam8bit_says_what_it_lacks_before_anything_loads(config, monkeypatch):
+    from imagen.training import launch
+
+    settings = config(**{"optim.kind": "adam8bit"})
+    monkeypatch.setattr(launch, "make_unet", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="adam8bit needs bitsandbytes: pip install"):
+        launch.check_before_loading(settings)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="needs a CUDA GPU, and torch finds none here: use optim.kind adamw"):
+        launch.check_before_loading(settings)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="cannot train float64 weights"):
+        launch.check_before_loading(config(**{"optim.kind": "adam8bit", "train.dtype": "float64"}))

@@ -316,26 +316,17 @@ def test_time_limit_saves_and_ends(config):
     assert newest(trainer.run).name == f"step-{trainer.step:08d}"
 
 
-def test_grids_are_drawn_from_the_average_and_do_not_disturb_training(config, tmp_path, sr_changes):
-    changes = {**sr_changes, "grid.count": 3, "grid.num_inference_steps": 2}
-    quiet = config(run_dir=str(tmp_path / "quiet"), **changes)
-    Trainer(quiet).fit()
-    drawn = config(run_dir=str(tmp_path / "drawn"), **changes, **{"grid.every": 3})
-    trainer = Trainer(drawn)
-    write = trainer.grids.write
+@pytest.mark.parametrize(("levels", "on"), [(True, [1, 1, 1]), ([0], [1, 0, 0]), ([1], [0, 1, 1]), (False, None)])
+def test_levels_are_checkpointed_as_told(config, levels, on):
+    unet = Trainer(config(**{"train.gradient_checkpointing": levels})).unet
+    assert unet.gradient_checkpointing == (on is not None)
+    if on is not None:
+        assert [unet.down_blocks[0].checkpointed, unet.down_blocks[1].checkpointed, unet.mid_block.checkpointed] == on
 
-    def spy(unet, path):
-        assert all(torch.equal(value, trainer.ema.average[name]) for name, value in unet.state_dict().items())
-        write(unet, path)
 
-    trainer.grids.write = spy
-    trainer.fit()
-    assert same_run(quiet.run_dir, drawn.run_dir)
-    grids = sorted((Path(drawn.run_dir) / "samples").glob("*.png"))
-    assert [grid.name for grid in grids] == ["step-00000003.png", "step-00000006.png"]
-    with Image.open(grids[0]) as grid:
-        assert grid.size == (3 * 18 - 2, 3 * 18 - 2)  # input, sample and truth of three windows of 16 pixels
-        assert len(grid.text["prompts"].splitlines()) == 3
+def test_a_level_that_is_not_there_is_told_before_training(config):
+    with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing \[2\]: .* has levels 0 to 1"):
+        Trainer(config(**{"train.gradient_checkpointing": [2]}))
 
 
 def test_sums_per_quarter():

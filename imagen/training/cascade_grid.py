@@ -1,0 +1,129 @@
+"""A stage in training as a part of the whole cascade, whose other stages come from a folder (grid.cascade)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagen.cascade.folder import INDEX, check_folder, read_index
+from imagen.cascade.stages import StageDefaults, route
+from imagen.training.batches import Texts
+from imagen.training.compose import load_scheduler, load_unet
+from imagen.training.config import RunConfig
+from imagen.training.errors import ConfigError
+from imagen.training.export import SLOTS, read_stage, stage_defaults
+from imagen.training.randomness import derive_seed
+
+
+def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]:
+    """The defaults of the run's own stage and of those in grid.cascade, by slot, and the slots that run, in order.
+
+    Reads configurations, no weights.
+
+    Raises:
+        ConfigError: no pipeline and no stage there, or none that meets this stage's sizes, text or channels.
+    """
+    folder, own = Path(str(config.grid.cascade)), SLOTS[config.stage.name]
+    try:
+        if (folder / INDEX).is_file():
+            stages = check_folder(folder)
+            networks = {slot: folder / f"{slot}_unet" for slot in stages}
+        else:
+            record = read_stage(folder)
+            slot = SLOTS[record["name"]]
+            stages = {slot: StageDefaults.from_dict(record["stage"])}
+            networks = {slot: record["folder"] / "unet"}
+        stages = {**stages, own: stage_defaults(config)}
+        slots = route({slot: stages[slot] for slot in SLOTS.values() if slot in stages})
+    except ValueError as error:
+        raise ConfigError(f"grid.cascade: {error}") from error
+    if own not in slots or len(slots) == 1:
+        made = " -> ".join(f"{stages[slot].size} px" for slot in slots)
+        raise ConfigError(
+            f"grid.cascade {str(folder)!r}: its stages do not meet {config.stage.name} ({stages[own].lowres_size} to "
+            f"{stages[own].size} px); what runs is {made}"
+        )
+    for slot in slots:
+        if slot != own:
+            _check_network(config, networks[slot])
+    return stages, slots
+
+
+def _check_network(config: RunConfig, folder: Path) -> None:
+    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, default in (("text_dim", 4096), ("in_channels", 3)):
+        ours = config.unet.get(name, default)
+        if theirs.get(name, default) != ours:
+            raise ConfigError(
+                f"grid.cascade: {folder} has {name} {theirs.get(name, default)}, this run's unet {ours}: a cascade's "
+                "stages share their text encoder and channels"
+            )
+
+
+class CascadeGrid:
+    """Draws pictures of prompts through the whole cascade, with the network in training in its slot.
+
+    The other networks wait on the CPU. They sample with their own scheduler and stored guidance, all stages in
+    grid.num_inference_steps steps. The text is the run's: its encoder must be the one they were trained with.
+
+    Raises:
+        ConfigError: as :func:`find_stages`.
+    """
+
+    def __init__(self, config: RunConfig, scheduler: Any, device: torch.device) -> None:
+        from imagen.pipeline import ImagenPipeline
+
+        self.config, self.device, self.own = config, device, SLOTS[config.stage.name]
+        stages, self.slots = find_stages(config)
+        folder = Path(str(config.grid.cascade))
+        others = [slot for slot in self.slots if slot != self.own]
+        self.parts: dict[str, Any] = {f"{self.own}_scheduler": scheduler}
+        if (folder / INDEX).is_file():
+            wanted = {f"{slot}_{part}" for slot in others for part in ("unet", "scheduler")}
+            unwanted = {k: None for k, v in read_index(folder).items() if isinstance(v, list) and k not in wanted}
+            pipe = ImagenPipeline.from_pretrained(folder, **unwanted)
+            self.parts.update({name: getattr(pipe, name) for name in wanted})
+        else:
+            model = read_stage(folder)["folder"]
+            self.parts.update({f"{others[0]}_unet": load_unet(model), f"{others[0]}_scheduler": load_scheduler(model)})
+        self.others = [self.parts[f"{slot}_unet"].eval().requires_grad_(False) for slot in others]
+        scale = config.grid.guidance_scale
+        if scale is not None:
+            stages[self.own] = dataclasses.replace(stages[self.own], guidance_scale=scale)
+        self.stages = {slot: stages[slot].to_dict() for slot in self.slots}
+
+    @torch.no_grad()
+    def draw(self, unet: Any, prompts: Sequence[str], texts: Texts) -> list[Tensor]:
+        """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, with `unet` as it is in the run's slot."""
+        from imagen.pipeline import ImagenPipeline
+
+        parts = {**self.parts, f"{self.own}_unet": unet}
+        pipe = ImagenPipeline(**parts, stages=self.stages)
+        pipe.set_progress_bar_config(disable=True)
+        made: list[dict[int, Tensor]] = []
+        for network in self.others:
+            network.to(self.device)
+        size, steps = self.config.grid.batch_size, self.config.grid.num_inference_steps
+        for start in range(0, len(prompts), size):
+            rows = range(start, min(start + size, len(prompts)))
+            text = texts(prompts[start : rows.stop])
+            given: dict[str, Any] = {"num_images_per_prompt": len(rows)}
+            if text is not None:
+                given = {"prompt_embeds": text[0], "prompt_mask": text[1]}
+            generators = self._generators(rows)
+            out: Any = pipe(**given, num_inference_steps=steps, generator=generators, output_type="pt")
+            made.append(out.stages)
+        for network in self.others:
+            network.to("cpu")
+        return [torch.cat([chunk[side] for chunk in made]) * 2 - 1 for side in made[0]]
+
+    def _generators(self, rows: Sequence[int]) -> list[torch.Generator]:
+        """One for each picture, so that it is the same in any batch."""
+        seed = self.config.train.seed
+        return [torch.Generator().manual_seed(derive_seed(seed, "cascade", row)) for row in rows]
