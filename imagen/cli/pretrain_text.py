@@ -1,10 +1,10 @@
 """``python -m imagen.cli.pretrain_text --out runs/shapes/t5``: the shipped demo's T5, from nothing.
 
-Documents are captions of the shapes world's train split. Four in five tell the scene twice: in another caption ("a red
-circle above a blue square. a blue square below a red circle") or place by place ("... above there is a red circle.
-below there is a blue square"). Half of the time the whole second telling is hidden. A decoder of one layer can then
-name what is above only if the encoder has marked each word of the caption with its object's place; without such
-documents the words' encodings say which object came first, but not which is above.
+Documents are captions of the shapes world's train split. Four in five tell the scene twice, a relation in one of three
+ways: in another caption ("a red circle above a blue square. a blue square below a red circle"), place by place ("...
+above there is a red circle. below there is a blue square") or word by word ("... red is above. square is below"). What
+is hidden in one telling can be told from the other, so that the objective rewards knowing which colour belongs to which
+object and where each stands. Half of the time all of the second telling is hidden, and the decoder cannot compute.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def document(index: int, seed: int = 0) -> str:
     return f"{first}. {tellings[int(rng.integers(len(tellings)))](facts, rng)}"
 
 
-DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, continuation_share=0.5, steps=4000)
+DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, continuation_share=0.5, decoder_feed_forward=False, steps=4000)
 
 
 def main(out: Path, t5: PretrainConfig = DEMO) -> None:

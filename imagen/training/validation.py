@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.data import Note, collate
+from imagen.data import Note, StreamDataset, collate
 from imagen.training.batches import BatchMaker, Texts
 from imagen.training.config import RunConfig, ValidationConfig
 from imagen.training.errors import ConfigError, require
@@ -31,6 +31,8 @@ def validation_source(config: RunConfig) -> Any:
         source = make_source(alone, derive_seed(settings.seed, "validation"))
     except ConfigError as error:
         raise ConfigError(f"validation.{error}") from error
+    if isinstance(source, StreamDataset):
+        return source.head(settings.samples)
     length = source.length
     require(
         length is None or settings.samples <= length,

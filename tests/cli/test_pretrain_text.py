@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagen.cli.pretrain_text import document, tell_places
+from imagen.cli.pretrain_text import PLACES, document, tell_places, tell_words
 from imagen.data.shapes.language import INVERSE, is_heldout, parse
 
 
@@ -24,25 +24,44 @@ def test_places_are_those_of_the_relation(text, places):
         assert dict(sentence.split(" there is ") for sentence in told) == places
 
 
+def test_words_are_told_where_their_thing_is():
+    facts = parse("a small red circle to the left of a large red ring")
+    for seed in range(4):
+        told = tell_words(facts, np.random.default_rng(seed)).split(". ")
+        assert sorted(told) == [
+            "circle is to the left",
+            "large is to the right",
+            "ring is to the right",
+            "small is to the left",
+        ]
+
+
 def test_both_tellings_agree_and_hold_nothing_out():
     kinds = set()
     for index in range(500):
         first, *rest = document(index).split(". ")
         facts = parse(first)
         assert not is_heldout(facts)
-        if len(rest) == 2:
+        if not rest:
+            kinds.add("one")
+        elif " there is " in rest[0] and not rest[0].startswith("there"):
             kinds.add("places")
             told = dict(sentence.split(" there is ") for sentence in rest)
-            above, below = (parse(told[place]).things[0] for place in sorted(told))
-            if facts.relation in ("below", "to the right of"):
-                above, below = below, above
-            assert facts.things == (above, below)
-        elif rest:
+            assert facts.things == places(facts, {place: parse(text).things[0] for place, text in told.items()})
+        elif " is above" in rest[0] or " is below" in rest[0] or " is to the " in rest[0]:
+            kinds.add("words")
+            for sentence in rest:
+                word, place = sentence.split(" is ")
+                thing = facts.things[PLACES[facts.relation].index(place)]
+                assert word in (thing.color, thing.shape, thing.pattern, thing.size)
+        else:
             kinds.add("caption")
             again = parse(rest[0])
-            same = again == facts
             turned = facts.relation and again.relation == INVERSE[facts.relation]
-            assert same or (turned and again.things == facts.things[::-1])
-        else:
-            kinds.add("one")
-    assert kinds == {"places", "caption", "one"}
+            assert again == facts or (turned and again.things == facts.things[::-1])
+    assert kinds == {"places", "words", "caption", "one"}
+
+
+def places(facts, things):
+    """The things in the order in which the facts name them."""
+    return tuple(things[place] for place in PLACES[facts.relation])

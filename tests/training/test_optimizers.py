@@ -15,6 +15,7 @@ from torch import nn
 from imagen.training.config import OptimConfig
 from imagen.training.errors import ConfigError
 from imagen.training.optimizers import MuonAdamW, make_optimizer, schedule_factor, set_learning_rate
+from imagen.training.origin import Origin
 
 
 @pytest.mark.parametrize(
@@ -180,11 +181,11 @@ def test_adam8bit_says_what_it_lacks_before_anything_loads(config, monkeypatch):
     monkeypatch.setattr(launch, "make_unet", lambda *_, **__: pytest.fail("a network was built"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="adam8bit needs bitsandbytes: pip install"):
-        launch.check_before_loading(settings)
+        launch.check_before_loading(settings, Origin())
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="needs a CUDA GPU, and torch finds none here: use optim.kind adamw"):
-        launch.check_before_loading(settings)
+        launch.check_before_loading(settings, Origin())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="cannot train float64 weights"):
-        launch.check_before_loading(config(**{"optim.kind": "adam8bit", "train.dtype": "float64"}))
+        launch.check_before_loading(config(**{"optim.kind": "adam8bit", "train.dtype": "float64"}), Origin())
