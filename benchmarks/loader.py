@@ -2,9 +2,9 @@
 
 python benchmarks/loader.py [--num 1500] [--side 384] [--size 64] [--workers 1] [--rounds 3] [--out FILE.md]
 
-All do the same work: JPEG decoded, cut to a square, resized (bicubic, Pillow) to size x size, a float tensor in [-1, 1],
-a batch of 32. The contestants take turns in every round, so that a machine's moods fall on all of them, and the median
-counts. webdataset is left out where it is not installed.
+All do the same work: JPEG decoded, cut to a square, resized (bicubic, Pillow) to size x size, a float tensor in
+[-1, 1], a batch of 32. The contestants take turns in every round, so that a machine's moods fall on all of them, and
+the median counts. webdataset is left out where it is not installed.
 """
 
 from __future__ import annotations

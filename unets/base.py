@@ -28,8 +28,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         num_res_blocks: residual blocks of each level: one number, or one per level.
         attention_levels: levels with attention. At 64 px the paper's resolutions 32, 16, 8 are levels 1, 2, 3.
         head_dim: channels of an attention head.
-        qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products grow
-            until every head looks at a single token, and learns no more).
+        qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products
+            grow until every head looks at a single token, and learns no more).
         text_dim: width of the encoder states; None: a network without text.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
             the paper; IF projects).

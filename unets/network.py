@@ -68,7 +68,7 @@ class ConditioningOptions:
 
 
 def coordinates(x: Tensor) -> Tensor:
-    """Where each cell of x (B, C, H, W) lies: (B, 2, H, W), rows and columns from -1 at one border to 1 at the other."""
+    """Where the cells of x (B, C, H, W) lie: (B, 2, H, W), row and column from -1 at one border to 1 at the other."""
     batch, _, height, width = x.shape
     axes = [(torch.arange(n, device=x.device, dtype=torch.float32) * 2 + 1) / n - 1 for n in (height, width)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
