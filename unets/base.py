@@ -47,7 +47,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
             activation then has more channels than a patch has numbers).
         coordinates: two more input channels say where each cell lies, -1 to 1 (CoordConv, Liu et al. 2018; ours, for
-            networks too small or too briefly trained to learn above from below by the padding of their convolutions).
+            small networks, which else know it by the padding of their convolutions alone).
 
     Raises:
         ValueError: options that contradict each other, naming them.
