@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)
-    found = SkipFile(path, None if isinstance(source, StreamDataset) else len(source), config.data.max_skipped_share)
+    found = SkipFile(path, source.length, config.data.max_skipped_share)
     length, notes = examine(source, config.train.num_workers, found)
     print(report(length, notes))
     if notes:

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from .decode import Unusable
-from .records import Captions
+from .records import Captions, Record
 from .streams import Item
 from .tar import find_shards, item_captions, item_record, member_fault, members, split_name
 
@@ -50,14 +50,17 @@ class ShardStream:
 
     def read(self, shard: int) -> Iterator[tuple[str, Item]]:
         """(shard/path-in-it, record) of every item; damage ends the shard with an item that says so."""
-        return self._items(
-            shard, lambda key, files: item_record(key, files, files.__getitem__, self.caption, self.conditioning)
-        )
+        return self._items(shard, self._record)
 
     def captions(self, shard: int) -> Iterator[Captions]:
         """The captions of the items; those of bad ones are left out."""
-        make = lambda _, files: item_captions(files, files.__getitem__, self.caption)  # noqa: E731
-        return (item for _, item in self._items(shard, make) if not isinstance(item, Unusable))
+        return (item for _, item in self._items(shard, self._captions) if not isinstance(item, Unusable))
+
+    def _record(self, key: str, files: dict[str, bytes]) -> Record:
+        return item_record(key, files, files.__getitem__, self.caption, self.conditioning)
+
+    def _captions(self, _key: str, files: dict[str, bytes]) -> Captions:
+        return item_captions(files, files.__getitem__, self.caption)
 
     def _items(self, shard: int, make: Callable[[str, dict[str, bytes]], Any]) -> Iterator[tuple[str, Any]]:
         """What ``make`` makes of each item; a broken connection is opened again and read past what was given."""

@@ -200,8 +200,6 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
     """
     out.mkdir(parents=True, exist_ok=True)
     model = build(tokenizer, config)
-    if config.init_from is not None:
-        start_from(model, config.init_from)
     # T5's own optimiser: steps relative to each weight's size, without which its unscaled attention saturates
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
@@ -212,6 +210,8 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
         first = saved["step"]
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(saved[name])
+    elif config.init_from is not None:
+        start_from(model, config.init_from)
     _cut_log(out, first)
     start = time.monotonic()
     for step in range(first, config.steps):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imagen.training.grouped import GroupedOptimizer
 
-class Adafactor(torch.optim.Optimizer):
+
+class Adafactor(GroupedOptimizer):
     """Adafactor (Shazeer & Stern 2018) as `optax.adafactor` has it: a gradient over its root mean square, in updates
     that are relative to the size of the parameter.
 
@@ -47,20 +49,12 @@ class Adafactor(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "min_dim": min_dim}
         super().__init__(params, {**defaults, "decay": decay, "clip": clip, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; returns what `closure` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-        return loss
+    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            assert p.grad is not None
+            self._update_one(p, p.grad, group)
 
-    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         axes = factored_axes(p.shape, group["min_dim"])
         if not state:

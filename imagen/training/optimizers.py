@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 
 from imagen.training.adafactor import Adafactor
 from imagen.training.config import OptimConfig
+from imagen.training.grouped import GroupedOptimizer
 
 # Muon is for the matrices between input and output; these are named alike in both networks (and in diffusers')
 ENDS = ("conv_in.", "conv_out.")
@@ -53,7 +54,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(GroupedOptimizer):
     """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, AdamW for the others; both are torch's.
 
     Muon replaces the momentum of a weight by the nearest orthogonal matrix. torch has it for matrices: here a
@@ -78,17 +79,8 @@ class MuonAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused, "muon": False}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; returns what `closure` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            (self._muon if group["muon"] else self._adamw)(params, group)
-        return loss
+    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        (self._muon if group["muon"] else self._adamw)(params, group)
 
     def _state(self, params: Sequence[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The tensor of that name of each parameter's state, made by `start` at first use."""

@@ -134,11 +134,11 @@ class Trainer:
         config, step = self.config.train, self.step
         draws = draw_batch(config.seed, step, config.batch_size, self.config.stage.text_dropout, config.stratified_t)
         sums = torch.zeros(2 * BINS, dtype=torch.float64, device=self.accelerator.device)
+        self.bad.read = (step + 1) * config.batch_size
         for micro in range(config.accumulation):
             rows = micro_positions(config.batch_size, micro, config.accumulation, self.rank, self.world)
             raw = next(batches)
             self.bad.add(raw["notes"])
-            self.bad.read = (step + 1) * config.batch_size
             batch = self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
             torch.manual_seed(derive_seed(config.seed, "network", step, rows.start))  # dropout inside the network
             last = micro == config.accumulation - 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imagen.text.encoder import encode, load_text_encoder, token_count
-from imagen.text.pretrain import PretrainConfig, corrupt_spans, hide_continuation, pretrain, train_tokenizer
+from imagen.text.pretrain import PretrainConfig, _batch, corrupt_spans, hide_continuation, pretrain, train_tokenizer
 
 TEXTS = ["a red circle above a blue square", "three green stars", "a small yellow ring on a navy background"]
 TINY = PretrainConfig(
@@ -112,3 +112,22 @@ def test_starts_from_a_saved_encoder_and_refuses_one_of_other_sizes(tokenizer, t
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match=r"init_from .*first' holds an encoder of other sizes.*size mismatch"):
         pretrain(document, tokenizer, replace(TINY, init_from=first, d_model=32), tmp_path / "third")
+
+
+def test_a_decoder_without_feed_forward_never_gets_one(tokenizer, tmp_path):
+    pretrain(document, tokenizer, replace(TINY, decoder_feed_forward=False), tmp_path)
+    weights = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    outs = {name: value for name, value in weights.items() if name.endswith("DenseReluDense.wo.weight")}
+    assert {name.split(".")[0]: bool(value.any()) for name, value in outs.items()} == {
+        "encoder": True,
+        "decoder": False,
+    }
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_says_how_often_all_that_follows_is_hidden(tokenizer, share):
+    text, config = "a red circle. three green stars", replace(TINY, continuation_share=share, noise_density=0.1)
+    batch = _batch(lambda _: text, tokenizer, config, 0)
+    whole = tokenizer("three green stars").input_ids[:-1]
+    hidden = [row[1 : 1 + len(whole)] == whole for row in batch["labels"].tolist()]
+    assert all(hidden) if share else not any(hidden)

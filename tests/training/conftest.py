@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import yaml
 from imagen.training.config import RunConfig
 from imagen.training.parsing import parse
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {
     "stage": {"size": 8, "prediction_type": "sample", "loss": {"kind": "clamped_snr", "gamma": 5.0, "low": 0.05}},
     "unet": {
@@ -75,3 +80,22 @@ def read_metrics() -> Callable[[Path | str], list[dict[str, Any]]]:
         return [{key: value for key, value in line.items() if key != "clock"} for line in lines]
 
     return read
+
+
+@pytest.fixture
+def on_two_processes() -> Callable[..., None]:
+    """on_two_processes("--config", ...) runs train.py on two processes, as accelerate launch starts them."""
+
+    def launch(*arguments: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        ranks = [
+            subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)})
+            for r in range(2)
+        ]
+        assert [process.wait() for process in ranks] == [0, 0]
+
+    return launch

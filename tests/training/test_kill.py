@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,20 +108,11 @@ def test_fifty_kills(server, write_config, read_metrics, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_equal_one(write_config, read_metrics, tmp_path):
+def test_two_processes_equal_one(write_config, on_two_processes, read_metrics, tmp_path):
     path = write_config(**{"train.steps": 10, "train.batch_size": 8, "train.dtype": "float64", "train.log_every": 1})
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(["--config", str(path), "--run_dir", str(one)]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--run_dir", str(two)]
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [process.wait() for process in ranks] == [0, 0]
+    on_two_processes("--config", str(path), "--run_dir", str(two))
     for line, other in zip(read_metrics(one), read_metrics(two), strict=True):
         assert line.keys() == other.keys()
         for key in ("loss", "loss_t0", "loss_t3", "grad_norm", "lr", "step"):

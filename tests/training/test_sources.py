@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import socket
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -139,35 +135,19 @@ def test_a_resumed_run_is_the_whole_one(settings, read_metrics, tmp_path, make):
     assert same_weights(parts, whole)
 
 
-def on_two_processes(path: Path, run: Path, steps: int) -> None:
-    """train.py on two processes, as accelerate launch starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--run_dir", str(run)]
-    ranks = [
-        subprocess.Popen(
-            [*command, "--train.steps", str(steps)],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait() for process in ranks] == [0, 0]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("make", EVERY)
-def test_on_two_processes_a_resumed_run_is_the_whole_one_and_that_of_one(settings, read_metrics, tmp_path, make):
+def test_on_two_processes_a_resumed_run_is_the_whole_one_and_that_of_one(
+    settings, on_two_processes, read_metrics, tmp_path, make
+):
     one, whole, parts = (tmp_path / name for name in ("one", "whole", "parts"))
     changes = {"data.shuffle": 3, "data.lanes": 2} if make in STREAMS else {}
     path = settings(make, list(range(10)), one, **{"train.dtype": "float64", **changes})
     assert main(["--config", str(path)]) == 0
-    on_two_processes(path, whole, STEPS)
+    on_two_processes("--config", str(path), "--run_dir", str(whole))
     for steps in (3, STEPS):
-        on_two_processes(path, parts, steps)
+        on_two_processes("--config", str(path), "--run_dir", str(parts), "--train.steps", str(steps))
     assert read_metrics(parts) == read_metrics(whole)
     assert same_weights(parts, whole)
     for line, other in zip(read_metrics(one), read_metrics(whole), strict=True):
