@@ -89,6 +89,16 @@ def test_killed_three_times_the_cache_is_the_same_to_the_byte(server, folder, tm
     assert content(out) == content(whole)
 
 
+def test_what_a_killed_write_left_is_removed(folder, tmp_path):
+    out = tmp_path / "out"
+    assert main(command(folder, out)) == 0
+    before = content(out)
+    for name in (".tmpAbCdEf", "captions-00001.safetensors.77.partial"):
+        (out / name).write_bytes(b"")
+    assert main(command(folder, out)) == 0
+    assert content(out) == before
+
+
 @pytest.mark.timeout(600)
 def test_two_processes_write_what_one_does(server, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "START", "forkserver")  # as spawn, but with the libraries loaded once

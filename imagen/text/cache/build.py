@@ -131,8 +131,9 @@ def build_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        for leftover in folder.glob("*.partial"):
-            leftover.unlink()
+        for pattern in ("*.partial", ".tmp*"):  # the latter are safetensors' own, before it renames them
+            for leftover in folder.glob(pattern):
+                leftover.unlink()
         manifest = Manifest.read(folder) if (folder / "cache.json").exists() else None
         kept = encoding.compute_dtype if manifest is None else manifest.identity.dtype
         encoding = replace(encoding, dtype=encoding.dtype or kept)
