@@ -31,6 +31,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products
             grow until every head looks at a single token, and learns no more).
         text_dim: width of the encoder states; None: a network without text.
+        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that training
+            fits to its captions at its first step and keeps.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
             the paper; IF projects).
         text_norm: "layer" (paper, 2.5) or "group" (IF), in front of each attention layer's text projections.
@@ -70,6 +72,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         attention_levels: Sequence[int] = (1, 2, 3),
         head_dim: int = 64,
         text_dim: int | None = 4096,
+        text_whitening: bool = False,
         text_proj_dim: int | None = None,
         text_norm: str = "layer",
         text_pooling: str = "attention",
@@ -97,6 +100,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             emb_dim=4 * model_channels if time_embed_dim is None else time_embed_dim,
             activation=activation,
             text_dim=text_dim,
+            text_whitening=text_whitening,
             text_proj_dim=text_proj_dim,
             text_norm=text_norm,
             text_pooling=text_pooling,

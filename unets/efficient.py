@@ -175,6 +175,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         attention: "self" (image and text) or "cross" (text alone).
         heads: attention heads, of 2 * channels / heads each.
         text_dim: width of the encoder states; None: a network without text.
+        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that training
+            fits to its captions at its first step and keeps.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected.
         text_pooling: "attention" (paper), "mean", or "none"; pooled text is added to the time embedding.
         time_embed_dim: width of the time embedding; None: 4 * channels[0] (ours; the paper is silent).
@@ -214,6 +216,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         attention: str = "self",
         heads: int = 8,
         text_dim: int | None = 4096,
+        text_whitening: bool = False,
         text_proj_dim: int | None = None,
         text_pooling: str = "attention",
         time_embed_dim: int | None = None,
@@ -244,6 +247,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             emb_dim=4 * channels[0] if time_embed_dim is None else time_embed_dim,
             activation="silu",
             text_dim=text_dim,
+            text_whitening=text_whitening,
             text_proj_dim=text_proj_dim,
             text_pooling=text_pooling,
             time_input=time_input,

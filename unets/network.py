@@ -12,6 +12,7 @@ from .blocks import Level, activation, zero_init
 from .conditioning import (
     TextContext,
     TextPooling,
+    TextWhitening,
     TimestepEmbedding,
     cosine_log_snr_coordinate,
     sinusoids,
@@ -51,6 +52,7 @@ class ConditioningOptions:
     input_skip: bool = False
     head_channels: int | None = None
     coordinates: bool = False
+    text_whitening: bool = False
 
     def check(self) -> None:
         """Raises ValueError for words that are not options."""
@@ -98,8 +100,11 @@ class ConditionedUNet(nn.Module):
             nn.init.ones_(self.input_gain.bias[options.in_channels :])
         self.encoder_hid_proj: nn.Linear | None = None
         self.add_embedding: TextPooling | None = None
+        self.whitening: TextWhitening | None = None
         if options.text_dim is None:
             return
+        if options.text_whitening:
+            self.whitening = TextWhitening(options.text_dim)
         if options.text_proj_dim is not None:
             self.encoder_hid_proj = nn.Linear(options.text_dim, options.text_proj_dim)
         if options.text_pooling != "none":
@@ -220,6 +225,8 @@ class ConditionedUNet(nn.Module):
                 shapes = f"text_mask has shape {tuple(mask.shape)}, text {tuple(text.shape)}"
                 raise ValueError(f"{shapes}; give a mask of the text's first two axes, (B, L)")
             text, mask = trim(text, mask.bool(), sync)
+        if self.whitening is not None:
+            text = self.whitening(text)
         pooled = None if self.add_embedding is None else self.add_embedding(text, mask)
         states = text if self.encoder_hid_proj is None else self.encoder_hid_proj(text)
         return pooled, LevelText(states, (), mask)
