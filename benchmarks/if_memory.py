@@ -109,7 +109,9 @@ def main() -> None:
     print(f"all at once {(sum(held) + max(part[1] for part in parts.values())) / GB:5.2f}")
     print(f"one at a time (enable_model_cpu_offload) {max(sum(part) for part in parts.values()) / GB:5.2f}")
     stages = [parts["IF-I-XL"], parts["IF-II-L"]]
-    print(f"text encoded and freed, both stages held {(sum(s[0] for s in stages) + max(s[1] for s in stages)) / GB:5.2f}")
+    print(
+        f"text encoded and freed, both stages held {(sum(s[0] for s in stages) + max(s[1] for s in stages)) / GB:5.2f}"
+    )
 
 
 if __name__ == "__main__":
