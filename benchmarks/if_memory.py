@@ -35,10 +35,10 @@ GB = 1e9
 class Live(TorchDispatchMode):
     """Bytes of the storages that operations made and that are still alive, and their peak."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._seen = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}  # counted as weights
 
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
@@ -67,7 +67,7 @@ def weights(network: nn.Module) -> int:
 @torch.no_grad()
 def activations(network: nn.Module, inputs: dict[str, Any]) -> int:
     """Peak bytes of what one call makes."""
-    with Live() as live:
+    with Live(network) as live:
         network(**inputs)
     return live.peak
 
