@@ -21,6 +21,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's own c
 _NUMPY_MAGIC = b"\x93NUMPY"
 
 
+class NothingUsable(ValueError):
+    """So many items in a row cannot be used that it is no accident."""
+
+
 class Unusable(ValueError):
     """A picture or caption that cannot be trained on; the message is the reason, in one line."""
 

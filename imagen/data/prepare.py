@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from .decode import Pixels, Unusable, decode
+from .embedding import read_embedding
 from .records import Record
 from .sources import Note, Sample
 from .transforms import Square, cut, cut_square, mirror, resize_square, to_tensor
@@ -29,6 +30,7 @@ class Prepare:
         captions: ``"required"``: an item without a caption is skipped; ``"optional"``: its caption is empty.
         template: with ``{}`` where the caption (a class name, say) goes; None leaves captions alone.
         channels, lowres_channels: of ``image`` and of ``lowres``.
+        text: most tokens and width of the records' encoded texts, which samples then hold; None: they have none.
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -45,11 +47,12 @@ class Prepare:
         template: str | None = None,
         channels: int = 3,
         lowres_channels: int = 3,
+        text: tuple[int, int] | None = None,
     ) -> None:
         self.size, self.lowres_size = size, lowres_size
         self.crop = size if crop is None else crop
         self.square, self.flip, self.required, self.template = square, flip, captions == "required", template
-        self.channels, self.lowres_channels = channels, lowres_channels
+        self.channels, self.lowres_channels, self.text = channels, lowres_channels, text
         if not 0 < self.crop <= size:
             raise ValueError(f"size is {size} and crop {crop}; expected 0 < crop <= size")
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size or self.crop * lowres_size % size):
@@ -73,6 +76,7 @@ class Prepare:
         """
         if self.required and not record.captions:
             raise Unusable("has no caption")
+        embedding = None if self.text is None else read_embedding(record.embedding, *self.text)
         where = 0.5 if self.square == "center" else rng.random()
         picture = decode(record.image, record.name, self.channels)
         pixels = resize_square(cut_square(picture.pixels, where), self.size)
@@ -85,7 +89,7 @@ class Prepare:
         image = to_tensor(cut(pixels, left, top, wide, cells))
         lowres = None if small is None else to_tensor(cut(small, left, top, wide, cells))
         notes = [Note(key, "repaired", repair) for repair in (*picture.repairs, *more)]
-        return Sample(key, image, self._draw_caption(record.captions, rng), lowres), notes
+        return Sample(key, image, self._draw_caption(record.captions, rng), lowres, embedding=embedding), notes
 
     def _small(
         self, record: Record, stored: Pixels, pixels: Pixels, where: float

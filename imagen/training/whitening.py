@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from imagen.training.batches import Texts
+from imagen.training.batches import Texts, Words
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 from imagen.training.loader import make_loader
@@ -27,9 +27,9 @@ def fit_whitening(unet: Any, config: RunConfig, source: Any, texts: Texts) -> No
     count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     batches = iter(make_loader(config, source, 0, rank=0, world=1))
     while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
-        captions = next(batches)["caption"]
-        read += len(captions)
-        encoded = texts(captions)
+        words = Words.of(next(batches))
+        read += len(words)
+        encoded = texts(words)
         assert encoded is not None, "a network with text has an encoder or a cache"
         tokens = encoded[0][encoded[1].bool()].double()
         count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens

@@ -25,6 +25,7 @@ from imagen.cli.sample import main as sample_main
 from imagen.cli.train import main
 from imagen.data import collate
 from imagen.diffusion.sampling import level_log_snrs
+from imagen.training.batches import Words
 from imagen.training.compose import compose, load_scheduler
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
@@ -224,7 +225,7 @@ def test_an_adapter_of_stage_2_with_its_variance(config: Any, converted: Path) -
 
 def test_captions_are_read_as_in_sampling(config: Any, converted: Path) -> None:
     trainer, pipe = Trainer(config(BASE, LORA)), pipeline(converted)
-    text, mask = trainer.texts(["  A Red CIRCLE "])
+    text, mask = trainer.texts(Words(["  A Red CIRCLE "]))
     expected, expected_mask = pipe.reader.encode(["  A Red CIRCLE "])
     assert torch.equal(text, expected)
     assert torch.equal(mask, expected_mask)

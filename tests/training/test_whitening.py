@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from imagen.training.batches import Words
 from imagen.training.errors import ConfigError
 from imagen.training.loader import make_loader
 from imagen.training.trainer import Trainer
@@ -31,8 +32,8 @@ def with_text(config: Any, tmp_path: Path) -> Any:
 def test_it_is_fitted_to_the_first_captions(with_text: Any) -> None:
     trainer = Trainer(with_text)
     loader = make_loader(with_text, trainer.source, 0, rank=0, world=1)
-    captions = [raw["caption"] for raw in itertools.islice(loader, 2 * STEPS)]
-    encoded = [trainer.texts(batch) for batch in captions]
+    words = [Words.of(raw) for raw in itertools.islice(loader, 2 * STEPS)]
+    encoded = [trainer.texts(batch) for batch in words]
     tokens = torch.cat([text[mask.bool()] for text, mask in encoded]).double()
     assert len(tokens) > 48 * 3
     white = trainer.unet.whitening(tokens.float()).double()
