@@ -31,8 +31,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products
             grow until every head looks at a single token, and learns no more).
         text_dim: width of the encoder states; None: a network without text.
-        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that training
-            fits to its captions at its first step and keeps.
+        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that is
+            fitted to the captions when training starts, and kept.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
             the paper; IF projects).
         text_norm: "layer" (paper, 2.5) or "group" (IF), in front of each attention layer's text projections.

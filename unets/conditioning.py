@@ -110,18 +110,17 @@ class TextWhitening(nn.Module):
         self.register_buffer("matrix", torch.eye(dim))
 
     @torch.no_grad()
-    def fit(self, tokens: Tensor, ridge: float = 0.01) -> None:
-        """Fit to tokens (N, D), real ones alone: the symmetric (ZCA) map.
+    def fit(self, count: int, mean: Tensor, covariance: Tensor, ridge: float = 0.01) -> None:
+        """The symmetric (ZCA) map for tokens of this mean (D,) and covariance (D, D), of which ``count`` were seen.
 
-        ``ridge`` times the mean variance is added to every direction's, so that those that hold nothing stay small.
-        Raises ValueError for fewer tokens than twice the width, or for numbers that are not finite.
+        ``ridge`` times the mean variance is added to each direction's, so that those that hold nothing stay small.
+        Raises ValueError for fewer tokens than twice the width, or numbers that are not finite.
         """
-        if len(tokens) < 2 * tokens.shape[-1] or not bool(tokens.isfinite().all()):
-            raise ValueError(f"{len(tokens)} tokens of width {tokens.shape[-1]}: give at least two per channel, finite")
-        tokens = tokens.to("cpu", torch.float64)
-        variances, directions = torch.linalg.eigh(torch.cov(tokens.T))
+        if count < 2 * len(mean) or not bool(covariance.isfinite().all()):
+            raise ValueError(f"{count} tokens of width {len(mean)} were given; give at least two per channel, finite")
+        variances, directions = torch.linalg.eigh(covariance.to("cpu", torch.float64))
         scale = (variances + ridge * variances.mean()).rsqrt()
-        self.mean.copy_(tokens.mean(dim=0))
+        self.mean.copy_(mean)
         self.matrix.copy_(directions @ (scale[:, None] * directions.T))
 
     def forward(self, text: Tensor) -> Tensor:

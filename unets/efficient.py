@@ -1,5 +1,6 @@
 """EfficientUNet: the paper's super-resolution network (App. B, F.2, F.3; Figs. A.27 to A.29)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -175,8 +176,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         attention: "self" (image and text) or "cross" (text alone).
         heads: attention heads, of 2 * channels / heads each.
         text_dim: width of the encoder states; None: a network without text.
-        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that training
-            fits to its captions at its first step and keeps.
+        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that is
+            fitted to the captions when training starts, and kept.
         text_proj_dim: width they are projected to in front of all attention layers; None: not projected.
         text_pooling: "attention" (paper), "mean", or "none"; pooled text is added to the time embedding.
         time_embed_dim: width of the time embedding; None: 4 * channels[0] (ours; the paper is silent).
@@ -235,14 +236,11 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         chosen.check()
         if shortcut_conv not in ("always", "if_needed"):
             raise ValueError(f"shortcut_conv must be always or if_needed, got {shortcut_conv!r}")
-        divisor = patch_size
-        for stride in strides:
-            divisor *= stride
         options = ConditioningOptions(
             in_channels=in_channels,
             lowres_channels=lowres_channels,
             patch_size=patch_size,
-            divisor=divisor,
+            divisor=patch_size * math.prod(strides),
             sinusoid_dim=channels[0],
             emb_dim=4 * channels[0] if time_embed_dim is None else time_embed_dim,
             activation="silu",

@@ -43,8 +43,9 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image 
         "guidance": {str(size): stage.guidance_scale for size, stage in stages.items()},
         "aug_level": {str(size): stage.aug_level for size, stage in stages.items() if stage.lowres_size is not None},
         "sampler": {str(size): type(schedulers[size]).__name__ for size in stages},
+        "lora": args.lora,
         "dtype": args.dtype,
-        "device": str(pipe.device),
+        "device": str(pipe._execution_device),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
 
@@ -59,6 +60,7 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
     optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
     optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
     words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]
+    words += [word for adapter in args.lora for word in ("--lora", adapter)]
     return shlex.join([*words, "--dtype", args.dtype])
 
 

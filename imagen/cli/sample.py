@@ -62,6 +62,16 @@ def parser() -> Parser:
     p.add_argument("--sampler", choices=SAMPLERS, help="step rule of every stage; default: the model's own")
     p.add_argument("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
     p.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    p.add_argument(
+        "--offload", action="store_true", help="hold one part of the model at a time on the GPU, the others on the CPU"
+    )
+    p.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[STAGE=]DIR",
+        help="an adapter, its file or the folder of its run, for base (the default), sr256 or sr1024; may be repeated",
+    )
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="the networks compute in; default: %(default)s")
     p.add_argument("--grid", action="store_true", help="also write all pictures side by side as one")
     p.add_argument("--save-stages", action="store_true", help="also write the pictures of the earlier stages")
@@ -195,8 +205,17 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
+    if args.offload and torch.device(device).type == "cpu":
+        raise ValueError("--offload has no effect: the pictures are made on the CPU; leave it out or give a --device")
     try:
-        pipe = model.load(args.dtype).to(device)
+        pipe = model.load(args.dtype)
+        for word in args.lora:
+            stage, _, folder = word.rpartition("=")
+            pipe.load_lora_weights(folder, stage or "base")
+        if args.offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
     except ValueError:
         raise
     except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
@@ -233,7 +252,7 @@ def sample(
     """
     import torch
 
-    size = args.batch_size or (1 if pipe.device.type == "cpu" else 4)
+    size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
         writer.begin(batch)
@@ -259,7 +278,7 @@ def sample(
         except torch.OutOfMemoryError as error:
             remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
             many = f"{len(batch)} pictures of {writer.shared['size']} px"
-            raise MemoryError(f"{many} do not fit into the memory of {pipe.device}; {remedy}") from error
+            raise MemoryError(f"{many} do not fit into the memory of {pipe._execution_device}; {remedy}") from error
     if args.grid:
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}

@@ -22,19 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = parse(arguments)
-        from imagen.training.trainer import Trainer, TrainingStopped
-
-        trainer = Trainer(config)
     except ConfigError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    from imagen.data import NothingUsable
+    from imagen.training.trainer import Trainer, TrainingStopped
+
     try:
+        trainer = Trainer(config)
         finished = trainer.fit()
     except ConfigError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except NothingUsable as error:  # out of a loading worker it comes with the worker's traceback in front
+        reason = str(error).strip().splitlines()[-1].rpartition(f"{NothingUsable.__name__}: ")[2]
+        print(f"train.py: stopped: {reason}; mend the data or what the configuration says of it", file=sys.stderr)
         return 1
     if not finished and trainer.accelerator.is_main_process:
         print(f"train.py: saved at step {trainer.step}; the same command goes on from there", file=sys.stderr)

@@ -1,18 +1,20 @@
 """Sources of pictures with captions, the order they are read in, and the shapes world."""
 
-from .decode import Unusable
+from .decode import NothingUsable, Unusable
 from .order import StepSampler, micro_positions, sample_index
 from .pictures import PictureDataset
 from .prepare import Prepare
-from .records import FolderRecords, Record, Records
+from .records import Fields, FolderRecords, Record, Records
 from .shapes.dataset import ShapesDataset
 from .sources import Note, Sample, Source, collate
 from .stream_batches import StreamBatches, StreamDataset
 from .streams import Stream
 
 __all__ = [
+    "Fields",
     "FolderRecords",
     "Note",
+    "NothingUsable",
     "PictureDataset",
     "Prepare",
     "Record",

@@ -14,11 +14,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Raw = Path | bytes | Image.Image | NDArray[Any]
 Pixels = NDArray[Any]  # (H, W, C): uint8 in [0, 255], or float32 in [-1, 1]
+Picture = Pixels | Image.Image  # of 8 bits PIL's own, in mode L or RGB: copying a large one into an array costs time
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"})
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's own conversion
 _NUMPY_MAGIC = b"\x93NUMPY"
+
+
+class NothingUsable(ValueError):
+    """So many items in a row cannot be used that it is no accident."""
 
 
 class Unusable(ValueError):
@@ -30,12 +35,25 @@ class Decoded:
     """A picture as stored, upright.
 
     Attributes:
-        pixels: (H, W, C), uint8 for 8-bit files, float32 in [-1, 1] for all others.
+        picture: PIL's for 8-bit image files, pixels for all others.
         repairs: what had to be changed to read it, a short phrase each.
     """
 
-    pixels: Pixels
+    picture: Picture
     repairs: tuple[str, ...] = ()
+
+    @property
+    def pixels(self) -> Pixels:
+        """(H, W, C), uint8 for 8-bit files, float32 in [-1, 1] for all others."""
+        return to_pixels(self.picture)
+
+
+def to_pixels(picture: Picture) -> Pixels:
+    """The picture as an array, (H, W, C)."""
+    if not isinstance(picture, Image.Image):
+        return picture
+    pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def decode(raw: Raw, name: str, channels: int = 3) -> Decoded:
@@ -66,7 +84,7 @@ def decode(raw: Raw, name: str, channels: int = 3) -> Decoded:
     except Exception as error:  # damaged files make decoders raise anything: struct.error, zlib.error, IndexError, ...
         raise Unusable(f"cannot be read as a picture: {type(error).__name__}: {_one_line(error)}") from error
     told = tuple(dict.fromkeys(f"read with a warning: {_one_line(warning.message)}" for warning in warned))
-    return _with_channels(Decoded(decoded.pixels, decoded.repairs + told), channels)
+    return _with_channels(Decoded(decoded.picture, decoded.repairs + told), channels)
 
 
 def _one_line(message: object) -> str:
@@ -154,8 +172,7 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
     elif mode not in ("RGB", "L", "1"):
         repairs.append(f"{mode} made RGB")
         image = image.convert("RGB")
-    pixels = np.asarray(image.convert("L") if mode == "1" else image)
-    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, tuple(repairs))
+    return Decoded(image.convert("L") if mode == "1" else image, tuple(repairs))
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, str | None]:
@@ -178,7 +195,14 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
 
 
 def _with_channels(decoded: Decoded, channels: int) -> Decoded:
-    pixels, found = decoded.pixels, decoded.pixels.shape[-1]
+    picture = decoded.picture
+    if isinstance(picture, Image.Image):
+        if len(picture.getbands()) == channels:
+            return decoded
+        if channels == 3:
+            return Decoded(picture.convert("RGB"), decoded.repairs)
+    pixels = decoded.pixels
+    found = pixels.shape[-1]
     if found == channels:
         return decoded
     if found == 1 and channels == 3:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .decode import Raw, Unusable
-from .records import Captions, Record
+from .records import USUAL, Captions, Fields, Record
 from .streams import Item
-from .table import CAPTION_COLUMNS, IMAGE_COLUMNS, bytes_cell, caption_cell, pick_column
+from .table import bytes_cell, caption_cell, pick_columns
 
 
 class Columns:
@@ -19,31 +19,21 @@ class Columns:
     Args:
         path: names the dataset in errors.
         names: of its columns; features: their types by name, where they are known.
-        image, caption, conditioning: as :class:`HubRecords`.
+        fields: as :class:`HubRecords`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        names: Sequence[str],
-        features: Mapping[str, Any],
-        image: str | None,
-        caption: str | None,
-        conditioning: str | None,
-    ) -> None:
-        what = f"column of dataset {path!r}"
-        self.image = pick_column(names, image, IMAGE_COLUMNS, f"image {what}", needed=True)
-        self.caption = pick_column(names, caption, CAPTION_COLUMNS, f"caption {what}")
-        self.conditioning = None if conditioning is None else pick_column(names, conditioning, (), what)
-        self.pictures = [column for column in (self.image, self.conditioning) if column is not None]
-        label = None if self.caption is None else features.get(self.caption)
+    def __init__(self, path: str, names: Sequence[str], features: Mapping[str, Any], fields: Fields) -> None:
+        self.fields = pick_columns(names, fields, f"column of dataset {path!r}")
+        self.image = str(self.fields.image)
+        self.pictures = [name for name in (self.fields.image, self.fields.conditioning) if name is not None]
+        label = None if self.fields.caption is None else features.get(self.fields.caption)
         self.label_names: list[str] | None = getattr(label, "names", None)
 
     def captions(self, row: Mapping[str, Any]) -> Captions:
         """The row's captions, or the name of its class; empty without any."""
-        if self.caption is None:
+        if self.fields.caption is None:
             return ()
-        cell = row[self.caption]
+        cell = row[self.fields.caption]
         if self.label_names is not None and cell is not None:
             if cell not in range(len(self.label_names)):
                 return ()  # -1: not labelled
@@ -51,9 +41,12 @@ class Columns:
         return caption_cell(cell)
 
     def record(self, row: Mapping[str, Any]) -> Record:
-        """The row's picture, captions and pair."""
-        pair = None if self.conditioning is None else _raw(row[self.conditioning], self.conditioning)
-        return Record(_name(row[self.image]), _raw(row[self.image], self.image), self.captions(row), pair)
+        """The row's picture, captions, pair and encoding of its text."""
+        fields = self.fields
+        image = row[self.image]
+        pair = None if fields.conditioning is None else _raw(row[fields.conditioning], fields.conditioning)
+        embedding = None if fields.embedding is None else row[fields.embedding]
+        return Record(_name(image), _raw(image, self.image), self.captions(row), pair, embedding)
 
 
 class HubRecords:
@@ -62,25 +55,18 @@ class HubRecords:
     Args:
         path: id on the Hub, a folder that ``save_to_disk`` wrote, or anything else that ``load_dataset`` takes.
         split: of the dataset.
-        image, caption: columns; None takes the first usual one.
-        conditioning: column of the paired pictures; None: there are none.
+        fields: columns; None takes the first usual one of pictures and captions, and none of the others.
 
     Raises:
         ValueError: ``datasets`` is not installed, no such dataset or split, or a column that it does not have.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: str = "train",
-        image: str | None = None,
-        caption: str | None = None,
-        conditioning: str | None = None,
-    ) -> None:
+    def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
         rows = _load(path, split)
-        self.columns = Columns(path, rows.column_names, rows.features, image, caption, conditioning)
+        self.columns = Columns(path, rows.column_names, rows.features, fields)
         self.rows = _undecoded(rows, self.columns.pictures)
-        self.texts = None if self.columns.caption is None else self.rows.select_columns([self.columns.caption])
+        caption = self.columns.fields.caption
+        self.texts = None if caption is None else self.rows.select_columns([caption])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,23 +88,16 @@ class HubStream:
     """Rows of a dataset that is read over the network as it is used, file by file. The key is ``file N row M``.
 
     Args:
-        path, split, image, caption, conditioning: as :class:`HubRecords`.
+        path, split, fields: as :class:`HubRecords`.
 
     Raises:
         ValueError: as :class:`HubRecords`. Reading raises what ``datasets`` does once it has given up trying again.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: str = "train",
-        image: str | None = None,
-        caption: str | None = None,
-        conditioning: str | None = None,
-    ) -> None:
+    def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
         rows = _load(path, split, streaming=True)
         names = rows.column_names or list(next(iter(rows), {}))
-        self.columns = Columns(path, names, rows.features or {}, image, caption, conditioning)
+        self.columns = Columns(path, names, rows.features or {}, fields)
         self.rows = _undecoded(rows, self.columns.pictures) if rows.features else rows.decode(False)
 
     def __len__(self) -> int:

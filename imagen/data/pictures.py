@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch.utils.data import Dataset
 
-from .decode import Unusable
+from .decode import NothingUsable, Unusable
 from .prepare import Prepare
 from .records import Records
 from .sources import Note, Sample
@@ -28,7 +29,7 @@ class PictureDataset(Dataset[Sample]):
         seed: of random squares, crops, flips and captions; at least 0.
 
     Raises:
-        ValueError: a negative seed. Reading raises it where 100 items in a row cannot be used.
+        ValueError: a negative seed. Reading raises NothingUsable where 100 items in a row cannot be used.
     """
 
     def __init__(self, records: Records, prepare: Prepare, seed: int = 0) -> None:
@@ -62,11 +63,11 @@ class PictureDataset(Dataset[Sample]):
             sample, found = self.examine(number, index)
             notes += found
             if sample is not None:
-                return Sample(sample.key, sample.image, sample.caption, sample.lowres, tuple(notes))
+                return replace(sample, notes=tuple(notes))
             others = others or item_rng(self.seed, index, stream=1)
             number = int(others.integers(len(self.records)))
         last = notes[-1]
-        raise ValueError(f"{MAX_TRIES} pictures in a row cannot be used; the last is {last.key}: {last.reason}")
+        raise NothingUsable(f"{MAX_TRIES} pictures in a row cannot be used; the last is {last.key}: {last.reason}")
 
     def examine(self, number: int, index: int | None = None) -> tuple[Sample | None, list[Note]]:
         """Item `number`, cropped as at `index`, with notes on its repairs; or None and why it is skipped."""

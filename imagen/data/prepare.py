@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from .decode import Pixels, Unusable, decode
+from .embedding import read_embedding
 from .records import Record
 from .sources import Note, Sample
-from .transforms import Square, cut, cut_square, mirror, resize_square, to_tensor
+from .transforms import Square, cut, cut_square, extent, mirror, resize_square, to_tensor
 
 
 class Prepare:
@@ -29,6 +30,7 @@ class Prepare:
         captions: ``"required"``: an item without a caption is skipped; ``"optional"``: its caption is empty.
         template: with ``{}`` where the caption (a class name, say) goes; None leaves captions alone.
         channels, lowres_channels: of ``image`` and of ``lowres``.
+        text: most tokens and width of the records' encoded texts, which samples then hold; None: they have none.
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -45,11 +47,12 @@ class Prepare:
         template: str | None = None,
         channels: int = 3,
         lowres_channels: int = 3,
+        text: tuple[int, int] | None = None,
     ) -> None:
         self.size, self.lowres_size = size, lowres_size
         self.crop = size if crop is None else crop
         self.square, self.flip, self.required, self.template = square, flip, captions == "required", template
-        self.channels, self.lowres_channels = channels, lowres_channels
+        self.channels, self.lowres_channels, self.text = channels, lowres_channels, text
         if not 0 < self.crop <= size:
             raise ValueError(f"size is {size} and crop {crop}; expected 0 < crop <= size")
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size or self.crop * lowres_size % size):
@@ -73,10 +76,11 @@ class Prepare:
         """
         if self.required and not record.captions:
             raise Unusable("has no caption")
+        embedding = None if self.text is None else read_embedding(record.embedding, *self.text)
         where = 0.5 if self.square == "center" else rng.random()
-        picture = decode(record.image, record.name, self.channels)
-        pixels = resize_square(cut_square(picture.pixels, where), self.size)
-        small, more = self._small(record, picture.pixels, pixels, where)
+        decoded = decode(record.image, record.name, self.channels)
+        pixels = resize_square(cut_square(decoded.picture, where), self.size)
+        small, more = self._small(record, extent(decoded.picture), pixels, where)
         if self.flip and rng.random() < 0.5:
             pixels, small = mirror(pixels), None if small is None else mirror(small)
         cells = self.lowres_size or self.size
@@ -84,11 +88,11 @@ class Prepare:
         left, top = (int(c) for c in rng.integers(cells - wide + 1, size=2))
         image = to_tensor(cut(pixels, left, top, wide, cells))
         lowres = None if small is None else to_tensor(cut(small, left, top, wide, cells))
-        notes = [Note(key, "repaired", repair) for repair in (*picture.repairs, *more)]
-        return Sample(key, image, self._draw_caption(record.captions, rng), lowres), notes
+        notes = [Note(key, "repaired", repair) for repair in (*decoded.repairs, *more)]
+        return Sample(key, image, self._draw_caption(record.captions, rng), lowres, embedding=embedding), notes
 
     def _small(
-        self, record: Record, stored: Pixels, pixels: Pixels, where: float
+        self, record: Record, stored: tuple[int, int], pixels: Pixels, where: float
     ) -> tuple[Pixels | None, tuple[str, ...]]:
         """The whole low-res picture, and what was repaired in the conditioning picture it comes from."""
         if self.lowres_size is None:
@@ -96,10 +100,10 @@ class Prepare:
         if record.conditioning is None:
             return resize_square(pixels, self.lowres_size), ()
         pair = decode(record.conditioning, "", self.lowres_channels)
-        (height, width), (high, wide) = stored.shape[:2], pair.pixels.shape[:2]
+        (height, width), (high, wide) = stored, extent(pair.picture)
         if abs(width * high - wide * height) >= max(height, high):  # more than rounding
             raise Unusable(f"is {width} x {height} but its conditioning picture {wide} x {high}: of another shape")
-        small = resize_square(cut_square(pair.pixels, where), self.lowres_size)
+        small = resize_square(cut_square(pair.picture, where), self.lowres_size)
         return small, tuple(f"conditioning picture: {repair}" for repair in pair.repairs)
 
     def _draw_caption(self, captions: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Note(NamedTuple):
@@ -28,6 +29,7 @@ class Sample:
         caption: empty when there is none.
         lowres: (C, h, w) float32 in [-1, 1], the same window at the previous stage's resolution or of the picture's
             conditioning image; None for a stage that starts from noise alone.
+        embedding: (L, D) float32, the text's encoding where the source holds it; None: the caption is to be encoded.
         notes: what was repaired to make it, and which items were skipped before it.
     """
 
@@ -36,6 +38,7 @@ class Sample:
     caption: str = ""
     lowres: Tensor | None = None
     notes: tuple[Note, ...] = ()
+    embedding: Tensor | None = None
 
 
 class Source(Protocol):
@@ -49,7 +52,8 @@ class Source(Protocol):
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Stack samples into ``image`` (B, C, H, W), ``caption``, ``key`` and ``notes`` (lists) and, if there, ``lowres``.
+    """Stack samples into ``image`` (B, C, H, W), ``caption``, ``key`` and ``notes`` (lists) and, if there, ``lowres``
+    and ``embedding`` (B, L, D), padded to the longest, with ``embedding_mask`` (B, L) bool.
 
     Raises:
         ValueError: shapes differ, or only some of the samples have a low-res picture.
@@ -66,6 +70,11 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         raise ValueError(f"sample {missing!r} has no lowres but others of its batch have; give it to all or to none")
     if lowres:
         batch["lowres"] = _stack(lowres, "lowres")
+    texts = [sample.embedding for sample in samples if sample.embedding is not None]
+    if texts:
+        batch["embedding"] = pad_sequence(texts, batch_first=True)
+        lengths = torch.tensor([len(text) for text in texts])
+        batch["embedding_mask"] = torch.arange(batch["embedding"].shape[1]) < lengths[:, None]
     return batch
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from .decode import Unusable
+from .decode import NothingUsable, Unusable
 from .pictures import MAX_TRIES
 from .prepare import Prepare
 from .sources import Note, Sample, collate
@@ -62,7 +63,7 @@ class StreamDataset:
         """The sample of a draw, or of the record that replaces it.
 
         Raises:
-            ValueError: 100 records in a row cannot be used.
+            NothingUsable: 100 records in a row cannot be used.
         """
         index = draw.number * self.lanes + lane
         key, item, others, notes = draw.key, draw.item, None, []
@@ -70,11 +71,11 @@ class StreamDataset:
             sample, found = self._try(key, item, index)
             notes += found
             if sample is not None:
-                return Sample(sample.key, sample.image, sample.caption, sample.lowres, tuple(notes))
+                return replace(sample, notes=tuple(notes))
             others = others or item_rng(self.seed, index, stream=1)
             key, item = draw.block[int(others.integers(len(draw.block)))]
         last = notes[-1]
-        raise ValueError(f"{MAX_TRIES} pictures in a row cannot be used; the last is {last.key}: {last.reason}")
+        raise NothingUsable(f"{MAX_TRIES} pictures in a row cannot be used; the last is {last.key}: {last.reason}")
 
     def _try(self, key: str, item: Any, index: int) -> tuple[Sample | None, list[Note]]:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .decode import Raw, Unusable
-from .records import Captions, Record
+from .records import USUAL, Captions, Fields, Record
 
 IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "captions", "label")
@@ -25,29 +25,20 @@ class TableRecords:
 
     Args:
         path: the table, or a folder with one of ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``.
-        image, caption: columns; None takes the first that the table has of ``IMAGE_COLUMNS`` and ``CAPTION_COLUMNS``.
-        conditioning: column of the paired pictures; None: there are none.
+        fields: columns; where image and caption are None, the first that the table has of ``IMAGE_COLUMNS`` and
+            ``CAPTION_COLUMNS``.
 
     Raises:
         ValueError: no such table, an unknown kind, no rows, or a column that it does not have.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        image: str | None = None,
-        caption: str | None = None,
-        conditioning: str | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, fields: Fields = USUAL) -> None:
         self.path = _find_table(Path(path))
         self.rows = _read(self.path)
         if not len(self.rows):
             raise ValueError(f"{str(self.path)!r} has no rows")
-        names = _columns(self.rows)
-        self.image = pick_column(names, image, IMAGE_COLUMNS, f"image column of {str(self.path)!r}", needed=True)
-        self.caption = pick_column(names, caption, CAPTION_COLUMNS, f"caption column of {str(self.path)!r}")
-        pair = f"conditioning column of {str(self.path)!r}"
-        self.conditioning = None if conditioning is None else pick_column(names, conditioning, (), pair)
+        self.fields = pick_columns(_columns(self.rows), fields, f"column of {str(self.path)!r}")
+        self.image = str(self.fields.image)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,14 +52,19 @@ class TableRecords:
 
     def captions(self, number: int) -> Captions:
         """The row's captions; empty without any."""
-        return () if self.caption is None else caption_cell(self._row(number).get(self.caption))
+        column = self.fields.caption
+        return () if column is None else caption_cell(self._row(number).get(column))
 
     def record(self, number: int) -> Record:
-        """The row's picture, captions and pair."""
-        row = self._row(number)
-        name = self.key(number)
-        pair = None if self.conditioning is None else self._raw(row.get(self.conditioning), self.conditioning)
-        return Record(name, self._raw(row.get(self.image), self.image), self.captions(number), pair)
+        """The row's picture, captions, pair and encoding of its text (a file's path, or the numbers themselves)."""
+        row, fields = self._row(number), self.fields
+        pair = None if fields.conditioning is None else self._raw(row.get(fields.conditioning), fields.conditioning)
+        embedding = None if fields.embedding is None else row.get(fields.embedding)
+        if isinstance(embedding, str) and embedding:
+            embedding = self.path.parent / embedding
+        return Record(
+            self.key(number), self._raw(row.get(self.image), self.image), self.captions(number), pair, embedding
+        )
 
     def _row(self, number: int) -> Mapping[str, Any]:
         row = self.rows[number]
@@ -93,6 +89,16 @@ def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], 
         missing = repr(found) if found is not None else f"(looked for {', '.join(usual)})"
         raise ValueError(f"there is no {what} {missing}; the columns are {', '.join(names)}")
     return found
+
+
+def pick_columns(names: Sequence[str], fields: Fields, what: str) -> Fields:
+    """`fields` with the usual columns in place of None. Raises ValueError for one that is not among `names`."""
+    return Fields(
+        pick_column(names, fields.image, IMAGE_COLUMNS, f"image {what}", needed=True),
+        pick_column(names, fields.caption, CAPTION_COLUMNS, f"caption {what}"),
+        pick_column(names, fields.conditioning, (), f"conditioning {what}"),
+        pick_column(names, fields.embedding, (), f"embedding {what}"),
+    )
 
 
 def caption_cell(cell: Any) -> Captions:

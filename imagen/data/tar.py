@@ -7,13 +7,13 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .decode import IMAGE_SUFFIXES, Unusable
-from .records import Captions, Record, caption_lines
+from .records import USUAL, Captions, Fields, Record, caption_lines
 from .table import CAPTION_COLUMNS, caption_cell
 
 
@@ -36,17 +36,16 @@ class ShardRecords:
 
     Args:
         shards: paths or globs; a folder stands for its ``*.tar``.
-        caption: key of the caption in ``.json``; None takes the first usual one.
-        conditioning: ending of the paired picture, ``cond.png`` for example; None: there is none.
+        fields: key of the caption in ``.json`` (None takes the first usual one); endings of the paired picture,
+            ``cond.png`` for example, and of the text's encoding, ``t5.npy`` for example.
 
     Raises:
         ValueError: nothing found, a compressed shard, or no item in any of them.
     """
 
-    def __init__(self, shards: Sequence[str], caption: str | None = None, conditioning: str | None = None) -> None:
+    def __init__(self, shards: Sequence[str], fields: Fields = USUAL) -> None:
         self.shards = find_shards(shards)
-        self.caption = caption
-        self.conditioning = None if conditioning is None else conditioning.lstrip(".").lower()
+        self.fields = endings_of(fields)
         self.items = [item for number, path in enumerate(self.shards) for item in read_index(path, number)]
         if not self.items:
             raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
@@ -67,12 +66,12 @@ class ShardRecords:
     def captions(self, number: int) -> Captions:
         """From ``.txt``, ``.json`` or ``.cls``; empty without any."""
         item = self._item(number)
-        return item_captions(item.files, partial(self._read, item), self.caption)
+        return item_captions(item.files, partial(self._read, item), self.fields.caption)
 
     def record(self, number: int) -> Record:
-        """The item's picture, captions and pair."""
+        """The item's picture, captions, pair and encoding of its text."""
         item = self._item(number)
-        return item_record(item.key, item.files, partial(self._read, item), self.caption, self.conditioning)
+        return item_record(item.key, item.files, partial(self._read, item), self.fields)
 
     def _item(self, number: int) -> Member:
         item = self.items[number]
@@ -113,24 +112,31 @@ def item_captions(endings: Collection[str], read: Callable[[str], bytes], captio
     return caption_cell(next((values[name] for name in names if name in values), None))
 
 
-def item_record(
-    key: str, endings: Collection[str], read: Callable[[str], bytes], caption: str | None, conditioning: str | None
-) -> Record:
-    """The record of an item whose files have these endings; ``conditioning`` is the ending of the paired picture.
+def endings_of(fields: Fields) -> Fields:
+    """The same, its endings as :func:`split_name` gives them."""
+    conditioning, embedding = (
+        None if ending is None else ending.lstrip(".").lower() for ending in (fields.conditioning, fields.embedding)
+    )
+    return replace(fields, conditioning=conditioning, embedding=embedding)
+
+
+def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes], fields: Fields) -> Record:
+    """The record of an item whose files have these endings, of which ``fields`` says what some are.
 
     Raises:
-        Unusable: no picture, no pair or damaged captions.
+        Unusable: no picture, no pair, no encoding or damaged captions.
     """
-    pair = None
-    pictures = [ending for ending in endings if Path(f"x.{ending}").suffix in IMAGE_SUFFIXES and ending != conditioning]
+    conditioning = fields.conditioning
+    others = (conditioning, fields.embedding)
+    pictures = [ending for ending in endings if Path(f"x.{ending}").suffix in IMAGE_SUFFIXES and ending not in others]
     ending = min(pictures, default=None)
     if ending is None:
         raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
-    if conditioning is not None:
-        if conditioning not in endings:
-            raise Unusable(f"has no conditioning picture .{conditioning}")
-        pair = read(conditioning)
-    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, caption), pair)
+    for what, needed in (("conditioning picture", conditioning), ("embedding", fields.embedding)):
+        if needed is not None and needed not in endings:
+            raise Unusable(f"has no {what} .{needed}")
+    pair, embedding = (None if part is None else read(part) for part in (conditioning, fields.embedding))
+    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, fields.caption), pair, embedding)
 
 
 def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decode import Pixels
+from .decode import Picture, Pixels, to_pixels
 
 Square = Literal["center", "random"]
 
@@ -20,16 +20,30 @@ def item_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
     return np.random.Generator(bits.jumped(stream) if stream else bits)
 
 
-def cut_square(pixels: Pixels, where: float) -> Pixels:
-    """The largest square of (H, W, C), at ``where`` in [0, 1) along the longer side; 0.5 is the middle."""
-    height, width = pixels.shape[:2]
+def extent(picture: Picture) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
+
+
+def cut_square(picture: Picture, where: float) -> Picture:
+    """The largest square of it, at ``where`` in [0, 1) along the longer side; 0.5 is the middle."""
+    height, width = extent(picture)
     side = min(height, width)
+    if height == width:
+        return picture
     left, top = (int(where * (room + 1)) for room in (width - side, height - side))
-    return pixels[top : top + side, left : left + side]
+    if isinstance(picture, Image.Image):
+        return picture.crop((left, top, left + side, top + side))
+    return picture[top : top + side, left : left + side]
 
 
-def resize_square(pixels: Pixels, size: int) -> Pixels:
-    """Resize (S, S, C), bicubic; PIL widens the filter when reducing, so nothing aliases. Float pixels stay float."""
+def resize_square(picture: Picture, size: int) -> Pixels:
+    """A square resized to (size, size, C), bicubic; PIL widens the filter when reducing, so nothing aliases. Float
+    pixels stay float.
+    """
+    if isinstance(picture, Image.Image):
+        return to_pixels(picture if picture.width == size else _resize(picture, size))
+    pixels = picture
     if pixels.shape[0] == size:
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +20,31 @@ if TYPE_CHECKING:
     from imagen.text.cache.store import TextCache
 
 
+@dataclass(frozen=True)
+class Words:
+    """The texts of a batch: captions, and (B, L, D) with a mask (B, L) where they come encoded."""
+
+    captions: Sequence[str]
+    embedding: Tensor | None = None
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Words:
+        """Those of a collated batch."""
+        return cls(raw["caption"], raw.get("embedding"), raw.get("embedding_mask"))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, rows: slice) -> Words:
+        if self.embedding is None or self.mask is None:
+            return Words(self.captions[rows])
+        return Words(self.captions[rows], self.embedding[rows], self.mask[rows])
+
+
 class Texts:
-    """Captions -> (B, L, D) float32 and a mask, without gradients, from the frozen encoder or from a cache of what it
-    made, which loads no encoder; nothing where the configuration names neither.
+    """Words -> (B, L, D) float32 and a mask, without gradients: as they come encoded, from the frozen encoder, or from
+    a cache of what it made, which loads no encoder; None where there is nothing of these.
 
     Raises:
         ConfigError: no encoder or cache there, of another width than the network's, or a grid's prompt or, when called,
@@ -58,8 +80,11 @@ class Texts:
     def _width(self) -> int:
         return self.encoder.config.d_model if self.cache is None else self.cache.manifest.identity.width
 
-    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+    def __call__(self, words: Words) -> tuple[Tensor, Tensor] | None:
         """(B, L, D) and (B, L), or None when training without text."""
+        if words.embedding is not None and words.mask is not None:
+            return words.embedding.to(self.device), words.mask.to(self.device)
+        captions = words.captions
         if self.cache is not None:
             return read_cache(self.cache, captions, self.device, self.config)
         if self.encoder is None:
@@ -72,7 +97,7 @@ class Texts:
 
     def null(self, count: int, dim: int) -> tuple[Tensor, Tensor]:
         """The text of the unconditional half of guidance: (count, L, dim) and (count, L)."""
-        empty = self([""] * count) if self.config.text.unconditional == "empty" else None
+        empty = self(Words([""] * count)) if self.config.text.unconditional == "empty" else None
         return null_text(count, dim, self.device) if empty is None else empty
 
 
@@ -90,11 +115,12 @@ class BatchMaker:
     def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
         """`rows` are the positions of this micro-batch in the global batch of `step`."""
         image = raw["image"].to(self.device, self.dtype, non_blocking=True)
-        captions = raw["caption"]
+        words = Words.of(raw)
         if self.config.text.unconditional == "empty":  # encoded as any other, then nothing is left to drop
-            captions = ["" if gone else caption for caption, gone in zip(captions, draws.drop.tolist(), strict=True)]
+            gone = draws.drop.tolist()
+            words = Words(["" if drop else caption for caption, drop in zip(words.captions, gone, strict=True)])
             draws = replace(draws, drop=torch.zeros_like(draws.drop))
-        text = self.texts(captions)
+        text = self.texts(words)
         lowres = None
         if self.config.stage.lowres_size is not None:
             given = raw.get("lowres")

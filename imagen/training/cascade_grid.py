@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagen.cascade.folder import INDEX, check_folder, read_index
 from imagen.cascade.stages import StageDefaults, route
-from imagen.training.batches import Texts
+from imagen.training.batches import Texts, Words
 from imagen.training.compose import load_scheduler, load_unet
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
@@ -99,7 +99,7 @@ class CascadeGrid:
         self.stages = {slot: stages[slot].to_dict() for slot in self.slots}
 
     @torch.no_grad()
-    def draw(self, unet: Any, prompts: Sequence[str], texts: Texts) -> list[Tensor]:
+    def draw(self, unet: Any, words: Words, texts: Texts) -> list[Tensor]:
         """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, with `unet` as it is in the run's slot."""
         from imagen.pipeline import ImagenPipeline
 
@@ -110,9 +110,9 @@ class CascadeGrid:
         for network in self.others:
             network.to(self.device)
         size, steps = self.config.grid.batch_size, self.config.grid.num_inference_steps
-        for start in range(0, len(prompts), size):
-            rows = range(start, min(start + size, len(prompts)))
-            text = texts(prompts[start : rows.stop])
+        for start in range(0, len(words), size):
+            rows = range(start, min(start + size, len(words)))
+            text = texts(words[start : rows.stop])
             given: dict[str, Any] = {"num_images_per_prompt": len(rows)}
             if text is not None:
                 given = {"prompt_embeds": text[0], "prompt_mask": text[1]}

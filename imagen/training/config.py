@@ -316,6 +316,7 @@ class RunConfig:
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
+        self._check_embedding()
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
         self._check_start()
         check_pictures("data", self.data, self.stage.size, self.stage.lowres_size)
@@ -326,6 +327,34 @@ class RunConfig:
                 held_out.kind == "shapes" or held_out != self.data,
                 "validation.data equals data: these pictures are trained on, name others",
             )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the stage is trained with text."""
+        return self.text.used or self.data.embedding is not None
+
+    def _check_embedding(self) -> None:
+        """What embeddings that come with the pictures exclude: nothing can be encoded as they were."""
+        given, held_out = self.data.embedding, self.validation.data
+        if given is None:
+            return
+        require(
+            not self.text.used,
+            f"data.embedding {given!r} and text.encoder or text.cache both say what the network reads: set one",
+        )
+        require(
+            self.text.padding == "masked" and self.text.unconditional == "zero" and not self.text.lowercase,
+            f"data.embedding {given!r} is read as it is: leave text.padding, text.unconditional and text.lowercase out",
+        )
+        require(
+            not (self.grid.every and self.grid.prompts),
+            f"grid.prompts cannot be encoded, texts come from data.embedding {given!r}: leave them out, and the grids "
+            "show held-out pictures' texts",
+        )
+        require(
+            held_out is None or held_out.embedding is not None,
+            f"validation.data.embedding is missing: texts come from data.embedding {given!r}",
+        )
 
     def _check_start(self) -> None:
         """What can only be done to a network that was trained before."""

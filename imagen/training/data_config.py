@@ -31,6 +31,9 @@ class DataConfig:
     conditioning: str | None = None
     """paired pictures to start from, in place of the picture made small: another folder, a column, or an ending in
     shards such as cond.png"""
+    embedding: str | None = None
+    """texts encoded before, (tokens, width) each, in place of the captions: an ending such as t5.npy of files beside
+    the pictures or in shards, or a column of them or of the numbers"""
     streaming: bool = False
     """read kinds hub and shards from start to end as they come, over a network too, instead of at random"""
     lanes: int = 1
@@ -68,6 +71,7 @@ class DataConfig:
             "captions": ("folder",),
             "template": ("folder", "table", "hub", "shards"),
             "conditioning": ("folder", "table", "hub", "shards"),
+            "embedding": ("folder", "table", "hub", "shards"),
             "flip": ("folder", "table", "hub", "shards"),
             "square": ("folder", "table", "hub", "shards"),
             "category": ("shapes",),

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from imagen.data import (
+    Fields,
     FolderRecords,
     PictureDataset,
     Prepare,
@@ -35,18 +36,18 @@ def make_records(data: DataConfig) -> Records:
     """
     path = data.path or ""  # DataConfig has checked it
     if data.kind == "folder":
-        return FolderRecords(path, data.captions, data.conditioning)
+        return FolderRecords(path, data.captions, data.conditioning, data.embedding)
     if data.kind == "table":
         from imagen.data.table import TableRecords
 
-        return TableRecords(path, data.image_column, data.caption_column, data.conditioning)
+        return TableRecords(path, _fields(data))
     if data.kind == "hub":
         from imagen.data.hub import HubRecords
 
-        return HubRecords(path, data.split, data.image_column, data.caption_column, data.conditioning)
+        return HubRecords(path, data.split, _fields(data))
     from imagen.data.tar import ShardRecords
 
-    return ShardRecords(_listed(path), data.caption_column, data.conditioning)
+    return ShardRecords(_listed(path), _fields(data))
 
 
 def make_stream(data: DataConfig) -> Stream:
@@ -59,10 +60,14 @@ def make_stream(data: DataConfig) -> Stream:
     if data.kind == "hub":
         from imagen.data.hub import HubStream
 
-        return HubStream(path, data.split, data.image_column, data.caption_column, data.conditioning)
+        return HubStream(path, data.split, _fields(data))
     from imagen.data.shard_stream import ShardStream
 
-    return ShardStream(_listed(path), data.caption_column, data.conditioning)
+    return ShardStream(_listed(path), _fields(data))
+
+
+def _fields(data: DataConfig) -> Fields:
+    return Fields(data.image_column, data.caption_column, data.conditioning, data.embedding)
 
 
 def _listed(path: str) -> list[str]:
@@ -90,10 +95,11 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
             stage.lowres_size,
             data.square,
             data.flip,
-            captions="required" if config.text.used else "optional",
+            captions="required" if config.text.used and data.embedding is None else "optional",
             template=data.template,
             channels=unet.get("in_channels", 3),
             lowres_channels=unet.get("lowres_channels", 3),
+            text=None if data.embedding is None else (config.text.max_length, unet.get("text_dim", 4096)),
         )
         if data.streaming:
             return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)

@@ -50,12 +50,16 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
     if stage.lowres_size is not None and not unet.lowres_channels:
         raise ConfigError(f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
-    if not config.text.used and unet.text_dim is not None:
+    if not config.reads_text and unet.text_dim is not None:
         raise ConfigError(
-            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder, or text_dim null"
+            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder (or data.embedding), or "
+            "text_dim null"
         )
-    if config.text.used and unet.text_dim is None:
-        raise ConfigError(f"unet.text_dim is null: text.encoder {config.text.encoder!r} needs its width there")
+    if config.reads_text and unet.text_dim is None:
+        source = (
+            f"text.encoder {config.text.encoder!r}" if config.text.used else f"data.embedding {config.data.embedding!r}"
+        )
+        raise ConfigError(f"unet.text_dim is null: {source} needs its width there")
     if not learns_variance(unet):
         if unet.out_channels != unet.in_channels:
             raise ConfigError(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from imagen.data import StreamDataset
+from imagen.data import StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import cat_text
 from imagen.diffusion.sampling import level_log_snrs, make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
-from imagen.training.batches import Texts
+from imagen.training.batches import Texts, Words
 from imagen.training.cascade_grid import CascadeGrid
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
@@ -66,52 +67,50 @@ class GridMaker:
         """Sample with the average, and with grid.raw the weights, of `unet`; write PNGs that name their rows."""
         training = unet.training
         unet.eval()
-        prompts, lowres, truth = self._given()
+        words, lowres, truth = self._given()
         alone: dict[str, Tensor] = {}
         through: dict[str, Tensor] = {}
         for name in ("ema", "raw") if self.config.grid.raw else ("ema",):
             with ema.swapped_in(unet) if name == "ema" else nullcontext():
-                alone[name] = self.sample(unet, prompts, lowres)
+                alone[name] = self.sample(unet, words, lowres)
                 through.update(self._through_cascade(unet, name))
         unet.train(training)
         if lowres is not None and truth is not None:
             alone = {"input": resize(lowres, truth.shape[-1], "nearest"), **alone, "truth": truth}
-        save_grid(path, prompts, alone)
+        save_grid(path, words.captions, alone)
         if through:
-            save_grid(path.with_stem(f"{path.stem}-cascade"), self._cascade_prompts(), through)
+            save_grid(path.with_stem(f"{path.stem}-cascade"), self._words().captions, through)
 
-    def _given(self) -> tuple[list[str], Tensor | None, Tensor | None]:
-        """Prompts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
-        stage, prompts = self.config.stage, list(self.config.grid.prompts)
-        if prompts and stage.lowres_size is None:
-            return prompts, None, None
+    def _words(self) -> Words:
+        """grid.prompts, or without any the texts of held-out pictures."""
+        prompts = list(self.config.grid.prompts)
+        return Words(prompts) if prompts else Words.of(collate(self._held_out()))
+
+    def _given(self) -> tuple[Words, Tensor | None, Tensor | None]:
+        """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
+        if self.config.stage.lowres_size is None:
+            return self._words(), None, None
         held = self._held_out()
-        prompts = [sample.caption for sample in held]
-        if stage.lowres_size is None:
-            return prompts, None, None
+        words = Words.of(collate(held))
         truth = torch.stack([sample.image for sample in held]).to(self.device, self.dtype)
         given = [sample.lowres for sample in held if sample.lowres is not None]
-        return prompts, torch.stack(given).to(truth) if given else self.objective.make_lowres(truth), truth
+        return words, torch.stack(given).to(truth) if given else self.objective.make_lowres(truth), truth
 
-    def sample(self, unet: Any, prompts: list[str], lowres: Tensor | None) -> Tensor:
+    def sample(self, unet: Any, words: Words, lowres: Tensor | None) -> Tensor:
         """(B, C, H, W) in [-1, 1] with `unet` as it is, grid.batch_size pictures at once."""
         side, size = self.config.data.crop or self.config.stage.size, self.config.grid.batch_size
         parts = []
-        for first in range(0, len(prompts), size):
-            rows = range(first, min(first + size, len(prompts)))
+        for first in range(0, len(words), size):
+            rows = range(first, min(first + size, len(words)))
             low = None if lowres is None else lowres[rows.start : rows.stop]
-            parts.append(self._sample_chunk(unet, prompts[rows.start : rows.stop], low, rows, side))
+            parts.append(self._sample_chunk(unet, words[rows.start : rows.stop], low, rows, side))
         return torch.cat(parts)
-
-    def _cascade_prompts(self) -> list[str]:
-        return list(self.config.grid.prompts) or [sample.caption for sample in self._held_out()]
 
     def _through_cascade(self, unet: Any, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""
         if self.cascade is None:
             return {}
-        prompts = self._cascade_prompts()
-        made = self.cascade.draw(unet, prompts, self.texts)
+        made = self.cascade.draw(unet, self._words(), self.texts)
         last = made[-1].shape[-1]
         return {f"{name} {row.shape[-1]} px": resize(row, last, "nearest") for row in made}
 
@@ -120,9 +119,9 @@ class GridMaker:
         noise = draw_noise(shape, self.config.train.seed, purpose, 0, rows, generator)
         return noise.to(self.dtype)
 
-    def _sample_chunk(self, unet: Any, prompts: list[str], lowres: Tensor | None, rows: range, side: int) -> Tensor:
+    def _sample_chunk(self, unet: Any, words: Words, lowres: Tensor | None, rows: range, side: int) -> Tensor:
         sampling, grid, stage = self.config.sampling, self.config.grid, self.config.stage
-        text = self.texts(prompts)
+        text = self.texts(words)
         scale = sampling.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
         scale = 1.0 if text is None else scale
         copies = 1 if scale == 1 else 2
@@ -131,11 +130,11 @@ class GridMaker:
         if text is not None:
             both = (text[0].to(self.dtype), text[1])
             if copies == 2:
-                null = self.texts.null(len(prompts), text[0].shape[-1])
+                null = self.texts.null(len(words), text[0].shape[-1])
                 both = cat_text((null[0].to(self.dtype), null[1]), both)
             conditions["context"] = unet(text=both[0], text_mask=both[1])
         if lowres is not None:
-            level = torch.full((len(prompts),), sampling.aug_level, dtype=torch.float64, device=self.device)
+            level = torch.full((len(words),), sampling.aug_level, dtype=torch.float64, device=self.device)
             noise = self._noise(self.objective.lowres_noise_shape(lowres, z), "grid lowres", rows)
             low = augment_lowres(
                 lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule, stage.lowres_mode
@@ -157,7 +156,7 @@ class GridMaker:
         return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
 
 
-def save_grid(path: Path, prompts: list[str], rows: dict[str, Tensor]) -> None:
+def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> None:
     """Write named rows of pictures as one PNG, with the names, the prompts and the step in its metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()

@@ -40,6 +40,7 @@ from imagen.training.randomness import derive_seed, draw_batch
 from imagen.training.samples import GridMaker
 from imagen.training.skipped import SkipFile
 from imagen.training.validation import Validation
+from imagen.training.whitening import fit_whitening
 
 
 class TrainingStopped(RuntimeError):
@@ -76,6 +77,8 @@ class Trainer:
         state = self._find_state()
         self.unet = prepare_unet(config, None if state is None else state.tensors["unet"])
         self.unet.to(self.accelerator.device)
+        if state is None and config.train.init_from is None:
+            fit_whitening(self.unet, config, self.source, self.texts)
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
         if config.train.compile:
             self.unet.compile()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import IFPipeline
@@ -18,9 +20,12 @@ from safetensors.torch import load_file, save_file
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, read_adapter
 from imagen.cascade.variance import drop_variance
+from imagen.cli.png import read_settings
+from imagen.cli.sample import main as sample_main
 from imagen.cli.train import main
 from imagen.data import collate
 from imagen.diffusion.sampling import level_log_snrs
+from imagen.training.batches import Words
 from imagen.training.compose import compose, load_scheduler
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
@@ -150,6 +155,18 @@ def test_an_adapter_acts_only_while_it_is_loaded(trained: Any, converted: Path) 
         pipe.unload_lora_weights("base")
 
 
+def test_the_command_line_loads_it_and_says_so(trained: Any, converted: Path, tmp_path: Path) -> None:
+    words = ["a red circle", "--model", str(converted), "--size", "16", "--steps", "2", "--out"]
+    assert sample_main([*words, str(tmp_path / "plain")]) == 0
+    assert sample_main([*words, str(tmp_path / "adapted"), "--lora", str(trained[0])]) == 0
+    plain, adapted = (next((tmp_path / name).glob("*.png")) for name in ("plain", "adapted"))
+    assert not np.array_equal(np.asarray(Image.open(plain)), np.asarray(Image.open(adapted)))
+    again = shlex.split(read_settings(adapted)["command"])[2:]
+    assert sample_main([*again, "--out", str(tmp_path / "again")]) == 0
+    repeated = next((tmp_path / "again").glob("*.png"))
+    assert np.array_equal(np.asarray(Image.open(repeated)), np.asarray(Image.open(adapted)))
+
+
 def test_merging_equals_the_adapter(trained: Any, converted: Path, tmp_path: Path) -> None:
     pipe = pipeline(converted)
     given = {"size": 16, "num_inference_steps": 4}
@@ -208,7 +225,7 @@ def test_an_adapter_of_stage_2_with_its_variance(config: Any, converted: Path) -
 
 def test_captions_are_read_as_in_sampling(config: Any, converted: Path) -> None:
     trainer, pipe = Trainer(config(BASE, LORA)), pipeline(converted)
-    text, mask = trainer.texts(["  A Red CIRCLE "])
+    text, mask = trainer.texts(Words(["  A Red CIRCLE "]))
     expected, expected_mask = pipe.reader.encode(["  A Red CIRCLE "])
     assert torch.equal(text, expected)
     assert torch.equal(mask, expected_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from imagen.cascade.presets import PRESETS, apply_preset, set_sampler
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main
 from imagen.diffusion.sampling import SAMPLERS
-from tests.factories import Calls, sample
+from tests.factories import Calls, sample, seeded
 
 PROMPT = "a red circle"
 
@@ -84,3 +85,22 @@ def test_the_command_line_knows_presets_lists_and_shapes(
             code = int(error.code or 0)
         assert code == 2
         assert message in capsys.readouterr().err
+
+
+def test_texts_encoded_first_give_the_same_pictures(converted: Path) -> None:
+    prompts = ["a red circle", "two blue star"]
+    nothing: dict[str, Any] = dict.fromkeys(("safety_checker", "watermarker", "feature_extractor"))
+    later = {f"{slot}_{part}": None for slot in ("base", "sr256") for part in ("unet", "scheduler")}
+    reader = ImagenPipeline.from_pretrained(converted, **nothing, **later).reader
+    (text, mask), (null, null_mask) = reader.encode(prompts), reader.encode([""] * 2)
+    alone = ImagenPipeline.from_pretrained(converted, **nothing, text_encoder=None, tokenizer=None)
+    few: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt"}
+    made = alone(
+        prompt_embeds=text,
+        prompt_mask=mask,
+        negative_prompt_embeds=null,
+        negative_prompt_mask=null_mask,
+        generator=seeded(3),
+        **few,
+    ).images
+    torch.testing.assert_close(made, load(converted)(prompts, generator=seeded(3), **few).images, atol=1e-5, rtol=0)

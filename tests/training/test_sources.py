@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_a_resumed_run_is_the_whole_one(settings, read_metrics, tmp_path, make):
         assert main(["--config", str(path), "--run_dir", str(parts), "--train.steps", str(steps)]) == 0
     assert read_metrics(parts) == read_metrics(whole)
     assert same_weights(parts, whole)
+
+
+def test_a_stream_s_first_pictures_are_held_out_as_a_folder_s_are(settings, read_metrics, tmp_path):
+    runs = []
+    for make in (folder, hub_stream):
+        root = tmp_path / f"held-out-{make.__name__}"
+        root.mkdir()
+        stored = {key.removeprefix("data."): value for key, value in make(root, list(range(100, 105))).items()}
+        validation = {"every": 3, "samples": 5, "levels": 2, "batch_size": 2, "data": {"path": str(root), **stored}}
+        path = settings(folder, list(range(9)), tmp_path / make.__name__, validation=validation)
+        assert main(["--config", str(path)]) == 0
+        shutil.rmtree(tmp_path / "data-folder")
+        runs.append([line for line in read_metrics(tmp_path / make.__name__) if "val_loss" in line])
+    assert len(runs[0]) == 2
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.slow

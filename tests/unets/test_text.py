@@ -1,5 +1,6 @@
 """What text does to the networks: masks, padding, the context, independence of the batch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 from tests.unets.helpers import BASE, KINDS, draw, image_inputs, make
 from unets import BaseUNet, TextContext
 from unets.attention import Attention
-from unets.conditioning import AttentionPooling, TextPooling, trim
+from unets.conditioning import AttentionPooling, TextPooling, TextWhitening, trim
 
 TOLERANCE = {"base": 1e-12, "base_group": 1e-6, "efficient": 1e-12, "efficient_cross": 1e-12}  # group: see TextPooling
 
@@ -201,3 +202,62 @@ def test_wrong_text_is_refused() -> None:
         unet(**given, text=text, context=unet(text=text))
     with pytest.raises(ValueError, match="text_mask has shape"):
         unet(**given, text=text, text_mask=torch.ones(1, 4))
+
+
+def correlated_tokens(count: int, dim: int) -> torch.Tensor:
+    """Tokens whose variances span five powers of ten, around a mean far from zero."""
+    mixing = draw(20, dim, dim) * torch.logspace(0, -2.5, dim, dtype=torch.float64)[:, None]
+    return draw(21, count, dim) @ mixing + 3 * draw(22, dim)
+
+
+def whitened(dim: int, ridge: float) -> tuple[TextWhitening, torch.Tensor]:
+    tokens, whitening = correlated_tokens(400, dim), TextWhitening(dim).double()
+    whitening.fit(len(tokens), tokens.mean(0), torch.cov(tokens.T, correction=0), ridge)
+    return whitening, tokens
+
+
+def test_whitened_tokens_are_uncorrelated() -> None:
+    whitening, tokens = whitened(12, ridge=0.0)
+    white = whitening(tokens[None])[0]
+    assert white.mean(0).abs().max() < 1e-9
+    assert (torch.cov(white.T, correction=0) - torch.eye(12)).abs().max() < 1e-6
+    assert (whitening.matrix - whitening.matrix.T).abs().max() < 1e-9  # of all such maps the one that turns nothing
+
+
+def test_the_ridge_keeps_empty_directions_small() -> None:
+    tokens, whitening = draw(23, 100, 6), TextWhitening(6).double()
+    tokens[:, 5] = 0
+    whitening.fit(100, tokens.mean(0), torch.cov(tokens.T, correction=0), ridge=0.01)
+    mean_variance = torch.cov(tokens.T, correction=0).diagonal().mean()
+    assert whitening.matrix[5, 5].item() == pytest.approx((0.01 * mean_variance.item()) ** -0.5)
+
+
+def test_whitening_keeps_weak_directions_in_half_precision() -> None:
+    whitening, tokens = whitened(12, ridge=0.0)
+    exact, narrow = whitening(tokens[None]), whitening.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (narrow(tokens[None].float()) - exact).abs().max() < 1e-2  # bfloat16 is off by more than 1 here
+
+
+def test_whitening_says_what_it_lacks() -> None:
+    with pytest.raises(ValueError, match="11 tokens of width 6"):
+        TextWhitening(6).fit(11, torch.zeros(6), torch.eye(6))
+    with pytest.raises(ValueError, match="finite"):
+        TextWhitening(6).fit(99, torch.zeros(6), torch.full((6, 6), torch.nan))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_reads_its_text_whitened(kind: str, tmp_path: Path) -> None:
+    unet, plain = make(kind, text_whitening=True), make(kind)
+    given, text = image_inputs(unet), draw(3, 2, 5, 24)
+    assert torch.equal(unet(**given, text=text), plain(**given, text=text))  # until it is fitted
+    tokens = correlated_tokens(100, 24)
+    unet.whitening.fit(100, tokens.mean(0), torch.cov(tokens.T))
+    expected = plain(**given, text=unet.whitening(text))  # pooling and attention both
+    assert torch.equal(unet(**given, text=text), expected)
+    assert torch.equal(unet(**given, context=unet(text=text)), expected)
+    unet.save_pretrained(tmp_path)
+    loaded = type(unet).from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert torch.equal(loaded.whitening.matrix, unet.whitening.matrix)
+    assert "whitening.matrix" not in plain.state_dict()
