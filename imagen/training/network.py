@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
-from imagen.training.config import LossConfig, RunConfig
+from imagen.training.config import RunConfig
 from imagen.training.ema import trained_state
 from imagen.training.errors import ConfigError
 from imagen.training.origin import network_folder
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
+from imagen.training.stage_config import LossConfig
 
 
 def unet_class(kind: str) -> Any:

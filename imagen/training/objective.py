@@ -21,7 +21,7 @@ from imagen.diffusion.schedules import (
     timestep_from_t,
 )
 from imagen.diffusion.variance import vlb_term
-from imagen.training.config import ScheduleConfig, StageConfig
+from imagen.training.stage_config import ScheduleConfig, StageConfig
 
 
 @dataclass(frozen=True)

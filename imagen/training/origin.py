@@ -14,8 +14,9 @@ from diffusers import DDPMScheduler
 from imagen.cascade.stages import StageDefaults, TextDefaults
 from imagen.diffusion.sampling import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
-from imagen.training.config import RunConfig, ScheduleConfig
+from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
+from imagen.training.stage_config import ScheduleConfig
 
 #: What makes a scheduler's levels.
 LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")

@@ -12,8 +12,8 @@ from imagen.diffusion.augmentation import resize
 from imagen.diffusion.parameterization import q_sample, x0_from
 from imagen.diffusion.schedules import alpha_sigma, timestep_from_t
 from imagen.diffusion.variance import vlb_term
-from imagen.training.config import LossConfig, ScheduleConfig, StageConfig
 from imagen.training.objective import Batch, Objective
+from imagen.training.stage_config import LossConfig, ScheduleConfig, StageConfig
 
 BATCH = 5
 
