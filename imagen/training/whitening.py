@@ -33,8 +33,8 @@ def fit_whitening(unet: Any, config: RunConfig, source: Any, texts: Texts) -> No
         assert encoded is not None, "a network with text has an encoder or a cache"
         tokens = encoded[0][encoded[1].bool()].double()
         count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
-    mean = total / max(count, 1)
+    mean = total / count  # a text has one token at least
     try:
-        unet.whitening.fit(count, mean, products / max(count, 1) - torch.outer(mean, mean))
+        unet.whitening.fit(count, mean, products / count - torch.outer(mean, mean))
     except ValueError as error:
         raise ConfigError(f"unet.text_whitening: {error}") from error
