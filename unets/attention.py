@@ -5,6 +5,7 @@ and attention to the text alone (256 -> 1024). Parameter names are those of diff
 values, so the checkpoints of that family load by name.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -176,8 +177,14 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | N
     """softmax(q k^T / sqrt(d)) v per head: q (B, N, heads*d), k and v (B, S, heads*d), mask (B, S) bool -> as q."""
     batch, positions, inner = query.shape
     q, k, v = (t.view(batch, t.shape[1], heads, inner // heads).transpose(1, 2) for t in (query, key, value))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
-    return out.transpose(1, 2).reshape(batch, positions, inner)
+    # On a CPU torch's gradient of bfloat16 attention takes 7 times as long as float32's at 64 positions, and no less at
+    # 4,096 (benchmarks/cpu_attention.py), so training with mixed precision attends in float32 there.
+    exact = q.device.type == "cpu" and q.dtype is torch.bfloat16 and torch.is_grad_enabled()
+    with torch.autocast("cpu", enabled=False) if exact else contextlib.nullcontext():
+        if exact:
+            q, k, v = q.float(), k.float(), v.float()
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+    return out.to(query.dtype).transpose(1, 2).reshape(batch, positions, inner)
 
 
 class XformersAttention:

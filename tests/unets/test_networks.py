@@ -316,6 +316,22 @@ def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch
         assert torch.allclose(got, sdpa(q, k, v, 2, mask), atol=1e-12)
 
 
+def test_mixed_precision_on_a_cpu_attends_in_float32_while_it_learns() -> None:
+    q, k, v = (draw(i, 2, 9, 8).to(torch.bfloat16).requires_grad_() for i in range(3))
+    mask = torch.arange(9)[None] < torch.tensor([[9], [3]])
+    want = sdpa(q.float(), k.float(), v.float(), 2, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sdpa(q, k, v, 2, mask)
+    assert got.dtype is torch.bfloat16
+    assert torch.equal(got, want.to(torch.bfloat16))
+    direction = draw(4, 2, 9, 8)
+    ours = torch.autograd.grad((got * direction).sum(), (q, k, v))
+    theirs = torch.autograd.grad((want * direction.to(torch.bfloat16)).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype is torch.bfloat16
+        assert torch.allclose(a.float(), b.float(), atol=1e-6, rtol=1e-2)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("skip", ["add", "concat"])
 def test_the_efficient_network_is_its_parts_in_order(skip: str) -> None:
