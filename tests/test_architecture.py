@@ -26,9 +26,11 @@ EVERYTHING = sorted(
 CORE = {"imagen.diffusion", "unets", "imagen.text", "imagen.data"}
 MAY_IMPORT = {
     **{part: {part} for part in CORE},
+    "imagen.disk": set(),
+    "imagen.text": {"imagen.text", "imagen.disk"},
     "imagen.cascade": {"imagen.cascade", *CORE},
     "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.training": {"imagen.training", "imagen.pipeline", "imagen.cascade", *CORE},
+    "imagen.training": {"imagen.training", "imagen.disk", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *CORE},
     "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen": {"imagen", "imagen.pipeline"},

@@ -8,7 +8,6 @@ later is found by its checksums, set aside, and the one before is used.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from imagen.disk import sync, write_text
 
 FORMAT_VERSION = 1
 PREFIX, DAMAGED, PARTIAL = "step-", "damaged-", "partial-"
@@ -33,23 +34,6 @@ class State:
     tensors: Mapping[str, Mapping[str, Tensor]]
     optimizer: Mapping[str, Any]
     facts: Mapping[str, Any]
-
-
-def sync(path: Path) -> None:
-    """Have the operating system put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or, where the process dies, leave the old one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
 
 
 def checksum(path: Path) -> list[int]:

@@ -24,7 +24,7 @@ from imagen.cascade.adapters import save_adapter
 from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
-from imagen.training.checkpoint import sync, write_text
+from imagen.disk import sync, write_text
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
 from imagen.training.errors import ConfigError

@@ -20,10 +20,11 @@ import yaml
 from torch import Tensor
 
 from imagen.data import micro_positions
+from imagen.disk import write_text
 from imagen.training.batches import BatchMaker, Texts
 from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
-from imagen.training.checkpoint import State, StateFolder, write_text
+from imagen.training.checkpoint import State, StateFolder
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA, trained_state
 from imagen.training.errors import ConfigError

@@ -2,8 +2,6 @@
 
 import math
 import re
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import nn
 
 from tests.unets.helpers import BASE, EFFICIENT, KINDS, draw, image_inputs, make, run
 from unets import BaseUNet, EfficientUNet
-from unets.attention import XformersAttention, sdpa
 from unets.blocks import BlockOptions, ResnetBlock
 from unets.conditioning import cosine_log_snr_coordinate, sinusoids
 
@@ -289,47 +286,6 @@ def test_wrong_channels_are_refused() -> None:
         run(make("base"), sample=draw(0, 2, 4, 8, 8))
     with pytest.raises(ValueError, match="without timestep"):
         run(make("base"), timestep=None)
-
-
-def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = make("base")
-    if "xformers" not in sys.modules and not torch.cuda.is_available():
-        with pytest.raises((ModuleNotFoundError, ValueError), match="xformers"):
-            unet.enable_xformers_memory_efficient_attention()
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias: Any, op: Any) -> torch.Tensor:
-        if attn_bias is not None:
-            assert attn_bias.stride(-2) in (0, *range(0, 1 << 20, 8))
-        assert op == "an op"
-        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=attn_bias)
-        return out.transpose(1, 2)
-
-    ops = types.ModuleType("xformers.ops")
-    ops.memory_efficient_attention = attend  # type: ignore[attr-defined]
-    package = types.ModuleType("xformers")
-    package.ops = ops  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xformers", package)
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
-    q, k, v = draw(1, 2, 5, 8), draw(2, 2, 7, 8), draw(3, 2, 7, 8)
-    for mask in (None, torch.arange(7)[None] < torch.tensor([[7], [3]])):
-        got = XformersAttention("an op")(q, k, v, 2, mask)  # type: ignore[arg-type]
-        assert torch.allclose(got, sdpa(q, k, v, 2, mask), atol=1e-12)
-
-
-def test_mixed_precision_on_a_cpu_attends_in_float32_while_it_learns() -> None:
-    q, k, v = (draw(i, 2, 9, 8).to(torch.bfloat16).requires_grad_() for i in range(3))
-    mask = torch.arange(9)[None] < torch.tensor([[9], [3]])
-    want = sdpa(q.float(), k.float(), v.float(), 2, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = sdpa(q, k, v, 2, mask)
-    assert got.dtype is torch.bfloat16
-    assert torch.equal(got, want.to(torch.bfloat16))
-    direction = draw(4, 2, 9, 8)
-    ours = torch.autograd.grad((got * direction).sum(), (q, k, v))
-    theirs = torch.autograd.grad((want * direction.to(torch.bfloat16)).sum(), (q, k, v))
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.dtype is torch.bfloat16
-        assert torch.allclose(a.float(), b.float(), atol=1e-6, rtol=1e-2)
 
 
 @torch.no_grad()

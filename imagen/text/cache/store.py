@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagen.disk import sync, write_text
 from imagen.text.cache.fingerprint import Fingerprint
 
 FORMAT_VERSION = 1
@@ -84,10 +85,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write cache.json whole, or leave the old one."""
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
-        partial = folder / "cache.json.partial"
-        partial.write_text(text, encoding="utf-8")
-        sync(partial)
-        partial.replace(folder / "cache.json")
+        write_text(folder / "cache.json", text)
         sync(folder)
 
     @classmethod
@@ -111,15 +109,6 @@ class Manifest:
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): remove the folder and encode again") from error
-
-
-def sync(path: Path) -> None:
-    """Have the operating system put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def shard_path(folder: Path, number: int) -> Path:
