@@ -38,7 +38,7 @@ def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]
             record = read_stage(folder)
             slot = SLOTS[record["name"]]
             stages = {slot: StageDefaults.from_dict(record["stage"])}
-            networks = {slot: record["folder"] / "unet"}
+            networks = {slot: record["unet"]}
         stages = {**stages, own: stage_defaults(config)}
         slots = route({slot: stages[slot] for slot in SLOTS.values() if slot in stages})
     except ValueError as error:
@@ -90,8 +90,9 @@ class CascadeGrid:
             pipe = ImagenPipeline.from_pretrained(folder, **unwanted)
             self.parts.update({name: getattr(pipe, name) for name in wanted})
         else:
-            model = read_stage(folder)["folder"]
-            self.parts.update({f"{others[0]}_unet": load_unet(model), f"{others[0]}_scheduler": load_scheduler(model)})
+            record, slot = read_stage(folder), others[0]
+            self.parts[f"{slot}_unet"] = load_unet(record["unet"])
+            self.parts[f"{slot}_scheduler"] = load_scheduler(record["scheduler"])
         self.others = [self.parts[f"{slot}_unet"].eval().requires_grad_(False) for slot in others]
         scale = config.grid.guidance_scale
         if scale is not None:

@@ -1,6 +1,7 @@
-"""Several stage runs, or some of them, and a text encoder -> one pipeline folder.
+"""Several stages, each of a run or of a composed pipeline, and a text encoder -> one pipeline folder.
 
 python -m imagen.training.compose --base64 runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+python -m imagen.training.compose --base64 runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from imagen.cascade.folder import INDEX, check_folder, read_index
 from imagen.cascade.stages import TextDefaults
 from imagen.training.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage
@@ -48,8 +50,37 @@ def text_reading(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found[first]
 
 
+def read_source(name: str, folder: Path) -> dict[str, Any]:
+    """What read_stage says of the stage `name`, of a run or of the pipeline that was composed in `folder`.
+
+    Raises:
+        ConfigError: no such stage there.
+    """
+    if not (folder / INDEX).is_file():
+        record = read_stage(folder)
+        if record["name"] != name:
+            raise ConfigError(
+                f"--{name} {str(folder)!r} holds the stage {record['name']}: pass it as --{record['name']}"
+            )
+        return record
+    try:
+        index, stages, slot = read_index(folder), check_folder(folder), SLOTS[name]
+    except ValueError as error:
+        raise ConfigError(f"--{name}: {error}") from error
+    if slot not in stages:
+        raise ConfigError(f"--{name}: the pipeline {str(folder)!r} has no {name}, only {', '.join(stages) or 'text'}")
+    encoder = str(folder) if (folder / "text_encoder").is_dir() else None
+    return {
+        "name": name,
+        "stage": stages[slot].to_dict(),
+        "text": {"encoder": encoder, "max_length": index["max_length"], **(index.get("text") or {})},
+        "unet": folder / f"{slot}_unet",
+        "scheduler": folder / f"{slot}_scheduler",
+    }
+
+
 def load_unet(folder: Path) -> Any:
-    """The network of an exported stage, float32.
+    """The network saved in a folder, float32, without the folder's name, which is nobody's business once composed.
 
     Raises:
         ConfigError: a folder without one.
@@ -57,25 +88,29 @@ def load_unet(folder: Path) -> Any:
     import unets
 
     try:
-        kind = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        return getattr(unets, kind).from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / 'unet'} holds no network: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{folder} holds no network: {' '.join(str(error).split())}") from error
+    unet.register_to_config(_name_or_path="")
+    return unet
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The scheduler of an exported stage."""
+    """The scheduler saved in a folder."""
+    import diffusers
+
     from imagen.diffusion import sampling
 
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return getattr(sampling, config["_class_name"]).from_pretrained(folder / "scheduler")
+    kind = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+    return (getattr(sampling, kind, None) or getattr(diffusers, kind)).from_pretrained(folder)
 
 
 def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "fp32") -> Any:
     """An ImagenPipeline of exported stages.
 
     Args:
-        stages: slot name (base64, sr256, sr1024) -> run_dir or model folder.
+        stages: stage name (base64, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
         text: T5 folder or Hub id; None takes the one that the stages were trained with.
         dtype: fp32, fp16 or bf16, of all weights.
 
@@ -85,14 +120,9 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
     from imagen.pipeline import ImagenPipeline
     from imagen.text.encoder import load_text_encoder
 
-    records = {name: read_stage(stages[name]) for name in SLOTS if name in stages}
+    records = {name: read_source(name, stages[name]) for name in SLOTS if name in stages}
     if not records:
         raise ConfigError("no stage given: pass at least one of --base64, --sr256, --sr1024 with its run_dir")
-    for name, record in records.items():
-        if record["name"] != name:
-            raise ConfigError(
-                f"--{name} {str(stages[name])!r} holds the stage {record['name']}: pass it as --{record['name']}"
-            )
     check_chain(records)
     reading = text_reading(records)
     trained = {record["text"]["encoder"] for record in records.values()} - {None}
@@ -108,14 +138,14 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
         except ValueError as error:
             raise ConfigError(f"--text: {error}") from error
     for name, record in records.items():
-        unet = load_unet(record["folder"])
+        unet = load_unet(record["unet"])
         width = unet.config.text_dim
         if width is not None and "text_encoder" in components and components["text_encoder"].config.d_model != width:
             raise ConfigError(
                 f"--text {source!r} has width {components['text_encoder'].config.d_model}, {name} needs {width}"
             )
         components[f"{SLOTS[name]}_unet"] = unet
-        components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["folder"])
+        components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["scheduler"])
     pipeline = ImagenPipeline(
         **components,
         stages={SLOTS[name]: record["stage"] for name, record in records.items()},
@@ -157,9 +187,9 @@ def command(
 
     Args:
         out: folder to write.
-        base64: run_dir of the base stage.
-        sr256: run_dir of the 64 -> 256 stage.
-        sr1024: run_dir of the 256 -> 1024 stage.
+        base64: run_dir of the base stage, or a composed pipeline to take it from.
+        sr256: the same for the 64 -> 256 stage.
+        sr1024: the same for the 256 -> 1024 stage.
         text: T5 folder or Hub id; by default the one that the stages were trained with.
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.

@@ -104,7 +104,7 @@ def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """stage.json of an exported stage; `folder` is a run or its model folder. Adds "folder", the model folder.
+    """stage.json of an exported stage; `folder` is a run or its model folder. Adds the folders "unet" and "scheduler".
 
     Raises:
         ConfigError: no exported stage there, or one of a newer format.
@@ -121,4 +121,4 @@ def read_stage(folder: Path) -> dict[str, Any]:
             f"{root / 'stage.json'} has format version {record['format_version']}, newer than {FORMAT_VERSION}: "
             "update imagen"
         )
-    return {**record, "folder": root}
+    return {**record, "unet": root / "unet", "scheduler": root / "scheduler"}

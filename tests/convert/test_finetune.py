@@ -263,7 +263,7 @@ def test_a_dropped_variance_leaves_the_mean_alone(config: Any, converted: Path) 
         assert torch.equal(trainer.unet(z, 500.0, text=text), whole(z, 500.0, text=text)[:, :3])
     trainer.fit()
     assert "the learned variance of train.init_from is dropped (6 -> 3 channels)" in stream.getvalue()
-    assert load_scheduler(Path(settings.run_dir) / "model").config.variance_type == "fixed_small"
+    assert load_scheduler(Path(settings.run_dir) / "model" / "scheduler").config.variance_type == "fixed_small"
     again = config(BASE, {"train.init_from": Path(settings.run_dir) / "model"}, run="again")
     with pytest.raises(ConfigError, match=r"learned no variance \(its output layer has 3 rows, 6 were expected\)"):
         Trainer(again)

@@ -74,6 +74,32 @@ def test_round_trip(config, t5, tmp_path, capsys):
     }
 
 
+def test_a_stage_is_taken_from_a_composed_pipeline(config, t5, tmp_path, capsys):
+    first, other = (
+        train(config, tmp_path / "a", t5, **BASE),
+        train(config, tmp_path / "c", t5, **BASE, **{"train.seed": 1}),
+    )
+    train(config, tmp_path / "b", t5, **SR)
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    assert main(["--base64", str(tmp_path / "a"), "--sr256", str(tmp_path / "b"), "--text", t5, "--out", old]) == 0
+    assert main(["--base64", str(tmp_path / "c"), "--sr256", old, "--text", old, "--out", new]) == 0
+    before, after = ImagenPipeline.from_pretrained(old), ImagenPipeline.from_pretrained(new)
+    for part in ("sr256_unet", "text_encoder"):
+        theirs = getattr(before, part).state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in getattr(after, part).state_dict().items())
+    assert after.sr256_scheduler.config == before.sr256_scheduler.config
+    assert {k: after.config[k] for k in ("stages", "text", "max_length")} == {
+        k: before.config[k] for k in ("stages", "text", "max_length")
+    }
+    for name, value in after.base_unet.state_dict().items():
+        assert torch.equal(value, other.ema.average[name])
+    assert any(not torch.equal(value, other.ema.average[name]) for name, value in first.ema.average.items())
+    for file in tmp_path.glob("new/**/*.json"):
+        assert str(tmp_path) not in file.read_text(), f"{file.name} tells where it was made"
+    assert main(["--sr1024", old, "--out", new]) == 2
+    assert f"--sr1024: the pipeline {old!r} has no sr1024, only base, sr256" in capsys.readouterr().err
+
+
 def test_runs_are_sampled_as_they_lie(config, t5, tmp_path, capsys):
     train(config, tmp_path / "a", t5, **BASE)
     train(config, tmp_path / "b", t5, **SR)

@@ -252,7 +252,7 @@ def test_the_exported_stage_reproduces_the_average(config):
     trainer = Trainer(settings)
     trainer.fit()
     stage = read_stage(Path(settings.run_dir))
-    unet = BaseUNet.from_pretrained(stage["folder"] / "unet")
+    unet = BaseUNet.from_pretrained(stage["unet"])
     z, timestep = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     raw = trainer.unet(z, timestep)
     with trainer.ema.swapped_in(trainer.unet):
@@ -260,7 +260,7 @@ def test_the_exported_stage_reproduces_the_average(config):
     assert torch.equal(unet(z, timestep), expected)
     assert not torch.equal(raw, expected)
     assert (stage["name"], stage["step"], stage["images"], stage["stage"]["size"]) == ("base64", 4, 16, 8)
-    config_file = json.loads((stage["folder"] / "scheduler" / "scheduler_config.json").read_text())
+    config_file = json.loads((stage["scheduler"] / "scheduler_config.json").read_text())
     assert config_file["prediction_type"] == "sample"
     assert len(config_file["trained_betas"]) == 1000
 
