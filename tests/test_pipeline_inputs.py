@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
 from tests.factories import (
     WIDTH,
     Calls,
@@ -146,3 +148,16 @@ def test_the_encoder_must_be_the_one_the_networks_know():
     with pytest.raises(ValueError, match="no tokenizer and text_encoder"):
         pipe("a red circle")
     assert sample(tiny_pipeline(text_encoder=tiny_text_encoder(1)), PROMPTS[0], size=16).images.shape[0] == 1
+
+
+def test_a_stage_may_start_from_pictures_with_other_channels_than_it_makes() -> None:
+    pipe = ImagenPipeline(
+        sr256_unet=tiny_sr(2, text_dim=None, lowres_channels=1),
+        sr256_scheduler=make_scheduler("ddim", CosineSchedule(), "sample"),
+        stages={"sr256": {"size": 16, "lowres_size": 8, "num_inference_steps": 2}},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    grey = torch.rand(2, 1, 8, 8, generator=seeded(1))
+    assert sample(pipe, image=grey).images.shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="this model's pictures have 1 channels"):
+        sample(pipe, image=grey.expand(2, 3, 8, 8))

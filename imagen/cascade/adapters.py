@@ -26,6 +26,8 @@ PREFIX = "unet."
 NAME = "default"
 """Of the adapter within a network; one at a time."""
 ENDS = (".lora_A.weight", ".lora_B.weight")
+OTHERWISE = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
+"""Entries of peft's header that change what an adapter's matrices mean, where they are set."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,11 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], rank: int, alpha: fl
     """Write an adapter's file.
 
     Args:
-        tensors: by their names in the network that peft changed (``....to_q.lora_A.default.weight``).
+        tensors: by their names in the network that peft changed (``....to_q.lora_A.default.weight``); what is no
+            matrix of the adapter, such as the network's buffers, is left out.
     """
-    named = {PREFIX + name.replace(f".{NAME}.", "."): tensor.contiguous() for name, tensor in tensors.items()}
+    renamed = {PREFIX + name.replace(f".{NAME}.", "."): tensor for name, tensor in tensors.items()}
+    named = {name: tensor.contiguous() for name, tensor in renamed.items() if name.endswith(ENDS)}
     facts = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
     text = json.dumps({PREFIX + name: value for name, value in facts.items()}, sort_keys=True)
     save_file(named, path, {METADATA: text})  # one entry: the order of several is left to chance
@@ -121,6 +125,9 @@ def read_adapter(place: str | Path) -> Adapter:
     alone = [layer for layer in layers if not all(layer + end in tensors for end in ENDS)]
     if alone:
         raise ValueError(f"{path} holds one of {alone[0]!r}'s two matrices; expected {ENDS[0]} and {ENDS[1]}")
+    changed = [name for name in OTHERWISE if facts.get(PREFIX + name)]
+    if changed:
+        raise ValueError(f"{path} was trained with {changed[0]}, which is not supported; expected plain LoRA")
     ranks = {tensors[layer + ENDS[0]].shape[0] for layer in layers}
     if len(ranks) > 1:
         raise ValueError(f"{path} has matrices of the ranks {sorted(ranks)}; expected one rank for all layers")

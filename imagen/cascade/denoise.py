@@ -56,6 +56,11 @@ class Stage(NamedTuple):
         return int(self.unet.config.in_channels)
 
     @property
+    def lowres_channels(self) -> int:
+        """Channels of the pictures it starts from; 0 for a base stage."""
+        return int(self.unet.config.lowres_channels)
+
+    @property
     def reads_text(self) -> bool:
         """Whether its network was built with text."""
         return self.unet.config.text_dim is not None

@@ -53,7 +53,8 @@ def plan(
         height = width = 1
     given: list[Tensor] = []
     if image is not None and available:
-        given = load_pictures(image, next(iter(available.values())).channels, (height, width))
+        entries = [stage for stage in available.values() if stage.lowres_channels] or list(available.values())
+        given = load_pictures(image, entries[0].lowres_channels or entries[0].channels, (height, width))
     slots = route(stored, size, min(min(picture.shape[-2:]) for picture in given) if given else None)
     from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
     spread = {}

@@ -4,8 +4,8 @@
     accelerate launch train.py --config configs/shapes/base64.yaml [...]
 
 The same command goes on where an earlier run in the same run_dir stopped. Exit codes: 0 done, or saved after a
-signal or the time limit; 1 stopped by non-finite losses or too many unusable pictures; 2 a configuration that cannot
-run.
+signal or the time limit; 1 stopped by non-finite losses, too many unusable pictures, or data or a disk that fail; 2 a
+configuration that cannot run.
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingStopped as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
-    except NothingUsable as error:  # out of a loading worker it comes with the worker's traceback in front
-        reason = str(error).strip().splitlines()[-1].rpartition(f"{NothingUsable.__name__}: ")[2]
-        print(f"train.py: stopped: {reason}; mend the data or what the configuration says of it", file=sys.stderr)
+    except NothingUsable as error:
+        print(f"train.py: stopped: {_reason(error)}; mend the data or what it is said to be", file=sys.stderr)
+        return 1
+    except OSError as error:  # a shard that is not there, a full disk
+        print(
+            f"train.py: stopped: {_reason(error)}; the same command goes on from the last resume point", file=sys.stderr
+        )
         return 1
     if not finished and trainer.accelerator.is_main_process:
         print(f"train.py: saved at step {trainer.step}; the same command goes on from there", file=sys.stderr)
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """The error's message; out of a loading worker it comes with the worker's traceback in front."""
+    last = str(error).strip().splitlines()[-1]
+    return last.rpartition(f"{type(error).__name__}: ")[2]

@@ -14,7 +14,7 @@ from .table import bytes_cell, caption_cell, pick_columns
 
 class Columns:
     """What a row's columns mean. Class labels become their names; pictures are decoded here, not by ``datasets``, so
-    that a damaged one is passed over.
+    that a damaged one is passed over, and columns that nobody asked for are not read.
 
     Args:
         path: names the dataset in errors.
@@ -26,6 +26,8 @@ class Columns:
         self.fields = pick_columns(names, fields, f"column of dataset {path!r}")
         self.image = str(self.fields.image)
         self.pictures = [name for name in (self.fields.image, self.fields.conditioning) if name is not None]
+        chosen = (self.fields.image, self.fields.caption, self.fields.conditioning, self.fields.embedding)
+        self.read = [name for name in dict.fromkeys(chosen) if name is not None]
         label = None if self.fields.caption is None else features.get(self.fields.caption)
         self.label_names: list[str] | None = getattr(label, "names", None)
 
@@ -64,7 +66,7 @@ class HubRecords:
     def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
         rows = _load(path, split)
         self.columns = Columns(path, rows.column_names, rows.features, fields)
-        self.rows = _undecoded(rows, self.columns.pictures)
+        self.rows = _undecoded(rows.select_columns(self.columns.read), self.columns.pictures)
         caption = self.columns.fields.caption
         self.texts = None if caption is None else self.rows.select_columns([caption])
 
@@ -96,16 +98,18 @@ class HubStream:
 
     def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
         rows = _load(path, split, streaming=True)
+        self.path, self.split = path, split
         names = rows.column_names or list(next(iter(rows), {}))
         self.columns = Columns(path, names, rows.features or {}, fields)
+        rows = rows.select_columns(self.columns.read)
         self.rows = _undecoded(rows, self.columns.pictures) if rows.features else rows.decode(False)
 
     def __len__(self) -> int:
         return int(self.rows.num_shards)
 
     def name(self, shard: int) -> str:
-        """``file N``, from 0."""
-        return f"file {shard}"
+        """``file N of PATH, SPLIT``, from 0: kept lengths of files must not be taken for another dataset's."""
+        return f"file {shard} of {self.path}, {self.split}"
 
     def read(self, shard: int) -> Iterator[tuple[str, Item]]:
         """(``file N row M``, record) of every row of a file."""

@@ -72,6 +72,8 @@ class ShardStream:
                     yield f"{self.urls[shard].rpartition('/')[2]}/{stem}", _made(make, stem, found)
             except (FileNotFoundError, PermissionError):
                 raise
+            except (ValueError, ImportError) as error:  # a protocol that does not exist or lacks its package
+                raise OSError(f"shard {self.urls[shard]!r} cannot be opened: {error}") from error
             except Exception as error:  # the libraries behind fsspec raise kinds of their own
                 if attempt == TRIES - 1:
                     raise OSError(f"shard {self.urls[shard]!r} cannot be read, {TRIES} times: {error}") from error

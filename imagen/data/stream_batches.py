@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from .transforms import item_rng
 class StreamDataset:
     """A stream with what becomes of its pictures.
 
-    A bad record is replaced by another one of its block, drawn from (seed, its place in the order); the sample's notes
-    say so. So bad records take nothing from the order, and a resume need not decode what it reads past.
+    A bad record is replaced by another one that is held with it, drawn from (seed, its place in the order); the
+    sample's notes say so. So bad records take nothing from the order, and a resume need not decode what it reads past.
 
     Args:
         stream: the shards.
@@ -43,9 +43,20 @@ class StreamDataset:
         return Lane(self.stream, number, self.lanes, self.seed, self.block, lengths)
 
     def head(self, count: int) -> list[Sample]:
-        """The first samples of lane 0, unshuffled but for the order of the shards."""
-        lane = Lane(self.stream, 0, self.lanes, self.seed, 1, ShardLengths(None))
-        return [self.sample(0, draw) for draw in islice(lane.draws(), count)]
+        """The first ``count`` samples as they are stored, fewer where there are no more.
+
+        Bad records are passed over; the notes of the sample behind them say so.
+        """
+        found: list[Sample] = []
+        notes: list[Note] = []
+        for sample, said in self.examine():
+            notes += said
+            if sample is not None:
+                found.append(replace(sample, notes=tuple(notes)))
+                notes = []
+            if len(found) == count:
+                break
+        return found
 
     def captions(self) -> Iterator[tuple[str, ...]]:
         """Every record's captions as training would see them, read once; bad records are passed over."""
@@ -73,7 +84,7 @@ class StreamDataset:
             if sample is not None:
                 return replace(sample, notes=tuple(notes))
             others = others or item_rng(self.seed, index, stream=1)
-            key, item = draw.block[int(others.integers(len(draw.block)))]
+            key, item = draw.held[int(others.integers(len(draw.held)))]
         last = notes[-1]
         raise NothingUsable(f"{MAX_TRIES} pictures in a row cannot be used; the last is {last.key}: {last.reason}")
 

@@ -9,6 +9,7 @@ before that whose number of records is known are not even opened.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from itertools import count
@@ -39,13 +40,16 @@ class Stream(Protocol):
         """The captions of a shard's records; those of bad ones are left out."""
 
 
+LEAST_HELD = 64  # records read ahead, so that with small blocks, too, there is another one for a bad record
+
+
 class Draw(NamedTuple):
-    """One record of a lane, and the block it stands in, from which a bad record is replaced."""
+    """One record of a lane, and those held in memory with it, from which a bad record is replaced."""
 
     number: int
     key: str
     item: Item
-    block: list[tuple[str, Item]]
+    held: list[tuple[str, Item]]
 
 
 class ShardLengths:
@@ -101,7 +105,8 @@ class Lane:
         stream: the shards.
         lane, lanes: which part of how many.
         seed: of the orders; at least 0.
-        block: records that are shuffled together, held in memory encoded as they are stored; 1 keeps their order.
+        block: records that are shuffled together, held in memory encoded as they are stored (64 or more); 1 keeps their
+            order.
         lengths: shards already counted.
 
     Raises:
@@ -136,14 +141,16 @@ class Lane:
         Raises:
             ValueError: an epoch without any record.
         """
-        first = start // self.block
+        blocks = math.ceil(LEAST_HELD / self.block)
+        first = start // (blocks * self.block) * blocks
         records = self._records(first * self.block)
-        for number in count(first):
-            block = [next(records) for _ in range(self.block)]
-            places = _rng(self.seed, 1 + self.lane, number).permutation(self.block).tolist()
-            for place in range(max(start - number * self.block, 0), self.block):
-                key, item = block[places[place]]
-                yield Draw(number * self.block + place, key, item, block)
+        for begin in count(first, blocks):
+            held = [next(records) for _ in range(blocks * self.block)]
+            for number in range(begin, begin + blocks):
+                places = _rng(self.seed, 1 + self.lane, number).permutation(self.block).tolist()
+                for place in range(max(start - number * self.block, 0), self.block):
+                    key, item = held[(number - begin) * self.block + places[place]]
+                    yield Draw(number * self.block + place, key, item, held)
 
     def _records(self, skip: int) -> Iterator[tuple[str, Item]]:
         """The lane's records in the order they are read, all epochs in a row, without the first ``skip``."""

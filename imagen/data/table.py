@@ -110,8 +110,8 @@ def caption_cell(cell: Any) -> Captions:
     cells = list(cell) if isinstance(cell, (list, tuple)) else [] if cell is None else [cell]
     if not all(isinstance(text, str) for text in cells):
         raise Unusable(f"caption is {cell!r:.80}; expected text or a list of texts")
-    if any("\udc80" <= letter <= "\udcff" for text in cells for letter in text):
-        raise Unusable("caption is not UTF-8: save the table as UTF-8")
+    if any("\ud800" <= letter <= "\udfff" for text in cells for letter in text):  # half an emoji, or a foreign byte
+        raise Unusable("caption is not UTF-8: save the table as UTF-8, with whole characters")
     return tuple(" ".join(text.split()) for text in cells)
 
 

@@ -116,7 +116,9 @@ class CascadeGrid:
             text = texts(words[start : rows.stop])
             given: dict[str, Any] = {"num_images_per_prompt": len(rows)}
             if text is not None:
+                null = texts.null(1, text[0].shape[-1])
                 given = {"prompt_embeds": text[0], "prompt_mask": text[1]}
+                given |= {"negative_prompt_embeds": null[0], "negative_prompt_mask": null[1]}
             generators = self._generators(rows)
             out: Any = pipe(**given, num_inference_steps=steps, generator=generators, output_type="pt")
             made.append(out.stages)

@@ -2,7 +2,8 @@
 
 A resume point is a folder `state/step-00001000` of files and a `state.json` that holds their sizes and checksums.
 It is written under another name, synced to the disk and renamed, so a folder of that name is complete; a folder damaged
-later is found by its checksums, set aside, and the one before is used.
+later is found by its checksums, set aside, and the one before is used. Where none is left, or the disk does not answer,
+nothing is touched and the run does not start: beginning anew is for its owner to decide.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagen.disk import sync, write_text
+from imagen.training.errors import ConfigError
 
 FORMAT_VERSION = 1
 PREFIX, DAMAGED, PARTIAL = "step-", "damaged-", "partial-"
+
+
+class Damaged(Exception):
+    """A resume point is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +100,51 @@ class StateFolder:
         return final
 
     def newest(self) -> State | None:
-        """The newest intact resume point, None where there is none; damaged ones are set aside with a warning."""
+        """The newest intact resume point, None where there is none; damaged ones after it are set aside with a warning.
+
+        Raises:
+            ConfigError: all are damaged, the newest whole one is of a newer program, or it cannot be read just now.
+        """
+        damaged: dict[int, Damaged] = {}
         for step in reversed(self.steps()):
-            path = self.path(step)
             try:
-                return self._load(path)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                aside = self.root / f"{DAMAGED}{step:08d}"
-                warnings.warn(f"resume point {path} is damaged ({error}): using the one before it", stacklevel=2)
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                found = self._load(self.path(step))
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            except OSError as error:
+                raise ConfigError(f"resume point {self.path(step)} cannot be read ({error}): try again") from error
+            for other, reason in damaged.items():
+                self._set_aside(other, reason)
+            return found
+        if damaged:
+            step, reason = next(iter(damaged.items()))
+            raise ConfigError(
+                f"every resume point in {self.root} is damaged (step {step}: {reason}): restore one, or remove that "
+                "folder to begin anew"
+            )
         return None
 
+    def _set_aside(self, step: int, reason: Damaged) -> None:
+        path, aside = self.path(step), self.root / f"{DAMAGED}{step:08d}"
+        warnings.warn(f"resume point {path} is damaged ({reason}): using the one before it", stacklevel=3)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
     def _load(self, path: Path) -> State:
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if record["format_version"] > FORMAT_VERSION:
-            raise ValueError(f"format version {record['format_version']} is newer than this program's {FORMAT_VERSION}")
-        for name, expected in record["files"].items():
-            if checksum(path / name) != expected:
-                raise ValueError(f"{name} is not what was written")
-        names = [name for name in record["files"] if name.endswith(".safetensors")]
+        try:
+            record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            version, files = record["format_version"], record["files"]
+            changed = [name for name, expected in files.items() if checksum(path / name) != expected]
+        except FileNotFoundError as error:
+            raise Damaged(f"{Path(error.filename).name} is missing") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"state.json is not what was written: {error}") from error
+        if version > FORMAT_VERSION:
+            raise ConfigError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update imagen")
+        if changed:
+            raise Damaged(f"{changed[0]} is not what was written")
+        names = [name for name in files if name.endswith(".safetensors")]
         return State(
             step=record["step"],
             tensors={name.removesuffix(".safetensors"): load_file(path / name) for name in names},

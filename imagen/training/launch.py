@@ -14,7 +14,7 @@ from imagen.cascade.adapters import check_targets
 from imagen.training.cascade_grid import find_stages
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
-from imagen.training.export import stage_scheduler
+from imagen.training.export import stage_defaults, stage_scheduler
 from imagen.training.network import check_size, make_unet, set_checkpointing
 from imagen.training.objective import Objective
 from imagen.training.origin import Origin, differences
@@ -90,6 +90,10 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
         stage_scheduler(config)
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
+    try:
+        stage_defaults(config)
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from error
     if config.grid.every and config.grid.cascade is not None:
         find_stages(config)
     text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it

@@ -51,6 +51,11 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
     if stage.lowres_size is not None and not unet.lowres_channels:
         raise ConfigError(f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
+    if unet.lowres_channels not in (0, unet.in_channels) and config.data.conditioning is None:
+        raise ConfigError(
+            f"unet.lowres_channels {unet.lowres_channels}, but the low-res picture is the picture itself, made "
+            f"smaller: set it to unet.in_channels ({unet.in_channels}), or data.conditioning to other pictures"
+        )
     if not config.reads_text and unet.text_dim is not None:
         raise ConfigError(
             f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder (or data.embedding), or "

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from imagen.data import StreamDataset, collate
+from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import cat_text
@@ -39,7 +39,10 @@ def held_out(config: RunConfig) -> list[Any]:
     """grid.count samples: ones that training does not see of the shapes world, the first ones of stored pictures."""
     source = make_source(config, seed=config.train.seed + 1)
     if isinstance(source, StreamDataset):
-        return source.head(config.grid.count)
+        found = source.head(config.grid.count)
+        if not found:
+            raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
+        return found
     return [source[index] for index in range(config.grid.count)]
 
 

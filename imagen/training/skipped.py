@@ -15,6 +15,8 @@ LEAST_READ = 1000  # so that one bad picture among the first ones of a stream en
 class SkipFile:
     """Append-only JSON lines (key, action, reason), one per picture and reason, written by all processes of a run.
 
+    Only what is met after this start counts, for the data may have been mended or changed since the last one.
+
     Args:
         path: the file; lines of an earlier part of the run are kept and not written again.
         length: items in the source; None where nobody knows: then the share is one of ``read`` items, at least 1,000.
@@ -31,6 +33,7 @@ class SkipFile:
         self._read_to = 0
         self._end_line()
         self.refresh()
+        self._skipped.clear()
 
     def _end_line(self) -> None:
         """Close a line that a killed process left half written."""
@@ -41,8 +44,9 @@ class SkipFile:
         """Write the notes that are new."""
         lines = []
         for note in notes:
-            if note not in self._known:
-                self._remember(note)
+            new = note not in self._known
+            self._remember(note)
+            if new:
                 lines.append(json.dumps(note._asdict(), ensure_ascii=False) + "\n")
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,7 @@ class SkipFile:
                 stream.write("".join(lines).encode("utf-8", "backslashreplace"))
 
     def refresh(self) -> int:
-        """Read what other processes wrote; returns the number of skipped items."""
+        """Read what other processes wrote; returns the number of items skipped since this start."""
         if self.path.exists():
             with self.path.open("rb") as stream:
                 stream.seek(self._read_to)

@@ -81,6 +81,9 @@ class StageConfig:
         require(0 <= self.text_dropout <= 1, f"stage.text_dropout {self.text_dropout} must lie in [0, 1]")
         if self.name == "base64":
             require(self.lowres_size is None, f"stage.lowres_size {self.lowres_size}: base64 takes none, use null")
+            for name, default in (("aug_space", "lowres"), ("aug_schedule", ScheduleConfig()), ("lowres_mode", "auto")):
+                value = getattr(self, name)
+                require(value == default, f"stage.{name} {value!r}: base64 has no low-resolution input, leave it out")
         else:
             require(
                 self.lowres_size is not None and 0 < self.lowres_size <= self.size,

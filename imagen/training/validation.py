@@ -31,14 +31,13 @@ def validation_source(config: RunConfig) -> Any:
         source = make_source(alone, derive_seed(settings.seed, "validation"))
     except ConfigError as error:
         raise ConfigError(f"validation.{error}") from error
-    if isinstance(source, StreamDataset):
-        return source.head(settings.samples)
-    length = source.length
+    found = source.head(settings.samples) if isinstance(source, StreamDataset) else source
+    length = len(found) if isinstance(found, list) else found.length
     require(
         length is None or settings.samples <= length,
         f"validation.samples {settings.samples} is more than the {length} pictures of validation.data: use fewer",
     )
-    return source
+    return found
 
 
 class Validation:

@@ -253,6 +253,23 @@ def test_all_weights_are_trained_and_the_scheduler_survives(config: Any, convert
     assert sample(pipe, "a red circle", num_inference_steps=2).images.shape == (1, 3, 16, 16)
 
 
+def test_the_cascade_s_grid_has_the_null_text_that_the_run_was_trained_with(config: Any, converted: Path) -> None:
+    grid = {"grid.every": 2, "grid.count": 2, "grid.num_inference_steps": 2, "grid.cascade": converted}
+    prompts = {"grid.prompts": "[a red circle, a blue star]"}
+    trainer = Trainer(
+        config(IF_STAGE, {"stage.size": 16, "train.steps": 2, "sampling.sampler": "ddim", **grid, **prompts})
+    )
+    drawn = trainer.grids.cascade.draw(trainer.unet.eval(), trainer.grids._words(), trainer.texts)
+    pipe = pipeline(converted)
+    pipe.base_scheduler = trainer.grids.scheduler
+    own = trainer.grids.cascade.stages["base"]
+    settings = ("guidance_scale", "threshold", "threshold_p", "threshold_cap")
+    pipe.set_stage_defaults("base", **{name: own[name] for name in settings})
+    generators = trainer.grids.cascade._generators(range(2))
+    made = sample(pipe, ["a red circle", "a blue star"], num_inference_steps=2, generator=generators, size=16)
+    torch.testing.assert_close(drawn[0] / 2 + 0.5, made.images, rtol=0, atol=1e-4)
+
+
 def test_a_dropped_variance_leaves_the_mean_alone(config: Any, converted: Path) -> None:
     settings = config(BASE, {"train.steps": 1, "optim.lr": 0.0})
     trainer = Trainer(settings)

@@ -120,13 +120,14 @@ def test_a_table_s_bad_rows_are_told_one_by_one(tmp_path: Path) -> None:
     good = json.dumps({"file_name": "0.png", "captions": ["one", "two"]}).encode()
     lines = [good, b"{broken", b"[1]", b'{"file_name": "caf\xe9"}', b'{"file_name": "9.png"}', b'{"captions": "x"}']
     lines += [b'{"file_name": "0.png", "captions": 7}', b'{"file_name": "0.png"}']
+    lines += [b'{"file_name": "0.png", "captions": "half an emoji \\ud83d"}']
     (tmp_path / "0.png").write_bytes(encoded(0))
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
     dataset = PictureDataset(TableRecords(tmp_path / "t.jsonl"), Prepare(8))
     assert {dataset[8 * epoch].caption for epoch in range(40)} == {"one", "two"}
-    reasons = [dataset.examine(number)[1][0].reason for number in range(1, 8)]
+    reasons = [dataset.examine(number)[1][0].reason for number in range(1, 9)]
     expected = ["line 2 is no JSON", "line 3 is no JSON object", "line 4 is no JSON", "caption", "column 'file_name'"]
-    expected += ["caption is 7", "has no caption"]
+    expected += ["caption is 7", "has no caption", "caption is not UTF-8"]
     assert all(word in reason for word, reason in zip(expected, reasons, strict=True)), reasons
 
 

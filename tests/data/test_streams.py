@@ -37,7 +37,7 @@ class Numbers:
         self.opened.append(shard)
         first = sum(self.lengths[:shard])
         for number in range(first, first + self.lengths[shard]):
-            picture = np.full((2, 2, 3), number, np.uint8)
+            picture = np.full((2, 2, 3), number % 256, np.uint8)
             yield str(number), Unusable("bad") if number in self.bad else Record("", picture, (str(number),))
 
     def captions(self, shard: int) -> Iterator[tuple[str, ...]]:
@@ -88,16 +88,16 @@ def test_a_lane_starts_anywhere(lanes: int, tmp_path: Path) -> None:
 
 def test_counted_shards_before_the_start_are_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "shards.jsonl"
-    first = lane(Numbers(10, 10, 10, 10), path=path)
-    keys(first, 0, 41)
+    first = lane(Numbers(160, 160, 160, 160), path=path)
+    keys(first, 0, 641)
     with path.open("a") as file:
         file.write('{"shard": "s0", "rec')  # a killed process
-    again = lane(stream := Numbers(10, 10, 10, 10), path=path)
-    keys(again, 26, 1)
+    again = lane(stream := Numbers(160, 160, 160, 160), path=path)
+    keys(again, 400, 1)
     assert stream.opened == first.order(0)[2:3]
     again.lengths.add("s9", 3)
     assert ShardLengths(path).get("s9") == 3
-    assert ShardLengths(path).get("s0") == 10
+    assert ShardLengths(path).get("s0") == 160
 
 
 def batches(stream: Any, rank: int = 0, world: int = 1, start: int = 0, **options: Any) -> list[dict[str, Any]]:
@@ -124,15 +124,37 @@ def test_batches_are_those_of_any_number_of_processes_threads_and_starts(lengths
     assert [batch["key"] for batch in later] == [batch["key"] for batch in whole[2 * accumulation :]]
 
 
-def test_a_bad_record_is_told_and_replaced_from_its_block() -> None:
+def test_a_bad_record_is_told_and_replaced_by_one_held_with_it() -> None:
     source = StreamDataset(Numbers(12, bad=(5,)), Prepare(2), block=4)
     draw = next(draw for draw in source.lane(0, ShardLengths(None)).draws() if draw.key == "5")
     sample = source.sample(0, draw)
-    assert sample.key in {key for key, _ in draw.block} - {"5"}
+    assert sample.key in {key for key, _ in draw.held} - {"5"}
     assert [tuple(note) for note in sample.notes] == [("5", "skipped", "bad")]
     ruined = StreamDataset(Numbers(4, bad=(0, 1, 2, 3)), Prepare(2), block=4)
     with pytest.raises(ValueError, match="100 pictures in a row cannot be used; the last is .: bad"):
         ruined.sample(0, next(ruined.lane(0, ShardLengths(None)).draws()))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_bad_record_ends_no_stream_that_is_barely_shuffled(block: int) -> None:
+    source = StreamDataset(Numbers(40, 30, bad=(0, 7)), Prepare(2), block=block)
+    for start in (0, 5, 66):
+        drawn = list(itertools.islice(source.lane(0, ShardLengths(None)).draws(start), 70))
+        assert [draw.number for draw in drawn] == list(range(start, start + 70))
+        samples = [source.sample(0, draw) for draw in drawn]
+        told = {note.key for sample in samples for note in sample.notes}
+        assert told == {"0", "7"}
+        assert all(s.key == d.key for s, d in zip(samples, drawn, strict=True) if d.key not in told)
+        order = keys(source.lane(0, ShardLengths(None)), 0, start + 70)
+        assert [draw.key for draw in drawn] == order[start:]
+
+
+def test_the_head_of_a_stream_is_read_once_in_order_whatever_its_lanes() -> None:
+    source = StreamDataset(Numbers(3, 4, bad=(1, 2)), Prepare(2), seed=5, lanes=4, block=2)
+    samples = source.head(3)
+    assert [sample.key for sample in samples] == ["0", "3", "4"]
+    assert [[note.key for note in sample.notes] for sample in samples] == [[], ["1", "2"], []]
+    assert len(source.head(12)) == 5
 
 
 @pytest.mark.parametrize(
@@ -251,6 +273,7 @@ def test_a_dataset_streams_what_it_holds(tmp_path: Path) -> None:
         datasets.Dataset.from_dict(rows, features).to_parquet(str(tmp_path / f"train-{part}.parquet"))
     stream = HubStream(str(tmp_path))
     assert len(stream) == 3
+    assert str(tmp_path) in stream.name(1), "lengths kept under this name are not another dataset's"
     for part in range(3):
         (first, one), (second, other) = stream.read(part)
         assert isinstance(one, Record)

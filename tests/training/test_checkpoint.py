@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imagen.training.checkpoint import State, StateFolder
+from imagen.training.errors import ConfigError
 from imagen.training.metrics import BINS, MetricsFile, Window
 
 
@@ -77,8 +78,32 @@ def test_a_resume_point_of_a_newer_program_is_not_read(tmp_path):
     folder = StateFolder(tmp_path)
     path = folder.save(state(1)) / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
-    with pytest.warns(UserWarning, match="format version 99 is newer"):
-        assert folder.newest() is None
+    with pytest.raises(ConfigError, match="format version 99, newer than 1: update imagen"):
+        folder.newest()
+    assert folder.steps() == [1]
+
+
+def test_nothing_is_lost_where_no_resume_point_can_be_read(tmp_path, monkeypatch):
+    folder = StateFolder(tmp_path)
+    for step in (10, 20):
+        flip_a_byte(folder.save(state(step)) / "ema.safetensors")
+    for _ in range(2):  # the second start must not find an empty folder and begin anew
+        with pytest.raises(
+            ConfigError, match=r"every resume point .* \(step 20: ema.safetensors is not what was written"
+        ):
+            folder.newest()
+    assert folder.steps() == [10, 20]
+    flip_a_byte(folder.path(10) / "ema.safetensors")
+    with pytest.warns(UserWarning, match="step-00000020 is damaged"):
+        assert folder.newest().step == 10
+
+    def no_handles_left(path):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr("imagen.training.checkpoint.checksum", no_handles_left)
+    with pytest.raises(ConfigError, match=r"cannot be read \(.*Too many open files"):
+        folder.newest()
+    assert folder.steps() == [10]
 
 
 def test_metrics_are_cut_back_to_the_step(tmp_path):

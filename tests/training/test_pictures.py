@@ -79,6 +79,15 @@ def test_check_finds_before_training_what_training_finds(write_config, pictures,
     assert check(["--config", str(write_config())]) == 2  # shapes: nothing is stored
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_shards_that_cannot_be_opened_stop_the_run_in_one_line(write_config, capsys, workers):
+    changes = {"data.kind": "shards", "data.streaming": True, "data.path": "nowhere://bucket/{0..1}.tar"}
+    assert train(["--config", str(write_config(**changes)), "--train.num_workers", workers]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("train.py: stopped: shard 'nowhere://bucket/")
+    assert "cannot be opened: Protocol not known: nowhere" in last
+
+
 def test_processes_share_one_skip_file(tmp_path):
     from imagen.data import Note
 
@@ -94,7 +103,9 @@ def test_processes_share_one_skip_file(tmp_path):
     later = SkipFile(path, 20, 0.1)
     later.add([Note("b", "skipped", "größer"), Note("d", "skipped", "gone")])
     assert [line["key"] for line in lines(path)] == ["a", "c", "b", "d"]
-    assert (later.refresh(), later.exceeded) == (3, True)
+    assert (later.refresh(), later.exceeded) == (2, False), "what was mended before this start does not count"
+    later.add([Note("e", "skipped", "gone")])
+    assert later.exceeded
 
 
 def test_image_to_image_in_one_channel_of_sixteen_bits(write_config, tmp_path):

@@ -1,0 +1,42 @@
+"""Adapters of networks that hold more than weights, and headers that say what is not supported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from imagen.cascade.adapters import METADATA, WEIGHTS, attach, load_adapter, read_adapter, save_adapter
+from imagen.training.ema import EMA
+from tests.factories import tiny_base
+
+
+def test_an_adapter_holds_its_matrices_alone_and_not_the_network_s_buffers(tmp_path: Path) -> None:
+    unet = tiny_base(text_whitening=True)
+    buffers = {name: value.clone() for name, value in unet.named_buffers()}
+    assert any("whitening" in name for name in buffers)
+    attach(unet, 2, 4.0, ["to_q"])
+    torch.nn.init.normal_(next(p for name, p in unet.named_parameters() if "lora_B" in name))
+    save_adapter(tmp_path / WEIGHTS, EMA(unet).average, 2, 4.0, ["to_q"])
+    stored = read_adapter(tmp_path).tensors
+    trained = {name.replace(".default.", "."): p for name, p in unet.named_parameters() if p.requires_grad}
+    assert stored.keys() == trained.keys()
+    assert all(torch.equal(stored[name], value) for name, value in trained.items())
+    other = tiny_base(text_whitening=True)
+    load_adapter(other, tmp_path)
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in unet.state_dict().items())
+
+
+@pytest.mark.parametrize("entry", ["use_rslora", "use_dora"])
+def test_another_kind_of_adapter_is_refused_and_not_loaded_at_a_wrong_strength(tmp_path: Path, entry: str) -> None:
+    unet = tiny_base()
+    attach(unet, 2, 4.0, ["to_q"])
+    path = tmp_path / WEIGHTS
+    save_adapter(path, EMA(unet).average, 2, 4.0, ["to_q"])
+    facts = {"unet.r": 2, "unet.lora_alpha": 4.0, f"unet.{entry}": True}
+    save_file(load_file(path), path, {METADATA: json.dumps(facts)})
+    with pytest.raises(ValueError, match=f"was trained with {entry}, which is not supported"):
+        read_adapter(path)
