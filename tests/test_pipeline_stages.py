@@ -36,6 +36,12 @@ def test_route(size, side, slots):
         assert route(SR_ONLY, size, side) == slots
 
 
+@pytest.mark.parametrize("size", [None, 256])
+def test_a_stage_that_makes_the_size_it_takes_runs_once(size):
+    pairs = {"sr256": StageDefaults(size=256, lowres_size=256)}
+    assert route(pairs, size, 256) == ["sr256"]
+
+
 def test_route_says_what_is_missing():
     with pytest.raises(ValueError, match="has no stage"):
         route({})

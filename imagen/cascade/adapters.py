@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagen.cascade.stages import SLOTS, check_choice
+from imagen.cascade.variance import learns_variance
+
+logger = logging.get_logger(__name__)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
@@ -73,7 +77,7 @@ def attach(unet: nn.Module, rank: int, alpha: float, targets: Iterable[str]) -> 
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
-        raise ValueError('LoRA needs the package peft: pip install "imagen[peft]"') from None
+        raise ValueError("LoRA needs the package peft: pip install peft") from None
     check_targets(unet, targets)
     return LoraModel(unet, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), NAME)  # type: ignore[arg-type]
 
@@ -135,6 +139,15 @@ def read_adapter(place: str | Path) -> Adapter:
     return Adapter(rank, float(facts.get(f"{PREFIX}lora_alpha", rank)), tuple(layers), tensors)
 
 
+def trained_without_variance(place: str | Path) -> bool:
+    """Whether the adapter's training left the network's learned variance behind (train.drop_variance)."""
+    record = find_adapter(place).parent / "stage.json"
+    try:
+        return bool(json.loads(record.read_text(encoding="utf-8")).get("drop_variance", False))
+    except (OSError, ValueError, AttributeError):
+        return False  # from elsewhere, which does not say
+
+
 def load_adapter(unet: nn.Module, place: str | Path) -> Any:
     """Put a stored adapter into ``unet``.
 
@@ -192,6 +205,11 @@ class AdapterMixin:
         if unet is None:
             raise ValueError(f"stage {stage!r} is not in this pipeline, which the adapter {str(adapter)!r} is for")
         self._adapters[stage] = load_adapter(unet, adapter)
+        if trained_without_variance(adapter) and learns_variance(unet.config):
+            logger.warning(
+                f"{stage}: this adapter was trained with train.drop_variance, and the network still has its learned "
+                f'variance: call imagen.cascade.variance.drop_variance(pipe, "{stage}")'
+            )
 
     def unload_lora_weights(self, stage: str | None = None) -> None:
         """Take the adapter of a stage (None: of every stage) out again; the weights are those before, bit for bit."""

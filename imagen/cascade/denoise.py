@@ -13,6 +13,7 @@ from torch import Tensor
 from imagen.cascade.seeds import stage_generator
 from imagen.cascade.stages import StageDefaults
 from imagen.cascade.text import Text
+from imagen.cascade.variance import learns_variance
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.denoiser import Predict, make_x0_fn
 from imagen.diffusion.sampling import LoopState, level_log_snrs, sample_loop
@@ -114,7 +115,7 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
         guidance_scale=settings.guidance_scale if stage.guided else 1.0,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
-        learned_variance=stage.unet.config.out_channels == 2 * stage.channels,
+        learned_variance=learns_variance(stage.unet.config),
     )
     estimate: list[Tensor] = []
 

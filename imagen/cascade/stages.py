@@ -237,7 +237,8 @@ def route(stages: Mapping[str, StageDefaults], size: int | None = None, image_si
         start = _entry(stages, image_side, size)
     chain = [start]
     while stages[chain[-1]].size != size:
-        follower = [slot for slot in stages if stages[slot].lowres_size == stages[chain[-1]].size]
+        made_by_last = stages[chain[-1]].size
+        follower = [slot for slot in stages if stages[slot].lowres_size == made_by_last and slot not in chain]
         if not follower:
             break
         chain.append(follower[0])

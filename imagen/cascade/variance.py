@@ -12,6 +12,11 @@ from imagen.cascade.stages import SLOTS, check_choice
 logger = logging.get_logger(__name__)
 
 
+def learns_variance(config: Any) -> bool:
+    """Whether a network of this config says a variance beside what it predicts: two numbers for each of its input."""
+    return bool(config.out_channels == 2 * config.in_channels)
+
+
 def drop_variance(pipe: Any, slot: str = "base") -> None:
     """Cut the channels of the learned variance off a stage's output layer, and tell its scheduler, for good.
 
@@ -25,7 +30,7 @@ def drop_variance(pipe: Any, slot: str = "base") -> None:
         ValueError: no such stage, or one that learned no variance, or whose output layer an adapter changes.
     """
     unet = getattr(pipe, f"{check_choice('stage', slot, SLOTS)}_unet")
-    if unet is None or unet.config.out_channels != 2 * unet.config.in_channels:
+    if unet is None or not learns_variance(unet.config):
         raise ValueError(f"stage {slot!r} has no learned variance to drop; its network is not there, or has none")
     old = unet.conv_out
     if not isinstance(old, nn.Conv2d):

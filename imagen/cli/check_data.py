@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from imagen.training.parsing import parse
 
     try:
-        config = parse(arguments)
+        config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
         from imagen.training.loader import make_source
 
         source = make_source(config)

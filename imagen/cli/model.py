@@ -74,5 +74,5 @@ def _compose(folders: dict[str, Path], dtype: str) -> ImagenPipeline:
 
     from imagen.training.compose import compose
 
-    pipeline: ImagenPipeline = compose(folders).to(getattr(torch, dtype))
+    pipeline: ImagenPipeline = compose(folders, dtype=getattr(torch, dtype))
     return pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import sys
@@ -30,7 +31,11 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        start, _, words = message.partition("unrecognized arguments: ")
+        unknown = [] if start else words.split()[:1]
+        near = [option for word in unknown for option in difflib.get_close_matches(word, self._option_string_actions)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
 def parser() -> Parser:
@@ -93,7 +98,8 @@ def _values(kind: Callable[[str], Any]) -> Callable[[str], Any]:
                 return {int(size): kind(value) for size, value in (entry.split("=") for entry in entries)}
             return kind(text) if len(entries) == 1 else [kind(entry) for entry in entries]
         except ValueError:
-            wanted = "50  or  50,20,10  or  64=50,256=20" if kind is _steps else "5  or  5,3,1.5  or  64=5,256=3"
+            steps = f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}"
+            wanted = steps if kind is _steps else "5  or  5,3,1.5  or  64=5,256=3"
             raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
 
     return parse
@@ -196,7 +202,9 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
     import torch
     import transformers
 
+    from imagen.cascade.adapters import trained_without_variance
     from imagen.cascade.presets import apply_preset, set_sampler
+    from imagen.cascade.variance import drop_variance, learns_variance
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -211,7 +219,10 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
         pipe = model.load(args.dtype)
         for word in args.lora:
             stage, _, folder = word.rpartition("=")
-            pipe.load_lora_weights(folder, stage or "base")
+            slot = stage or "base"
+            pipe.load_lora_weights(folder, slot)
+            if trained_without_variance(folder) and learns_variance(getattr(pipe, f"{slot}_unet").config):
+                drop_variance(pipe, slot)
         if args.offload:
             pipe.enable_model_cpu_offload(device=device)
         else:

@@ -70,6 +70,10 @@ def open_source(name: str, variant: str | None = None) -> Source:
             f"{where}: in_channels is {config.get('in_channels')}, which does not fit the {kind} around it"
         )
     weights = read_weights(folder / "unet", DIFFUSERS_STEM, variant)
+    if variant is not None and not any(f".{variant}" in file.name for file in weights.files):
+        raise ValueError(
+            f"{folder / 'unet'} has no {variant} weights, only {weights.files[0].name}: leave --variant out"
+        )
     check_weights(weights, shapes(unet))
     scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
     if SLOTS[kind] == "sr256":

@@ -120,7 +120,7 @@ def _read_deep_colour(data: bytes) -> NDArray[Any]:
         import cv2
     except ImportError:
         raise Unusable(
-            "16-bit colour, which Pillow reads to 8 bits: pip install imagen[deep_color], or save it as .npy"
+            "16-bit colour, which Pillow reads to 8 bits: pip install opencv-python-headless, or save it as .npy"
         ) from None
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.shape[-1] != 3:

@@ -136,7 +136,7 @@ def _load(path: str, split: str, streaming: bool = False) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"dataset {path!r} needs the datasets package: pip install imagen[datasets]") from None
+        raise ValueError(f"dataset {path!r} needs the datasets package: pip install datasets") from None
     folder = Path(path)
     try:
         saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()

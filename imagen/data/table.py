@@ -174,7 +174,7 @@ class ParquetRows(Sequence[Mapping[str, Any]]):
         try:
             import pyarrow.parquet
         except ImportError:
-            raise ValueError(f"{str(path)!r} needs pyarrow: pip install imagen[datasets]") from None
+            raise ValueError(f"{str(path)!r} needs pyarrow: pip install pyarrow") from None
         try:
             self.table = pyarrow.parquet.read_table(path, memory_map=True)
         except (OSError, pyarrow.ArrowException) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class Texts:
         self.config, self.device = config, device
         self.encoder: Any = None
         self.cache: TextCache | None = None
+        self._told_of_cuts = False
         if config.text.cache is not None:
             self.cache = open_cache(config)
         elif config.text.encoder is not None:
@@ -93,7 +95,25 @@ class Texts:
 
         text = self.config.text
         captions = [as_read(caption, text.lowercase) for caption in captions]
+        self._tell_of_cuts(captions)
         return encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+
+    def _tell_of_cuts(self, captions: Sequence[str]) -> None:
+        """Warn of the first caption that is longer than text.max_length."""
+        from imagen.text.encoder import token_count
+
+        limit = self.config.text.max_length
+        for caption in () if self._told_of_cuts else captions:
+            if len(caption) + 2 <= limit:  # a token has a character at the least, but for the first and the last
+                continue
+            if (count := token_count(self.tokenizer, caption)) > limit:
+                self._told_of_cuts = True
+                warnings.warn(
+                    f"a caption of {count} tokens is cut at text.max_length {limit}: {caption[:60]!r}...; further ones "
+                    "are cut without a word",
+                    stacklevel=3,
+                )
+                return
 
     def null(self, count: int, dim: int) -> tuple[Tensor, Tensor]:
         """The text of the unconditional half of guidance: (count, L, dim) and (count, L)."""

@@ -40,7 +40,7 @@ def text_reading(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if "adapter_of" in record:
             raise ConfigError(
                 f"{name} is an adapter of {record['adapter_of']!r}, not a network: load it into a pipeline with "
-                "ImagenPipeline.load_lora_weights"
+                "sample.py --lora or ImagenPipeline.load_lora_weights"
             )
         found[name] = {key: record["text"][key] for key in ("padding", "null", "lowercase") if key in record["text"]}
     first = next(iter(found))
@@ -79,8 +79,8 @@ def read_source(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def load_unet(folder: Path) -> Any:
-    """The network saved in a folder, float32, without the folder's name, which is nobody's business once composed.
+def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The network saved in a folder, without the folder's name, which is nobody's business once composed.
 
     Raises:
         ConfigError: a folder without one.
@@ -89,7 +89,7 @@ def load_unet(folder: Path) -> Any:
 
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=torch.float32)
+        unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{folder} holds no network: {' '.join(str(error).split())}") from error
     unet.register_to_config(_name_or_path="")
@@ -106,13 +106,13 @@ def load_scheduler(folder: Path) -> Any:
     return (getattr(sampling, kind, None) or getattr(diffusers, kind)).from_pretrained(folder)
 
 
-def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "fp32") -> Any:
+def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """An ImagenPipeline of exported stages.
 
     Args:
         stages: stage name (base64, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
         text: T5 folder or Hub id; None takes the one that the stages were trained with.
-        dtype: fp32, fp16 or bf16, of all weights.
+        dtype: of all weights.
 
     Raises:
         ConfigError: no such stage, sizes that do not meet, or different text encoders.
@@ -134,11 +134,12 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
     source = text or next(iter(trained), None)
     if source is not None:
         try:
-            components["tokenizer"], components["text_encoder"] = load_text_encoder(source)
+            components["tokenizer"], encoder = load_text_encoder(source)
+            components["text_encoder"] = encoder.to(dtype)
         except ValueError as error:
             raise ConfigError(f"--text: {error}") from error
     for name, record in records.items():
-        unet = load_unet(record["unet"])
+        unet = load_unet(record["unet"], dtype)
         width = unet.config.text_dim
         if width is not None and "text_encoder" in components and components["text_encoder"].config.d_model != width:
             raise ConfigError(
@@ -146,13 +147,12 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: str = "f
             )
         components[f"{SLOTS[name]}_unet"] = unet
         components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["scheduler"])
-    pipeline = ImagenPipeline(
+    return ImagenPipeline(
         **components,
         stages={SLOTS[name]: record["stage"] for name, record in records.items()},
         max_length=max(record["text"]["max_length"] for record in records.values()),
         text=reading,
     )
-    return pipeline.to(DTYPES[dtype])
 
 
 def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
@@ -186,7 +186,7 @@ def command(
     """Compose stage runs into one folder that sample.py --model and ImagenPipeline.from_pretrained load.
 
     Args:
-        out: folder to write.
+        out: folder to write; of a pipeline that is there the parts are replaced, other files stay.
         base64: run_dir of the base stage, or a composed pipeline to take it from.
         sr256: the same for the 64 -> 256 stage.
         sr1024: the same for the 256 -> 1024 stage.
@@ -195,7 +195,7 @@ def command(
         max_shard_size: split weight files above this size, for example 14MB.
     """
     given = {"base64": base64, "sr256": sr256, "sr1024": sr1024}
-    pipeline = compose({name: path for name, path in given.items() if path is not None}, text, dtype)
+    pipeline = compose({name: path for name, path in given.items() if path is not None}, text, DTYPES[dtype])
     save(pipeline, out, max_shard_size)
     print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
 

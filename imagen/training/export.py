@@ -98,7 +98,7 @@ def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int
         "images": step * config.train.batch_size,
         "stage": stage_defaults(config).to_dict(),
         "text": {"encoder": config.text.encoder, "max_length": config.text.max_length, **config.text.reading},
-        **({"adapter_of": config.train.init_from} if lora.used else {}),
+        **({"adapter_of": config.train.init_from, "drop_variance": config.train.drop_variance} if lora.used else {}),
     }
     write_text(folder / "stage.json", json.dumps(record, indent=2) + "\n")
 
@@ -113,6 +113,8 @@ def read_stage(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((root / "stage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {str(folder)!r}: give the run_dir of a training") from None
         raise ConfigError(
             f"{str(folder)!r} holds no exported stage (model/stage.json): give the run_dir of a training"
         ) from None

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
+from imagen.cascade.variance import learns_variance
 from imagen.training.config import RunConfig
 from imagen.training.ema import trained_state
 from imagen.training.errors import ConfigError
-from imagen.training.origin import network_folder
+from imagen.training.origin import network_folder, no_network
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 from imagen.training.stage_config import LossConfig
 
@@ -81,11 +82,6 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         raise ConfigError(
             f"train.drop_variance is true, but unet.out_channels is {unet.out_channels}: set it to {unet.in_channels}"
         )
-
-
-def learns_variance(unet: Any) -> bool:
-    """Whether a network (its config) says a variance beside what it predicts: two numbers for each of its input."""
-    return bool(unet.out_channels == 2 * unet.in_channels)
 
 
 def check_size(config: RunConfig, unet: Any) -> None:
@@ -165,7 +161,7 @@ def load_initial(unet: Any, folder: str, drop_variance: bool, dtype: torch.dtype
     root = network_folder(folder)
     files = sorted(root.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"train.init_from {folder!r} holds no exported network: give a run/model folder")
+        raise no_network(folder)
     without_memory = next(unet.parameters()).is_meta
     tensors: dict[str, Tensor] = {}
     for file in files:

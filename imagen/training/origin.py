@@ -46,6 +46,16 @@ def network_folder(folder: str) -> Path:
     return root / "unet" if (root / "unet").is_dir() else root
 
 
+def no_network(folder: str) -> ConfigError:
+    """The error for a train.init_from without a network."""
+    if not Path(folder).is_dir():
+        return ConfigError(
+            f"train.init_from {folder!r} does not exist: train that stage first, or convert a checkpoint with "
+            "python -m imagen.convert"
+        )
+    return ConfigError(f"train.init_from {folder!r} holds no exported network: give a run/model folder")
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +107,7 @@ def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
     if start is None:
         raise ConfigError("unet is missing: add its kind and arguments, or train.init_from to take those of a stage")
     if origin.unet is None:
-        raise ConfigError(f"train.init_from {start!r} holds no exported network: give a run/model folder")
+        raise no_network(start)
     unet = dict(origin.unet)
     if dropped and unet.get("out_channels") == 2 * unet.get("in_channels", 0):
         unet["out_channels"] = unet["in_channels"]

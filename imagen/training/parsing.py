@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 
 UNET_KINDS = ("BaseUNet", "EfficientUNet")
+TRAIN = (
+    "Train one stage of the cascade. Launch with `python` or `accelerate launch`; the same command goes on where an "
+    "earlier run in run_dir stopped."
+)
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
@@ -82,14 +86,14 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             _check_file(path, known)
 
 
-def build_parser() -> ArgumentParser:
-    """The command line of train.py."""
-    parser = ArgumentParser(
-        prog="train.py",
-        description="Train one stage of the cascade. Launch with `python` or `accelerate launch`; "
-        "the same command goes on where an earlier run in run_dir stopped.",
-        exit_on_error=False,
-    )
+def build_parser(prog: str = "train.py", description: str = TRAIN) -> ArgumentParser:
+    """The command line of train.py, and of commands that read a run's configuration.
+
+    Args:
+        prog, description: of the command, in its help.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
     parser.add_class_arguments(RunConfig)
     return parser
@@ -105,8 +109,11 @@ def _one_line(error: Exception) -> str:
     return text
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", description: str = TRAIN) -> RunConfig:
     """The configuration that `arguments` (default: the command line) describe.
+
+    Args:
+        prog, description: of the command, in its help.
 
     Raises:
         ConfigError: unknown key, wrong type or impossible value, in one line.
@@ -114,7 +121,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _check_arguments(words)
-    parser = build_parser()
+    parser = build_parser(prog, description)
     try:
         settings = parser.instantiate(parser.parse_args(words))
     except ConfigError:

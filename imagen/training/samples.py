@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from imagen.cascade.variance import learns_variance
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
@@ -28,7 +29,6 @@ from imagen.training.cascade_grid import CascadeGrid
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
 from imagen.training.loader import make_source
-from imagen.training.network import learns_variance
 from imagen.training.objective import Objective
 from imagen.training.randomness import draw_noise
 

@@ -225,6 +225,8 @@ BAD = [
     (["a", "--device", "tpu9"], "--device 'tpu9' is not there"),
     (["a", "--out", "{tmp}/empty.txt"], "empty.txt' cannot be made"),
     (["a", "--bogus"], "unrecognized arguments: --bogus"),
+    (["a", "--stpes", "3"], "unrecognized arguments: --stpes 3; did you mean --steps?"),
+    (["a", "--steps", "smart99"], "one of the lists fast27, smart27"),
 ]
 
 

@@ -235,6 +235,13 @@ def test_what_is_already_there_is_not_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_variant_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deepfloyd-if", str(checkpoint / "I"), str(tmp_path / "new"), "--variant", "fp16"]) == 2
+    error = capsys.readouterr().err
+    assert "unet has no fp16 weights, only diffusion_pytorch_model.safetensors: leave --variant out" in error
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_same_stage_twice(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twice = [str(checkpoint / "II")] * 2
     assert main(["deepfloyd-if", *twice, str(tmp_path / "model")]) == 2

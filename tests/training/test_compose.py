@@ -139,7 +139,7 @@ def test_half_precision_and_shards(config, t5, tmp_path):
     ("arguments", "expected"),
     [
         ([], "no stage given"),
-        (["--base64", "/nowhere"], "'/nowhere' holds no exported stage"),
+        (["--base64", "/nowhere"], "there is no folder '/nowhere': give the run_dir of a training"),
         (["--sr256", "{a}"], "holds the stage base64: pass it as --base64"),
         (["--base64", "{a}", "--text", "/nowhere"], "--text: no T5 encoder at '/nowhere'"),
         (["--base64", "{a}", "--sr256", "{b}"], "sr256 starts from 8 px but base64 makes 10 px"),

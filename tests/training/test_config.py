@@ -12,9 +12,10 @@ from imagen.cascade.adapters import check_targets
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
 from imagen.training.changes import changed_keys, flatten
+from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 from imagen.training.network import make_unet
-from imagen.training.parsing import parse, to_yaml
+from imagen.training.parsing import known_keys, parse, to_yaml
 from tests.convert.released import IF_I_XL
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -30,6 +31,20 @@ def test_yaml_overrides_and_resolved_file_agree(write_config, tmp_path):
     saved = tmp_path / "resolved.yaml"
     saved.write_text(to_yaml(config))
     assert parse(["--config", str(saved)]) == config
+
+
+def test_help_says_what_every_key_means(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "steps of linear warm-up (the paper: 10,000) (type: int" in said
+    keys = [key for key in known_keys(RunConfig) if not key.startswith("validation.data.")]
+    sections = {key.rpartition(".")[0] for key in keys}
+    texts = {
+        key: said.rpartition(f" --{key} ")[2].partition("(type:")[0].split() for key in keys if key not in sections
+    }
+    assert len(texts) > 80
+    assert not {key: text for key, text in texts.items() if len(text) < 3}
 
 
 def test_print_config_prints_the_resolved_values(write_config, capsys):
@@ -63,7 +78,7 @@ def test_print_config_prints_the_resolved_values(write_config, capsys):
         (["--text.encoder", "/nowhere/t5", "--unet.text_dim", "32"], "text.encoder '/nowhere/t5' does not exist"),
         (["--data.kind", "folder"], "data.path is missing"),
         (["--data.kind", "folder", "--data.path", "/nowhere"], "there is no folder '/nowhere'"),
-        (["--train.init_from", "/nowhere"], "train.init_from '/nowhere' holds no exported network"),
+        (["--train.init_from", "/nowhere"], "train.init_from '/nowhere' does not exist: train that stage first"),
         (["--config", "/nowhere.yaml"], "cannot read --config '/nowhere.yaml'"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, 
             Trainer(config(**{"grid": {**GRID, "cascade": str(sr_folder)}, **changes}))
         return str(caught.value)
 
-    assert "holds no exported stage" in message(grid={**GRID, "cascade": str(tmp_path / "none")})
+    assert "there is no folder" in message(grid={**GRID, "cascade": str(tmp_path / "none")})
     assert "do not meet base64" in message(**{"stage.size": 12})
     with_text = tiny_sr(2)
     with_text.save_config(sr_folder / "sr256_unet")
