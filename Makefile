@@ -49,7 +49,7 @@ TRAIN := $(if $(shell command -v nvidia-smi),$(BIN)/python,OMP_NUM_THREADS=1 ACC
 WIDE := --data.crop 256 --train.batch_size 8 --train.steps 1100 --optim.hold 0 --optim.lr 3e-4 --optim.muon_lr 1e-3
 
 # Every line resumes where it was interrupted.
-demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about five hours on two cores with AMX)
+demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about six hours on two cores with AMX)
 	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5
 	$(TRAIN) --config configs/shapes/base64.yaml
 	for stage in sr256 sr1024; do \

@@ -13,6 +13,7 @@ from PIL import Image
 
 from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
+from imagen.diffusion.sampling import SAMPLERS
 from imagen.evaluation.generate import load, progress_line, sample
 from imagen.evaluation.judge import FACT_NAMES, Verdict, check
 from imagen.evaluation.report import Tile, note, provenance, save_sheet, table, write_json
@@ -129,6 +130,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="prompts sampled at once (default 8)")
     parser.add_argument("--steps", type=int, nargs="+", help="one number, or one a stage; default: the stages' own")
     parser.add_argument("--guidance", type=float, nargs="+", help="one scale, or one a stage; default: the stages' own")
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="of every stage; default: the stages' own")
     parser.add_argument("--device", help="where to sample, such as cpu or cuda:1; default: a GPU if there is one")
 
 
@@ -220,7 +222,7 @@ def _sampled(
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Sample, judge, print the tables, write ``alignment.json`` and the contact sheets."""
     prompts = suite(args.split, args.num, args.seed)
-    pipe = load(args.model, args.device)
+    pipe = load(args.model, args.device, args.sampler)
     pictures = _sampled(args, pipe, prompts, _large(args, [d.size for d in pipe.stage_defaults.values()]))
     judged = {side: judge_all(prompts[: len(made)], made) for side, made in pictures.items()}
     controls = detector_controls(prompts, judged[args.size], args.size)

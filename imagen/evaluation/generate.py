@@ -18,15 +18,22 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-def load(model: str, device: str | None = None) -> ImagenPipeline:
+def load(model: str, device: str | None = None, sampler: str | None = None) -> ImagenPipeline:
     """The pipeline of a folder or Hub id on a device (None: a GPU if there is one), without its own progress bars.
+
+    Args:
+        sampler: of every stage, in place of the model's own.
 
     Raises:
         ValueError: no such model, or an unusable device.
     """
+    from imagen.cascade.presets import set_sampler
     from imagen.pipeline import ImagenPipeline
 
     pipe = ImagenPipeline.from_pretrained(model)
+    if sampler is not None:
+        for slot in pipe.stage_defaults:
+            set_sampler(pipe, slot, sampler)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         pipe.to(torch.device(name))

@@ -235,7 +235,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Measure, print the table, write ``superres.json`` and a contact sheet a stage."""
     if args.num < 1 or args.num_1024 < 1:
         raise ValueError(f"--num is {args.num} and --num-1024 is {args.num_1024}; expected at least 1")
-    pipe = load(args.model, args.device)
+    pipe = load(args.model, args.device, args.sampler)
     defaults = list(pipe.stage_defaults.values())
     stages = [(d.lowres_size, d.size) for d in defaults if d.lowres_size is not None]
     if not stages:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     from imagen.evaluation.curves import plot_sweep
 
     prompts = suite(args.split, args.num, args.seed)
-    pipe = load(args.model, args.device)
+    pipe = load(args.model, args.device, args.sampler)
     stage = args.stage or args.size
     defaults = {d.size: d for d in pipe.stage_defaults.values()}
     if stage not in defaults or stage > args.size:

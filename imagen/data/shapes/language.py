@@ -133,7 +133,7 @@ def _sample_thing(rng: np.random.Generator, qualified: bool = True) -> Thing:
 
 
 def _draw(rng: np.random.Generator, category: Category | None) -> Facts:
-    kind = category or ("single", "relation", "relation", "counting", "counting")[int(rng.integers(5))]
+    kind = category or ("single", "relation", "relation", "counting", "counting", "counting")[int(rng.integers(6))]
     background = None
     if category == "background" or (category is None and rng.random() < 0.4):
         background = _choice(rng, list(BACKGROUNDS))
@@ -154,8 +154,8 @@ def _occurs(facts: Facts) -> bool:
 def sample_facts(rng: np.random.Generator, split: Split = "train", category: Category | None = None) -> Facts:
     """Draw facts of a split.
 
-    With ``category=None`` two fifths are relations, two fifths numbers, which are the hard ones, and a fifth single
-    things; a background is named in 40 %.
+    With ``category=None`` half are numbers, which are the hardest, a third relations and a sixth single things; a
+    background is named in 40 %.
 
     Raises:
         ValueError: unknown split.
