@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "imagen.cascade": {"imagen.cascade", *CORE},
     "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.training": {"imagen.training", "imagen.disk", "imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *CORE},
+    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen": {"imagen", "imagen.pipeline"},
 }

@@ -176,7 +176,7 @@ def test_sixteen_bit_colour_is_never_reduced_in_silence(monkeypatch: pytest.Monk
     levels = np.arange(3 * 64 * 64, dtype=np.uint16).reshape(64, 64, 3) * 5
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "cv2", None)  # as if it were not installed
-        with pytest.raises(Unusable, match=r"16-bit colour.*pip install imagen\[deep_color\]"):
+        with pytest.raises(Unusable, match=r"16-bit colour.*pip install opencv-python-headless"):
             decode(deep_png(levels), "a.png")
     pytest.importorskip("cv2", reason="reading 16-bit colour needs opencv-python-headless")
     pixels = decode(deep_png(levels), "a.png").pixels
