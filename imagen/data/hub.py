@@ -101,7 +101,8 @@ class HubStream:
         self.path, self.split = path, split
         names = rows.column_names or list(next(iter(rows), {}))
         self.columns = Columns(path, names, rows.features or {}, fields)
-        rows = rows.select_columns(self.columns.read)
+        if set(names) != set(self.columns.read):  # which costs something for every row
+            rows = rows.select_columns(self.columns.read)
         self.rows = _undecoded(rows, self.columns.pictures) if rows.features else rows.decode(False)
 
     def __len__(self) -> int:
