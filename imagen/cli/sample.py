@@ -220,9 +220,10 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
         for word in args.lora:
             stage, _, folder = word.rpartition("=")
             slot = stage or "base"
-            pipe.load_lora_weights(folder, slot)
-            if trained_without_variance(folder) and learns_variance(getattr(pipe, f"{slot}_unet").config):
+            unet = getattr(pipe, f"{slot}_unet", None)
+            if unet is not None and learns_variance(unet.config) and trained_without_variance(folder):
                 drop_variance(pipe, slot)
+            pipe.load_lora_weights(folder, slot)
         if args.offload:
             pipe.enable_model_cpu_offload(device=device)
         else:

@@ -95,15 +95,17 @@ class Texts:
 
         text = self.config.text
         captions = [as_read(caption, text.lowercase) for caption in captions]
-        self._tell_of_cuts(captions)
-        return encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+        encoded = encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+        if encoded[1].shape[1] >= text.max_length and not self._told_of_cuts:  # most batches are not so long
+            self._tell_of_cuts(captions)
+        return encoded
 
     def _tell_of_cuts(self, captions: Sequence[str]) -> None:
         """Warn of the first caption that is longer than text.max_length."""
         from imagen.text.encoder import token_count
 
         limit = self.config.text.max_length
-        for caption in () if self._told_of_cuts else captions:
+        for caption in captions:
             if len(caption) + 2 <= limit:  # a token has a character at the least, but for the first and the last
                 continue
             if (count := token_count(self.tokenizer, caption)) > limit:

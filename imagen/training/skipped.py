@@ -15,7 +15,8 @@ LEAST_READ = 1000  # so that one bad picture among the first ones of a stream en
 class SkipFile:
     """Append-only JSON lines (key, action, reason), one per picture and reason, written by all processes of a run.
 
-    Only what is met after this start counts, for the data may have been mended or changed since the last one.
+    Only what is met after this start counts, for the data may have been mended or changed since the last one. What an
+    earlier start wrote already is counted by the process that meets it again, but not by the others.
 
     Args:
         path: the file; lines of an earlier part of the run are kept and not written again.

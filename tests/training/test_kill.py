@@ -76,9 +76,7 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def compare_with_an_undisturbed_run(
-    server, write_config, read_metrics, tmp_path, steps, kills, seed, **changes
-) -> None:
+def assert_like_an_undisturbed_run(server, write_config, read_metrics, tmp_path, steps, kills, seed, **changes) -> None:
     changes = {
         "train.steps": steps,
         "train.num_workers": 1,
@@ -96,14 +94,14 @@ def compare_with_an_undisturbed_run(
 
 @pytest.mark.timeout(900)
 def test_three_kills(server, write_config, read_metrics, tmp_path):
-    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 12, 3, seed=1)
+    assert_like_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 12, 3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_kills(server, write_config, read_metrics, tmp_path):
     changes = {"train.accumulation": 2, "optim.schedule": "cosine"}
-    compare_with_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 60, 50, seed=2, **changes)
+    assert_like_an_undisturbed_run(server, write_config, read_metrics, tmp_path, 60, 50, seed=2, **changes)
 
 
 @pytest.mark.slow
