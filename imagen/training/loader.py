@@ -88,7 +88,8 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     try:
         if data.kind == "shapes":
             split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
-            return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
+            low, share = stage.lowres_size, data.unnamed_colors
+            return ShapesDataset(stage.size, seed, split, data.crop, low, data.category, share)
         prepare = Prepare(
             stage.size,
             data.crop,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +146,55 @@ def test_a_tenth_is_held_out_whatever_the_order_and_the_relation() -> None:
     assert np.mean(verdicts) == pytest.approx(0.1, abs=0.02)
 
 
+def test_unnamed_colors_change_nothing_but_the_colors_of_their_share() -> None:
+    plain = ShapesDataset(256, seed=4, lowres_size=64)
+    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=0.5)
+    changed, still = [], []
+    for index in range(400):
+        (facts, text, scene), (same_facts, same_text, other) = plain.scene(index), painted.scene(index)
+        assert (facts, text) == (same_facts, same_text)
+        names = [replace(thing, rgb=old.rgb) for thing, old in zip(other.objects, scene.objects, strict=True)]
+        assert tuple(names) == scene.objects
+        changed.append(other != scene)
+        if other != scene:
+            moved = [other.background != scene.background]
+            moved += [new.rgb != old.rgb for new, old in zip(other.objects, scene.objects, strict=True)]
+            still += [not all(moved)]
+        assert painted.scene(index)[2] == other
+    assert np.mean(changed) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(still) < 0.05  # by less than a level
+    sample, (_, _, scene) = painted.sample(changed.index(True)), painted.scene(changed.index(True))
+    for picture, side in ((sample.image, 256), (sample.lowres, 64)):
+        assert picture is not None
+        assert np.allclose((picture.numpy() + 1) / 2, render(scene, side).transpose(2, 0, 1), atol=1e-6)
+
+
+def test_unnamed_colors_cover_the_cube_and_come_near_every_name() -> None:
+    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=1.0)
+    plain = ShapesDataset(256, seed=4, lowres_size=64)
+    pairs = [(plain.scene(i)[2].background, painted.scene(i)[2].background) for i in range(600)]
+    far = np.array([np.abs(np.subtract(new, old)).max() for old, new in pairs])
+    assert (far < 20).mean() > 0.1
+    assert (far > 100).mean() > 0.1
+    colors = np.array([new for _, new in pairs])
+    assert (np.histogramdd(colors, bins=2, range=[(0, 256)] * 3)[0] > 20).all()
+    several = [scene.objects for scene in (painted.scene(i)[2] for i in range(50)) if len(scene.objects) > 1]
+    assert all(len({thing.rgb for thing in objects}) == len(objects) for objects in several), "each moves by itself"
+
+
+def test_unnamed_colors_show_nothing_held_out() -> None:
+    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=1.0)
+
+    def nearest(rgb: tuple[int, int, int]) -> str:
+        return min(COLORS, key=lambda name: float(np.linalg.norm(np.subtract(COLORS[name], rgb))))
+
+    assert all(nearest(rgb) == name for name, rgb in COLORS.items())
+    for index in range(1500):
+        things = [Thing(nearest(thing.rgb), thing.shape) for thing in painted.scene(index)[2].objects]
+        assert not any((thing.color, thing.shape) in HELDOUT_PAIRS for thing in things)
+        assert not any(is_heldout(Facts((a, b), "above")) for a in things for b in things if a != b)
+
+
 def test_categories() -> None:
     for category in ("single", "relation", "counting", "background"):
         dataset = ShapesDataset(8, split="heldout", category=category)
@@ -162,6 +213,8 @@ def test_categories() -> None:
         ({"size": 8, "crop": 9}, "crop is 9"),
         ({"size": 256, "lowres_size": 64, "crop": 100}, "multiple of 32"),
         ({"size": 1024, "lowres_size": 256, "crop": 254}, "multiple of 4"),
+        ({"size": 256, "lowres_size": 64, "unnamed_colors": 1.5}, "unnamed_colors is 1.5"),
+        ({"size": 64, "unnamed_colors": 0.5}, "take the colours from"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict, message: str) -> None:
