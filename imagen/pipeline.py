@@ -18,13 +18,14 @@ from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, check_tensors, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
-from imagen.cascade.folder import check_folder, find_folder, read_index
+from imagen.cascade.folder import check_complete, check_folder, find_folder, read_index
 from imagen.cascade.plan import join, plan
 from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, TextDefaults, check_int, read_stages
-from imagen.cascade.text import PromptReader, load_encoder
+from imagen.cascade.text import PromptReader, load_encoder, named_dtype
 from imagen.diffusion.sampling import LoopState
+from imagen.text.encoder import check_tokenizer
 from unets import BaseUNet, EfficientUNet
 
 logger = logging.get_logger(__name__)
@@ -60,7 +61,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
             :class:`imagen.cascade.stages.StageDefaults`; the usual sizes and our defaults where none are given.
-    X        format_version: of ``stages``; older ones are migrated.
+        format_version: of ``stages``; older ones are migrated.
     """
 
     model_cpu_offload_seq = "text_encoder->base_unet->sr256_unet->sr1024_unet"
@@ -125,7 +126,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         folder = find_folder(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
         check_folder(folder, skip)
         kwargs.setdefault("use_safetensors", True)
-        kwargs["dtype"] = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")
+        kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
         index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
         for name, listed, load in (
             ("text_encoder", ["transformers", "T5EncoderModel"], load_encoder),
@@ -133,7 +134,16 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         ):
             if index.get(name) == listed and name not in kwargs and free:
                 kwargs[name] = load(folder / name, kwargs)
-        pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
+        try:
+            pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model {str(pretrained_model_name_or_path)!r} cannot be loaded: {reason}") from error
+        for name in (f"{slot}_unet" for slot in SLOTS if free and f"{slot}_unet" not in kwargs):
+            if getattr(pipe, name) is not None:
+                check_complete(folder / name, getattr(pipe, name).state_dict())
+        if pipe.tokenizer is not None and pipe.text_encoder is not None:
+            check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 

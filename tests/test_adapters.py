@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from imagen import ImagenPipeline
 from imagen.cascade.adapters import METADATA, WEIGHTS, attach, load_adapter, read_adapter, save_adapter
 from imagen.training.ema import EMA
-from tests.factories import tiny_base
+from tests.factories import sample, tiny_base, tiny_pipeline
 
 
 def test_an_adapter_holds_its_matrices_alone_and_not_the_network_s_buffers(tmp_path: Path) -> None:
@@ -40,3 +41,26 @@ def test_another_kind_of_adapter_is_refused_and_not_loaded_at_a_wrong_strength(t
     save_file(load_file(path), path, {METADATA: json.dumps(facts)})
     with pytest.raises(ValueError, match=f"was trained with {entry}, which is not supported"):
         read_adapter(path)
+
+
+def test_pipelines_that_share_a_network_share_its_adapter(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    plain = sample(pipe, "a red circle", size=16).images
+    trained = tiny_base()
+    attach(trained, 2, 4.0, ["to_q"])
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(tmp_path / WEIGHTS, EMA(trained).average, 2, 4.0, ["to_q"])
+    pipe.load_lora_weights(tmp_path)
+    other = ImagenPipeline.from_pipe(pipe)
+    assert not torch.equal(sample(other, "a red circle", size=16).images, plain)
+    with pytest.raises(ValueError, match="base holds an adapter"):
+        other.save_pretrained(tmp_path / "saved")
+    other.unload_lora_weights("base")
+    for either in (pipe, other):
+        assert torch.equal(sample(either, "a red circle", size=16).images, plain)
+        either.save_pretrained(tmp_path / "saved")
+    pipe.load_lora_weights(tmp_path)
+    pipe.base_unet = tiny_base()
+    pipe.save_pretrained(tmp_path / "saved")  # the network that holds it has gone

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from imagen import ImagenPipeline
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
-from tests.factories import Calls, sample, seeded, tiny_base, tiny_pipeline
+from tests.factories import WIDTH, Calls, sample, seeded, tiny_base, tiny_pipeline
 
 PROMPTS = ["a red circle", "two blue star", "a small green circle"]
 
@@ -239,8 +239,12 @@ def test_callback_may_replace_z_and_nothing_else(pipe):
     def zero(p, step, timestep, tensors):
         return {"z": torch.zeros_like(tensors["z"])} if p.stage == "base" and step == 1 else None
 
-    out = sample(pipe, PROMPTS, callback_on_step_end=zero, size=16)
-    assert torch.equal(out.images, torch.full_like(out.images, 0.5))
+    def zero_in_place(p, step, timestep, tensors):
+        return {"z": tensors["z"].zero_()} if step == 1 else None
+
+    for callback in (zero, zero_in_place):
+        out = sample(pipe, PROMPTS, callback_on_step_end=callback, size=16)
+        assert torch.equal(out.images, torch.full_like(out.images, 0.5))
 
     with pytest.raises(ValueError, match="only z can be replaced"):
         sample(
@@ -249,6 +253,19 @@ def test_callback_may_replace_z_and_nothing_else(pipe):
             callback_on_step_end=lambda p, i, t, tensors: {"x0": tensors["x0"] * 0},
             callback_on_step_end_tensor_inputs=["z", "x0"],
         )
+    for answer, message in [
+        (True, "returned a bool; expected None or"),
+        ({"z": 0}, "returned a int; expected None or"),
+        ({"z": torch.zeros(1)}, r"made z \(1,\); expected \(1, 3, 16, 16\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sample(pipe, PROMPTS[0], callback_on_step_end=lambda *_, answer=answer: answer)
+
+
+def test_what_is_not_finite_is_told_and_not_made_black(pipe):
+    embeds = torch.full((1, 3, WIDTH), torch.nan)
+    with pytest.raises(ValueError, match="stage base made numbers that are not finite"):
+        sample(pipe, prompt_embeds=embeds, size=16)
 
 
 def test_stage_callback_comes_with_the_pictures_of_each_stage(pipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from PIL import Image
 
 from imagen import ImagenPipeline
@@ -161,3 +162,40 @@ def test_a_stage_may_start_from_pictures_with_other_channels_than_it_makes() -> 
     assert sample(pipe, image=grey).images.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="this model's pictures have 1 channels"):
         sample(pipe, image=grey.expand(2, 3, 8, 8))
+
+
+def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():
+    grey = tiny_base(in_channels=1, out_channels=1)
+    for changes, message in [
+        ({"sr256_scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEulerDiscreteScheduler cannot step x0"),
+        ({"sr256_scheduler": PNDMScheduler()}, "PNDMScheduler cannot step x0"),
+        ({"base_unet": grey}, "base makes pictures of 1 channels and sr256 starts from 3; give size=16"),
+    ]:
+        pipe = tiny_pipeline(**changes)
+        with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match=message):
+            sample(pipe, PROMPTS[0])
+        assert not calls.samples
+    pipe = tiny_pipeline()
+    pipe.set_stage_defaults("sr1024", aug_schedule={"kind": "linear", "s": 0.1})
+    with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match="stage sr1024: the linear schedule has no"):
+        sample(pipe, PROMPTS[0])
+    pipe = tiny_pipeline(sr256_scheduler=make_scheduler("unipc", CosineSchedule(), "sample"))
+    with pytest.raises(ValueError, match="stage sr256: UniPCMultistepScheduler takes no list of timesteps"):
+        sample(pipe, PROMPTS[0], num_inference_steps={32: "smart27"})
+    assert sample(pipe, PROMPTS[0], size=16).images.shape[-1] == 16, "a stage that does not run is not looked at"
+
+
+def test_what_is_no_generator_or_no_mask_is_told(pipe):
+    with pytest.raises(ValueError, match="generator holds a int; expected torch.Generator"):
+        sample(pipe, PROMPTS[0], generator=5)
+    with pytest.raises(ValueError, match="generator holds a int"):
+        sample(pipe, PROMPTS[0], generator=[5])
+    with pytest.raises(ValueError, match="mask of prompt_embeds is a list; expected a tensor"):
+        sample(pipe, prompt_embeds=torch.zeros(1, 2, WIDTH), prompt_mask=[[True, True]])
+
+
+def test_the_reader_takes_one_prompt_or_several(pipe):
+    one, several = pipe.reader.encode(PROMPTS[0]), pipe.reader.encode([PROMPTS[0]])
+    assert torch.equal(one[0], several[0])
+    with pytest.raises(ValueError, match="expected a string or a non-empty list"):
+        pipe.reader.encode([])

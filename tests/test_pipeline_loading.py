@@ -304,3 +304,42 @@ def test_model_offload_on_a_real_device_gives_the_pictures_of_the_cpu():
     torch.testing.assert_close(sample(pipe), expected, atol=1e-2, rtol=0)
     assert pipe.base_unet.device.type == "cpu"
     assert expected.shape[-1] == SIZES[-1]
+
+
+def test_a_network_that_lacks_a_tensor_is_refused_and_not_filled_with_anything(copy):
+    path = copy / "sr256_unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    path.unlink()
+    save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"sr256_unet lacks 1 tensors of the network .{name}, "):
+        ImagenPipeline.from_pretrained(copy)
+    assert ImagenPipeline.from_pretrained(copy, sr256_unet=None).sr256_unet is None
+
+
+@pytest.mark.parametrize("lost", ["base_scheduler/scheduler_config.json", "sr256_unet/config.json"])
+def test_a_lost_file_is_one_line(copy, lost):
+    (copy / lost).unlink()
+    with pytest.raises(ValueError, match=r"model .* cannot be loaded: .*"):
+        ImagenPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("stages", [[1], {"base": 5}])
+def test_stages_of_another_type_are_told(copy, stages):
+    rewrite_index(copy, stages=stages)
+    with pytest.raises(ValueError, match=r"(stages|stage base) is (\[1\]|5); expected"):
+        ImagenPipeline.from_pretrained(copy)
+
+
+def test_a_dtype_by_name(saved):
+    assert ImagenPipeline.from_pretrained(saved, dtype="bfloat16").base_unet.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is 'half-ish'; expected float32"):
+        ImagenPipeline.from_pretrained(saved, dtype="half-ish")
+
+
+def test_a_tokenizer_without_its_words_is_refused(copy):
+    for path in (copy / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        ImagenPipeline.from_pretrained(copy)

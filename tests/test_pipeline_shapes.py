@@ -41,6 +41,18 @@ def test_a_start_from_a_wide_picture_keeps_its_proportions(pipe):
     torch.testing.assert_close(later.images, whole.images, atol=1e-3, rtol=0)
 
 
+def test_a_picture_enters_where_it_fills_the_input_of_that_shape(pipe):
+    whole = sample(pipe, PROMPT, height=64, width=32)
+    assert whole.stages[32].shape[-2:] == (32, 16)
+    later = sample(pipe, PROMPT, image=whole.stages[32], height=64, width=32)
+    assert list(later.stages) == [64]
+    torch.testing.assert_close(later.images, whole.images, atol=1e-3, rtol=0)
+    square = torch.rand(3, 32, 32)
+    assert list(sample(pipe, PROMPT, image=square).stages) == [64]
+    assert list(sample(pipe, PROMPT, image=square, height=128, width=128).stages) == [32, 64]
+    assert list(sample(pipe, PROMPT, image=torch.rand(3, 40, 40), height=64, width=32).stages) == [64]
+
+
 def test_the_middle_of_a_picture_of_another_shape_is_taken():
     image = torch.arange(10).expand(1, 4, 10) / 10
     (loaded,) = load_pictures(image, 1, (1, 2))

@@ -10,6 +10,7 @@ from PIL import Image
 from imagen.cascade.pictures import load_pictures, to_output
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.cascade.stages import StageDefaults, per_stage, read_stages, route
+from imagen.data.decode import decode
 
 CASCADE = read_stages(None, None)
 SR_ONLY = {slot: CASCADE[slot] for slot in ("sr256", "sr1024")}
@@ -120,6 +121,39 @@ def test_one_picture_in_every_form():
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     (deep,) = load_pictures(Image.fromarray(levels), 1)
     assert np.array_equal(((deep[0].double() + 1) * 32767.5).round().numpy(), levels), "16 bits keep every level"
+
+
+def test_ranges_of_numbers_that_are_not_bytes():
+    levels = np.array([[0, 255, 65535]], np.uint16)
+    expected = torch.tensor([[[-1, 255 / 32767.5 - 1, 1]]], dtype=torch.float32)
+    torch.testing.assert_close(load_pictures(levels, 1, (1, 3))[0], expected)
+    torch.testing.assert_close(load_pictures(levels > 300, 1, (1, 3))[0], torch.tensor([[[-1.0, -1, 1]]]))
+    floats = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+    torch.testing.assert_close(load_pictures(floats, 3, (1, 3))[0], torch.tensor([-1.0, 0, 1]).expand(3, 1, 3))
+    for wrong, message in [
+        (np.array([[0, 256]]), "integers from 0 to 256"),
+        (np.array([[-1, 5]]), "integers from -1 to 5"),
+        (np.array([[1j]]), "complex"),
+        (Image.fromarray(np.array([[0, 300]], np.float32)), "values from 0 to 300"),
+        (Image.fromarray(np.array([[0, 65536]], np.int32)), r"32-bit pixels lie in \[0, 65536\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_pictures(wrong, 1)
+    with pytest.raises(ValueError, match="mode I;16, and this model's pictures are RGBA"):
+        load_pictures(Image.fromarray(levels), 4)
+
+
+def test_transparency_is_laid_over_white_as_in_training():
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[..., 0] = 255  # red that is hidden
+    pixels[0, 0, 3] = 255
+    logo = Image.fromarray(pixels)
+    for form in (logo, logo.convert("LA").convert("RGBA"), logo.quantize(3)):
+        loaded = load_pictures(form, 3)[0]
+        assert loaded[:, 1, 1].tolist() == [1, 1, 1]
+        assert loaded[1, 0, 0] < 0, "what is not transparent stays"
+        torch.testing.assert_close(loaded, torch.tensor(decode(form, "", 3).pixels).permute(2, 0, 1) / 127.5 - 1)
+    assert torch.equal(load_pictures(logo, 4)[0], torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1)
 
 
 def test_the_centre_of_a_picture_that_is_not_square():

@@ -185,11 +185,21 @@ def load_adapter(unet: nn.Module, place: str | Path) -> Any:
 
 
 class AdapterMixin:
-    """The part of a pipeline that loads LoRA adapters, one for each stage at a time."""
+    """The part of a pipeline that loads LoRA adapters, one for each stage at a time.
+
+    What undoes an adapter is kept with its network, which several pipelines may share (``from_pipe``).
+    """
 
     @property
     def _adapters(self) -> dict[str, Any]:
-        return self.__dict__.setdefault("_loaded_adapters", {})
+        held = {slot: getattr(getattr(self, f"{slot}_unet"), "lora_tuner", None) for slot in SLOTS}
+        return {slot: tuner[0] for slot, tuner in held.items() if tuner is not None}
+
+    def _take_adapter(self, slot: str) -> Any:
+        unet = getattr(self, f"{slot}_unet")
+        (tuner,) = unet.lora_tuner
+        del unet.lora_tuner
+        return tuner
 
     def load_lora_weights(self, adapter: str | Path, stage: str = "base") -> None:
         """Load an adapter into a stage's network, to act in all later calls.
@@ -204,7 +214,7 @@ class AdapterMixin:
         unet = getattr(self, f"{check_choice('stage', stage, SLOTS)}_unet")
         if unet is None:
             raise ValueError(f"stage {stage!r} is not in this pipeline, which the adapter {str(adapter)!r} is for")
-        self._adapters[stage] = load_adapter(unet, adapter)
+        unet.lora_tuner = (load_adapter(unet, adapter),)  # in a tuple: torch would take it for a part of the network
         if trained_without_variance(adapter) and learns_variance(unet.config):
             logger.warning(
                 f"{stage}: this adapter was trained with train.drop_variance, and the network still has its learned "
@@ -214,12 +224,12 @@ class AdapterMixin:
     def unload_lora_weights(self, stage: str | None = None) -> None:
         """Take the adapter of a stage (None: of every stage) out again; the weights are those before, bit for bit."""
         for slot in self._adapted(stage):
-            self._adapters.pop(slot).unload()
+            self._take_adapter(slot).unload()
 
     def merge_lora_weights(self, stage: str | None = None) -> None:
         """Add the adapter of a stage (None: of every stage) to its weights, for good: to save, or to sample faster."""
         for slot in self._adapted(stage):
-            self._adapters.pop(slot).merge_and_unload(safe_merge=True)
+            self._take_adapter(slot).merge_and_unload(safe_merge=True)
 
     def _adapted(self, stage: str | None) -> list[str]:
         if stage is not None and check_choice("stage", stage, SLOTS) not in self._adapters:

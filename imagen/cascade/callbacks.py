@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from imagen.diffusion.sampling import LoopState
 
@@ -28,7 +30,11 @@ def step_callback(
     def after_step(state: LoopState) -> None:
         if callback is not None:
             tensors = {name: getattr(state, name) for name in names}
-            changed = callback(pipe, state.step, state.timestep, tensors) or {}
+            changed = callback(pipe, state.step, state.timestep, tensors)
+            changed = {} if changed is None else changed
+            if not isinstance(changed, Mapping) or not isinstance(changed.get("z", state.z), Tensor):
+                found = type(changed.get("z") if isinstance(changed, Mapping) else changed).__name__
+                raise ValueError(f'callback_on_step_end returned a {found}; expected None or {{"z": a tensor}}')
             if any(value is not tensors.get(name) for name, value in changed.items() if name != "z"):
                 raise ValueError(f"callback_on_step_end returned {sorted(changed)}; only z can be replaced")
             state.z = changed.get("z", state.z)

@@ -16,7 +16,8 @@ from imagen.cascade.text import Text
 from imagen.cascade.variance import learns_variance
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.denoiser import Predict, make_x0_fn
-from imagen.diffusion.sampling import LoopState, level_log_snrs, sample_loop
+from imagen.diffusion.levels import level_log_snrs
+from imagen.diffusion.sampling import LoopState, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import named_timesteps
@@ -45,6 +46,12 @@ class Stage(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Height and width of the pictures it makes."""
         return scaled(self.settings.size, self.aspect)
+
+    @property
+    def timesteps(self) -> int | list[int]:
+        """The number of its steps, or the timesteps that the list named in its settings visits."""
+        steps = self.settings.num_inference_steps
+        return named_timesteps(steps, self.scheduler.config.num_train_timesteps) if isinstance(steps, str) else steps
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,6 +111,9 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
 
     Returns:
         (B, C, *stage.shape) in [-1, 1], of the stage's dtype.
+
+    Raises:
+        ValueError: what came out is not finite.
     """
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
@@ -124,13 +134,14 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         if state.stop:
             estimate.append(state.x0)
 
-    steps: int | list[int]
-    if isinstance(settings.num_inference_steps, str):
-        steps = named_timesteps(settings.num_inference_steps, stage.scheduler.config.num_train_timesteps)
-    else:
-        steps = settings.num_inference_steps
-    done = sample_loop(x0_fn, z, stage.scheduler, steps, generators, watch)
-    return (estimate[0] if estimate else done).clamp(-1, 1)
+    done = sample_loop(x0_fn, z, stage.scheduler, stage.timesteps, generators, watch)
+    picture = estimate[0] if estimate else done
+    if not torch.isfinite(picture).all():
+        raise ValueError(
+            f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
+            f"or {stage.unet.dtype} overflowed (bfloat16 and float32 do not)"
+        )
+    return picture.clamp(-1, 1)
 
 
 def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Predict:
@@ -185,6 +196,9 @@ def _low_resolution(
 def _noise(
     generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal (B, *shape), one generator per picture; drawn in float32, so that a seed means one picture."""
+    """Standard normal (B, *shape), one generator per picture; drawn in float32, so that it is the same in every dtype.
+
+    (The noise of ddpm's steps is drawn by diffusers in the dtype of the state, which is float64 in float64 alone.)
+    """
     drawn = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
     return torch.stack(drawn).to(device, dtype)

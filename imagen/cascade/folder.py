@@ -100,3 +100,24 @@ def check_folder(folder: Path, skip: Iterable[str] = ()) -> dict[str, StageDefau
         if component.endswith(("_unet", "text_encoder")) and not any(place.glob("*.safetensors")):
             raise ValueError(f"model folder {str(folder)!r}: {component}/ holds no *.safetensors weights")
     return {slot: stages[slot] for slot in SLOTS if {f"{slot}_unet", f"{slot}_scheduler"} <= listed}
+
+
+def check_complete(place: Path, expected: Iterable[str]) -> None:
+    """Check that a network's files hold its tensors: diffusers fills what is missing with whatever lies in memory.
+
+    Args:
+        place: folder of the network, of which all safetensors are looked at.
+        expected: names of its tensors.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            names.update(file.keys())
+    missing = sorted(set(expected) - names)
+    if missing:
+        raise ValueError(f"{place} lacks {len(missing)} tensors of the network ({missing[0]}, ...); fetch it again")

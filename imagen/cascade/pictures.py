@@ -10,6 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from imagen.cascade.stages import cropped
+from imagen.data.decode import Unusable, decode
+
 OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -19,8 +22,10 @@ def load_pictures(image: Any, channels: int, aspect: tuple[int, int] = (1, 1)) -
 
     Args:
         image: a PIL image, an array (H, W, C) or (H, W), a tensor (C, H, W), a batch (B, H, W, C) or (B, C, H, W) of
-            one of these, or a list of any. Integers are 0 to 255; floats are 0 to 1, as `output_type` np and pt give.
-        channels: that the network expects; PIL images are converted where PIL can, 16-bit greys keep all their bits.
+            one of these, or a list of any. Floats are 0 to 1, as `output_type` np and pt give; 16-bit integers without
+            a sign are 0 to 65535, booleans 0 and 1, other integers 0 to 255.
+        channels: that the network expects. PIL images come to it as in training (:func:`imagen.data.decode.decode`:
+            transparency is laid over white, 16-bit greys keep all their bits); for 4 channels they become RGBA.
         aspect: height to width; what has another shape is cropped to its centre.
 
     Raises:
@@ -53,16 +58,34 @@ def load_pictures(image: Any, channels: int, aspect: tuple[int, int] = (1, 1)) -
 def _from_pil(image: Image.Image, channels: int) -> Tensor:
     if channels not in PIL_MODES:
         raise ValueError(f"this model's pictures have {channels} channels, a PIL image cannot hold them; give a tensor")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit greys: PIL's own conversion to 8 bits would clip them
-        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if deep and channels == 4:
+        raise ValueError(f"image is of mode {image.mode}, and this model's pictures are RGBA; give one of mode RGBA")
+    if image.mode == "F":
+        grey = torch.from_numpy(np.array(ImageOps.exif_transpose(image)))
         return _from_range(grey.expand(channels, *grey.shape))
-    pixels = np.asarray(upright.convert(PIL_MODES[channels]))
-    return _from_range(torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], channels).permute(2, 0, 1))
+    if channels == 4:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    else:
+        try:
+            pixels = decode(image, "", channels).pixels
+        except Unusable as error:
+            raise ValueError(f"image {error}") from error
+    picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    return picture if picture.is_floating_point() else _from_range(picture)
 
 
 def _from_range(picture: Tensor) -> Tensor:
+    if picture.dtype == torch.bool:
+        return picture.float() * 2 - 1
+    if picture.dtype == torch.uint16:
+        return picture.float() / 32767.5 - 1
+    if picture.is_complex():
+        raise ValueError("image holds complex numbers; expected floats in [0, 1] or integers in [0, 255]")
     if not picture.is_floating_point():
+        low, high = picture.long().aminmax()
+        if low < 0 or high > 255:
+            raise ValueError(f"image has integers from {low.item()} to {high.item()}; expected [0, 255], or uint16")
         return picture.float() / 127.5 - 1
     picture = picture.detach().float()
     low, high = picture.aminmax()
@@ -77,8 +100,7 @@ def _from_range(picture: Tensor) -> Tensor:
 def _crop(picture: Tensor, aspect: tuple[int, int]) -> Tensor:
     """The largest centred part of (C, H, W) whose height is to its width as ``aspect`` says."""
     height, width = picture.shape[-2:]
-    scale = min(height / aspect[0], width / aspect[1])
-    kept = [max(1, round(side * scale)) for side in aspect]
+    kept = cropped(height, width, aspect)
     top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
     return picture[..., top : top + kept[0], left : left + kept[1]]
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from imagen.cascade.denoise import Stage
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.stages import check_int, check_steps, per_stage, route
+from imagen.cascade.stages import check_int, check_steps, entry_side, per_stage, route
 from imagen.cascade.text import Text, pair
 from imagen.diffusion.guidance import null_text
+from imagen.diffusion.sampling import sampling_clone
+from imagen.diffusion.schedules import make_schedule
+from imagen.diffusion.timesteps import set_timesteps
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +59,8 @@ def plan(
     if image is not None and available:
         entries = [stage for stage in available.values() if stage.lowres_channels] or list(available.values())
         given = load_pictures(image, entries[0].lowres_channels or entries[0].channels, (height, width))
-    slots = route(stored, size, min(min(picture.shape[-2:]) for picture in given) if given else None)
+    sides = [entry_side(stored, size, (height, width), (picture.shape[1], picture.shape[2])) for picture in given]
+    slots = route(stored, size, min(sides) if sides else None)
     from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
     spread = {}
     for name, value in asked.items():
@@ -68,10 +73,30 @@ def plan(
     for slot in slots:
         values = {name: by_slot[slot] for name, by_slot in spread.items() if by_slot.get(slot) is not None}
         stage = available[slot]._replace(settings=dataclasses.replace(stored[slot], **values))
-        levels = stage.scheduler.config.num_train_timesteps
-        check_steps("num_inference_steps", stage.settings.num_inference_steps, levels)
+        _check_sampler(stage)
         stages.append(stage)
+    for before, after in pairwise(stages):
+        if after.lowres_channels != before.channels:
+            raise ValueError(
+                f"{before.slot} makes pictures of {before.channels} channels and {after.slot} starts from "
+                f"{after.lowres_channels}; give size={before.settings.size}, or a stage that fits"
+            )
     return stages if shape == (None, None) else _shaped(stages, height, width), given
+
+
+def _check_sampler(stage: Stage) -> None:
+    """Everything that can be wrong with how a stage samples, before the stages ahead of it have run for nothing.
+
+    Raises:
+        ValueError: a scheduler that the loop cannot step, steps that it cannot take, no such noise schedule.
+    """
+    clone = sampling_clone(stage.scheduler)
+    check_steps("num_inference_steps", stage.settings.num_inference_steps, clone.config.num_train_timesteps)
+    try:
+        set_timesteps(clone, stage.timesteps)
+        make_schedule(**{"kind": "cosine", **stage.settings.aug_schedule})
+    except ValueError as error:
+        raise ValueError(f"stage {stage.slot}: {error}") from error
 
 
 def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:

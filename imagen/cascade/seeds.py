@@ -16,12 +16,17 @@ def picture_seeds(generator: torch.Generator | Sequence[torch.Generator] | None,
     ``pipe([a, b], generator=[g0, g1])`` is what ``pipe(b, generator=g1)`` makes.
 
     Raises:
-        ValueError: a list of another length than the number of pictures.
+        ValueError: a list of another length than the number of pictures, or something that is no generator.
     """
     if generator is None or isinstance(generator, torch.Generator):
         root = _draw(generator)
         return [_hash(root, index) for index in range(count)]
-    generators = list(generator)
+    generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    strange = [type(entry).__name__ for entry in generators if not isinstance(entry, torch.Generator)]
+    if strange:
+        raise ValueError(
+            f"generator holds a {strange[0]}; expected torch.Generator().manual_seed(SEED), or a list of them"
+        )
     if len(generators) != count:
         raise ValueError(
             f"generator is a list of {len(generators)} for {count} pictures; give one per picture, or a single one"

@@ -142,6 +142,8 @@ class TextDefaults:
 
 def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     """Raises ValueError for a key that is no field of ``cls``, naming the nearest one that is."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; expected an object with the keys of {cls.__name__}")
     known = [entry.name for entry in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
@@ -197,6 +199,8 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
             f"this model has format_version {format_version}, newer than the {FORMAT_VERSION} this version of imagen "
             "reads; update imagen, or save the model again with an older one"
         )
+    if not isinstance(stages or {}, Mapping):
+        raise ValueError(f"stages is {stages!r}; expected sizes and defaults by slot ({', '.join(SLOTS)})")
     result = {}
     for slot, values in (stages or {}).items():
         if slot not in SLOTS:
@@ -206,6 +210,28 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
         size, lowres_size = USUAL_SIZES[slot]
         result.setdefault(slot, StageDefaults(size=size, lowres_size=lowres_size))
     return {slot: result[slot] for slot in SLOTS}
+
+
+def cropped(height: int, width: int, aspect: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the largest part of a picture whose height is to its width as ``aspect`` says."""
+    scale = min(height / aspect[0], width / aspect[1])
+    return max(1, round(aspect[0] * scale)), max(1, round(aspect[1] * scale))
+
+
+def entry_side(
+    stages: Mapping[str, StageDefaults], size: int | None, shape: tuple[int, int], picture: tuple[int, int]
+) -> int:
+    """Side of the square picture that fills a stage's input where ``picture`` fills it in a call for another ``shape``.
+
+    Args:
+        size: the square side of the last stage, or None for the model's largest.
+        shape: height and width of the last stage's picture; (1, 1) for a square.
+        picture: height and width of the one to start from, cropped to that shape.
+    """
+    if shape == (1, 1):
+        return min(picture)
+    last = size or max(defaults.size for defaults in stages.values())
+    return min(side * last // whole for side, whole in zip(picture, shape, strict=True))
 
 
 def route(stages: Mapping[str, StageDefaults], size: int | None = None, image_side: int | None = None) -> list[str]:

@@ -92,8 +92,8 @@ class PromptReader(NamedTuple):
             raise ValueError(f"a mask is given without {name}_embeds, which it belongs to; a {name} brings its own")
         return None if prompt is None else self.encode(as_list(name, prompt))
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts -> embeddings (P, L, D) in at least float32 and mask (P, L), refusing what the encoder would cut.
+    def encode(self, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts, or one -> embeddings (P, L, D) in at least float32 and mask (P, L); what would be cut is refused.
 
         Raises:
             ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
@@ -105,9 +105,9 @@ class PromptReader(NamedTuple):
         )
         return text, mask.to(text.device)
 
-    def check(self, prompts: Sequence[str]) -> list[str]:
+    def check(self, prompts: str | Sequence[str]) -> list[str]:
         """The prompts as they are encoded. Raises: ValueError for one that is too long, naming the first."""
-        prepared = [as_read(prompt, self.defaults.lowercase) for prompt in prompts]
+        prepared = [as_read(prompt, self.defaults.lowercase) for prompt in as_list("prompts", prompts)]
         check_lengths(self.tokenizer, prepared, self.max_length)
         return prepared
 
@@ -136,6 +136,8 @@ def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, T
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or 0 in embeds.shape:
         found = f"shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else f"type {type(embeds).__name__}"
         raise ValueError(f"{name} has {found}; expected a tensor (prompts, tokens, width)")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(f"the mask of {name} is a {type(mask).__name__}; expected a tensor (prompts, tokens)")
     mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != embeds.shape[:2]:
         raise ValueError(f"the mask of {name} has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}")
@@ -162,6 +164,16 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
         raise ValueError(f"the negative text has width {negative[0].shape[2]}, the prompt {dim}; encode both alike")
     embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
     return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))
+
+
+def named_dtype(dtype: Any) -> Any:
+    """A torch dtype for its name ("bfloat16"); anything else as it is. Raises: ValueError for a name that is none."""
+    if not isinstance(dtype, str):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64")
+    return found
 
 
 def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagen.cascade.presets import PRESETS
-from imagen.cascade.stages import check_int, check_number, check_steps, per_stage, route
+from imagen.cascade.stages import check_int, check_number, check_steps, cropped, entry_side, per_stage, route
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
@@ -128,11 +128,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Image.Image | None]:
+def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Image.Image | None, list[str]]:
     """Everything that can be said before the model is loaded: options, its folder, the picture to start from.
 
     Returns:
-        the model, fetched from the Hub if need be, and the picture or None.
+        the model, fetched from the Hub if need be, the picture or None, and the slots of the stages that run.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
@@ -149,11 +149,15 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Imag
     if (args.height is None) != (args.width is None):
         raise ValueError(f"--height is {args.height} and --width {args.width}; give both or none")
     image = _open_image(args.image) if args.image is not None else None
-    if not prompts and (Path(args.model) / "text_encoder").is_dir():
+    if not prompts and image is None and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
     model = find_model(args.model)
     stages = model.stages
-    running = route(stages, args.size, min(image.size) if image else None)
+    shape = (1, 1) if args.height is None else (args.height, args.width)
+    check_int("--height", shape[0], 1)
+    check_int("--width", shape[1], 1)
+    side = entry_side(stages, args.size, shape, cropped(image.height, image.width, shape)) if image else None
+    running = route(stages, args.size, side)
     later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
     noised = [slot for slot in running if slot in later]
     if args.aug_level is not None and not noised:
@@ -161,7 +165,7 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Imag
     per_stage("--steps", args.steps, running, stages)
     per_stage("--guidance", args.guidance, running, stages)
     per_stage("--aug-level", args.aug_level, noised, later)
-    return model, image
+    return model, image, running
 
 
 def _each(given: Any) -> list[Any]:
@@ -174,8 +178,7 @@ def _each(given: Any) -> list[Any]:
 def _open_image(name: str) -> Image.Image:
     try:
         with Image.open(name) as image:
-            image.load()
-            return image.copy()
+            return ImageOps.exif_transpose(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"--image {name!r} cannot be read as a picture: {reason}") from error
@@ -192,8 +195,11 @@ def _out_folder(name: str) -> Path:
     return folder
 
 
-def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> ImagenPipeline:
+def load(args: argparse.Namespace, model: Model, prompts: Sequence[str], running: Sequence[str]) -> ImagenPipeline:
     """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
+
+    Args:
+        running: slots of the stages that run.
 
     Raises:
         ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder.
@@ -233,11 +239,12 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
     except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
-    reading = [slot for slot in pipe.stage_defaults if getattr(pipe, f"{slot}_unet").config.text_dim is not None]
+    reading = [slot for slot in running if getattr(pipe, f"{slot}_unet").config.text_dim is not None]
     if bool(prompts) != bool(reading):
-        need = (
-            "reads no text: leave the prompt out" if prompts else 'reads text: give a prompt, sample.py "a red circle"'
-        )
+        need = 'reads text: give a prompt, sample.py "a red circle"'
+        if prompts:
+            where = "reads no text" if len(running) == len(pipe.stage_defaults) else f"reads no text in {running[0]}"
+            need = f"{where}: leave the prompt out"
         raise ValueError(f"model {args.model!r} {need}")
     if reading and (pipe.tokenizer is None or pipe.text_encoder is None):
         raise ValueError(
@@ -307,9 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             prompts = read_prompts(args)
-            model, image = check(args, prompts)
+            model, image, running = check(args, prompts)
             out = _out_folder(args.out)
-            pipe = load(args, model, prompts)
+            pipe = load(args, model, prompts, running)
             writer = Writer(args, describe(args, pipe, image), out)
         except ValueError as error:
             print(f"sample.py: error: {error}", file=sys.stderr)
@@ -317,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted: Sequence[str | None] = prompts or [None]
         every = [prompt for prompt in wanted for _ in range(args.num_images)]
         sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, writer)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, ValueError) as error:  # ValueError: numbers that are not finite
         print(f"sample.py: error: {error}; what was finished is in {args.out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -164,7 +164,7 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return Decoded(_from_array(_deep_grey(image)), tuple(repairs))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
             repairs.append("transparency laid over white")

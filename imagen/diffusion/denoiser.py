@@ -59,7 +59,7 @@ def make_x0_fn(
             the second conditional.
         prediction_type: what it predicts, "epsilon", "v_prediction" or "sample".
         log_snrs: (num,), the log-SNR of every level of the schedule it was trained on
-            (imagen.diffusion.sampling.level_log_snrs of its scheduler).
+            (imagen.diffusion.levels.level_log_snrs of its scheduler).
         guidance_scale: the paper's w (equation 2). 1 is off, and then the unconditional half is not computed.
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
         learned_variance: the network has 2C output channels, the second C being Denoised.variance. Guidance acts on the

@@ -37,16 +37,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised, X0Fn
+from imagen.diffusion.levels import evaluation_timesteps, level_log_snrs
 from imagen.diffusion.parameterization import check_prediction_type
-from imagen.diffusion.schedules import (
-    MAX_LOG_SNR,
-    NUM_TIMESTEPS,
-    Schedule,
-    log_snr_at,
-    log_snr_from_betas,
-    timestep_at,
-    trained_betas,
-)
+from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, trained_betas
 from imagen.diffusion.timesteps import set_timesteps
 
 _LEARNED = ("learned", "learned_range")
@@ -159,6 +152,10 @@ _SUPPORTED = (
 )
 #: x0 is final when it comes (no clipping, no thresholding), and the last update lands on it.
 _NEUTRAL = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True, "final_sigmas_type": "zero"}
+#: With other values UniPC divides by the last step's noise, which is 0: all it makes is NaN.
+_UNIPC = {"solver_type": "bh2", "predict_x0": True, "lower_order_final": True}
+#: DPM-Solver for noise estimates -> its counterpart for the x0 estimates it is given here.
+_FOR_X0 = {"dpmsolver": "dpmsolver++", "sde-dpmsolver": "sde-dpmsolver++"}
 
 
 def _accepted(cls: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -199,23 +196,12 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
     return cls(**_accepted(cls, options))
 
 
-def level_log_snrs(scheduler: Any) -> Tensor:
-    """log-SNR (num_train_timesteps,), float64, of a diffusers scheduler's levels, from its betas.
-
-    A level without any signal (zero terminal SNR) is given -20.
-    """
-    exact = scheduler.config.get("trained_betas")
-    if exact is None or scheduler.config.get("rescale_betas_zero_snr"):
-        exact = scheduler.betas
-    log_snrs = log_snr_from_betas(exact)
-    return log_snrs.masked_fill(torch.isneginf(log_snrs), -MAX_LOG_SNR)
-
-
 def sampling_clone(scheduler: Any) -> Any:
     """A copy of a stage's scheduler for the loop to step: it takes x0, never clips, and lands on x0.
 
-    Its own timestep spacing, solver order and the like are kept. A plain DDPMScheduler becomes an
-    :class:`ImagenDDPMScheduler` (gamma 0 or 1 for its small or large variance).
+    Its own timestep spacing, solver order and the like are kept, but for what does not go with that (DPM-Solver becomes
+    DPM-Solver++, UniPC its bh2 form). A plain DDPMScheduler becomes an :class:`ImagenDDPMScheduler` (gamma 0 or 1 for
+    its small or large variance).
 
     Raises:
         ValueError: a scheduler that cannot take x0 estimates of a variance-preserving process.
@@ -240,6 +226,10 @@ def sampling_clone(scheduler: Any) -> Any:
     elif cls is DDIMScheduler:
         cls = _ListDDIMScheduler
     config.update(prediction_type="sample", **_NEUTRAL)
+    if cls is UniPCMultistepScheduler:
+        config.update(_UNIPC)
+    if config.get("algorithm_type") in _FOR_X0:
+        config["algorithm_type"] = _FOR_X0[config["algorithm_type"]]
     clone = cls(**_accepted(cls, config))
     clone.alphas_cumprod = torch.sigmoid(level_log_snrs(scheduler))
     return clone
@@ -250,7 +240,8 @@ class LoopState:
     """What a callback sees after each completed step, and may change.
 
     step: 0 ... total - 1. timestep: where x0_fn was evaluated last. z: (B, C, H, W), the state after the step in
-    variance-preserving form; assign another tensor to change it. x0: the estimate. stop: set True to end the loop.
+    variance-preserving form; change it in place or assign another of its shape. x0: the estimate. stop: set True to end
+    the loop.
     """
 
     step: int
@@ -259,18 +250,6 @@ class LoopState:
     z: Tensor
     x0: Tensor
     stop: bool = False
-
-
-def _evaluation_timesteps(clone: Any) -> list[float]:
-    """The timestep of every evaluation: the list's own, or the fractional one that has the state's noise level."""
-    timesteps: list[float] = clone.timesteps.double().tolist()
-    if not hasattr(clone, "sigmas"):
-        return timesteps
-    log_snrs = level_log_snrs(clone)
-    wanted = -2 * clone.sigmas[: len(timesteps)].double().log()
-    nominal = log_snr_at(torch.tensor(timesteps, dtype=torch.float64), log_snrs)
-    exact = timestep_at(wanted, log_snrs)
-    return torch.where((nominal - wanted).abs() < 1e-5, clone.timesteps.double(), exact).tolist()
 
 
 def _model_output(clone: Any, denoised: Denoised) -> Tensor:
@@ -321,7 +300,7 @@ def sample_loop(
     if generators is not None and len(generators) != len(z):
         raise ValueError(f"{len(generators)} generators for {len(z)} images; expected one per image")
     set_timesteps(clone, num_inference_steps)
-    times = _evaluation_timesteps(clone)
+    times = evaluation_timesteps(clone)
     # What the state is, as a multiple of the variance-preserving z, at each evaluation and at the end.
     scales = [1.0] * (len(times) + 1)
     if isinstance(clone, _SCALED_BY_SIGMA):
@@ -338,10 +317,13 @@ def sample_loop(
         half_done = i + 1 < len(times) and not getattr(clone, "state_in_first_order", True)  # Heun's first half
         if callback is None or half_done:
             continue
-        report = LoopState(step, total, times[i], before := state / scales[i + 1], denoised.x0)
+        report = LoopState(step, total, times[i], state / scales[i + 1], denoised.x0)
         callback(report)
-        if report.z is not before:
-            state = report.z.to(state) * scales[i + 1]
+        changed = report.z.to(state)
+        if changed.shape != state.shape:
+            raise ValueError(f"the callback made z {tuple(changed.shape)}; expected {tuple(state.shape)}, as it was")
+        if not torch.equal(changed, state / scales[i + 1]):  # asked by value: it may have been changed in place
+            state = changed * scales[i + 1]
         if report.stop:
             return report.z
         step += 1

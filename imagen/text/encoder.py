@@ -28,7 +28,8 @@ def load_text_encoder(
         kwargs: passed to both ``from_pretrained`` (``revision``, ``cache_dir``, ``local_files_only``).
 
     Raises:
-        ValueError: nothing there, or the checkpoint leaves a weight of the encoder uninitialised.
+        ValueError: nothing there, the checkpoint leaves a weight of the encoder uninitialised, or the tokenizer has no
+            words (:func:`check_tokenizer`).
     """
     tokenizer_path, encoder_path = component_folders(name_or_path)
     try:
@@ -38,7 +39,34 @@ def load_text_encoder(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no T5 encoder at {str(name_or_path)!r}: {reason}; give a T5 folder or Hub id") from error
     check_loaded(encoder, info, str(name_or_path))
+    check_tokenizer(tokenizer, str(name_or_path), encoder.config.vocab_size)
     return tokenizer, encoder.requires_grad_(False).eval()
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, vocab_size: int) -> None:
+    """Refuse a tokenizer that cannot tell words apart, or that is another encoder's.
+
+    From a folder without the tokenizer's vocabulary ``transformers`` makes one that holds special tokens alone, and
+    every word becomes <unk>.
+
+    Args:
+        source: folder or Hub id, for the message.
+        vocab_size: rows of the encoder's embedding table (``encoder.config.vocab_size``); there may be fewer tokens.
+
+    Raises:
+        ValueError: fewer than two pieces besides the special tokens and the space, or ids that the table lacks.
+    """
+    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
+    pieces = [piece for piece, token in vocabulary.items() if token not in special and piece.strip("\u2581 ")]
+    if len(pieces) < 2:
+        raise ValueError(
+            f"tokenizer of {source!r} has no words, only special tokens: save its tokenizer.json or spiece.model there"
+        )
+    most = max(vocabulary.values())
+    if most >= vocab_size:
+        raise ValueError(
+            f"tokenizer of {source!r} has ids up to {most}, its encoder {vocab_size} embeddings: save the two together"
+        )
 
 
 def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> None:

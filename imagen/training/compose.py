@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from imagen.cascade.folder import INDEX, check_folder, read_index
+from imagen.cascade.folder import INDEX, check_complete, check_folder, read_index
 from imagen.cascade.stages import TextDefaults
 from imagen.training.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage
@@ -90,6 +90,7 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
         unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=dtype)
+        check_complete(folder, unet.state_dict())
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{folder} holds no network: {' '.join(str(error).split())}") from error
     unet.register_to_config(_name_or_path="")
@@ -131,6 +132,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
             f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
         )
     components: dict[str, Any] = {}
+    before: Any = None
     source = text or next(iter(trained), None)
     if source is not None:
         try:
@@ -145,7 +147,12 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
             raise ConfigError(
                 f"--text {source!r} has width {components['text_encoder'].config.d_model}, {name} needs {width}"
             )
-        components[f"{SLOTS[name]}_unet"] = unet
+        if before is not None and unet.config.lowres_channels != before.config.in_channels:
+            raise ConfigError(
+                f"{name} starts from {unet.config.lowres_channels} channels but the stage before it makes "
+                f"{before.config.in_channels}: train one anew"
+            )
+        before = components[f"{SLOTS[name]}_unet"] = unet
         components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["scheduler"])
     return ImagenPipeline(
         **components,

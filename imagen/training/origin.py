@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from imagen.cascade.stages import StageDefaults, TextDefaults
-from imagen.diffusion.sampling import level_log_snrs
+from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError

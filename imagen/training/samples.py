@@ -21,7 +21,8 @@ from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import cat_text
-from imagen.diffusion.sampling import level_log_snrs, make_scheduler, sample_loop
+from imagen.diffusion.levels import level_log_snrs
+from imagen.diffusion.sampling import make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.training.batches import Texts, Words

@@ -297,3 +297,29 @@ def test_errors_and_help_come_before_torch():
     assert done.stdout.splitlines()[-1].startswith("[0, 2, "), done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith(" []"), done.stdout
     assert "--save-stages" in done.stdout
+
+
+def test_a_picture_needs_no_prompt_where_the_stages_after_it_read_none(tmp_path, capsys):
+    folder, start = tmp_path / "model", tmp_path / "start.png"
+    tiny_pipeline(sr256_unet=tiny_sr(text_dim=None), sr1024_unet=tiny_sr(3, text_dim=None)).save_pretrained(folder)
+    Image.new("RGB", (16, 16)).save(start)
+    common = ["--model", str(folder), "--image", str(start), "--out", str(tmp_path / "out")]
+    assert main(common) == 0
+    assert len(names(tmp_path / "out")) == 1
+    assert main(["a red circle", *common]) == 2
+    assert "reads no text in sr256: leave the prompt out" in capsys.readouterr().err
+
+
+def test_steps_that_a_sampler_cannot_take_are_told_before_anything_runs(run, capsys):
+    assert run("a red circle", "--sampler", "unipc", "--steps", "2,smart27,2") == 2
+    error = capsys.readouterr().err
+    assert "stage sr256: UniPCMultistepScheduler takes no list of timesteps" in error
+    assert "Traceback" not in error
+    assert not run.out.exists() or not names(run.out)
+
+
+def test_a_picture_of_another_shape_enters_where_the_pipeline_says(run, tmp_path):
+    Image.new("RGB", (40, 40), (200, 20, 20)).save(tmp_path / "start.png")
+    shape = ["--image", str(tmp_path / "start.png"), "--height", "64", "--width", "32"]
+    assert run("a red circle", *shape, "--steps", "1") == 0
+    assert run("a red circle", *shape, "--steps", "1,1") == 2

@@ -13,7 +13,7 @@ from imagen import ImagenPipeline
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.data import collate
-from imagen.diffusion.sampling import level_log_snrs
+from imagen.diffusion.levels import level_log_snrs
 from imagen.training.batches import Words
 from imagen.training.compose import compose, load_scheduler
 from imagen.training.errors import ConfigError

@@ -21,11 +21,11 @@ from diffusers import (
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
+from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import (
     SAMPLERS,
     ImagenDDPMScheduler,
     LoopState,
-    level_log_snrs,
     make_scheduler,
     sample_loop,
     sampling_clone,
@@ -280,6 +280,10 @@ def test_a_callback_changes_the_state() -> None:
         if state.step == 1:
             state.z = state.z / 2
 
+    def halve_in_place(state: LoopState) -> None:
+        if state.step == 1:
+            state.z.div_(2)
+
     def stop(state: LoopState) -> None:
         state.stop = state.step == 1
 
@@ -293,6 +297,7 @@ def test_a_callback_changes_the_state() -> None:
             sample_loop(x0_fn, noise(), scheduler, 4, None, halve),
         )
         torch.testing.assert_close(halved, whole / 2, rtol=1e-4, atol=1e-5)  # the loop is linear in z here
+        assert torch.equal(sample_loop(x0_fn, noise(), scheduler, 4, None, halve_in_place), halved)
         stopped = sample_loop(x0_fn, noise(), scheduler, 4, None, stop)
         assert 0.3 < stopped.std() < 1.5, "not in variance-preserving form"
 

@@ -1,9 +1,10 @@
-"""Lists of timesteps: IF's respacings are those of diffusers, and the loop visits exactly what a list says."""
+"""Lists of timesteps, which the loop visits exactly; options of rented schedulers that do not go with the loop."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.deepfloyd_if import timesteps as released
 from torch import Tensor
 
@@ -56,3 +57,25 @@ def test_lists_that_cannot_be_visited_are_refused() -> None:
             call("ddpm", wrong)
     with pytest.raises(ValueError, match="out of range; expected 1 to 1000"):
         call("ddpm", [])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (UniPCMultistepScheduler, {"solver_type": "bh1"}),
+        (UniPCMultistepScheduler, {"predict_x0": False}),
+        (UniPCMultistepScheduler, {"lower_order_final": False}),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    ],
+)
+def test_options_that_do_not_go_with_x0_and_a_clean_end_are_put_right(cls: type, options: dict) -> None:
+    def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
+        return Denoised(0.3 * z)
+
+    plain = make_scheduler("unipc" if cls is UniPCMultistepScheduler else "dpm++", CosineSchedule(), "epsilon")
+    other = cls.from_config(plain.config, **options)  # type: ignore[attr-defined]
+    z = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 2, 7):
+        ours, theirs = (sample_loop(x0_fn, z, scheduler, steps) for scheduler in (plain, other))
+        assert torch.equal(ours, theirs)
+        assert ours.isfinite().all()

@@ -1,12 +1,16 @@
 """The encoder: padding changes nothing, and a checkpoint that would condition on noise is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5EncoderModel
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from imagen.text.encoder import encode, load_text_encoder
+from imagen.text.encoder import check_tokenizer, encode, load_text_encoder
 from imagen.text.pretrain import train_tokenizer
+
+SHIPPED = Path(__file__).resolve().parents[2] / "pretrained" / "shapes" / "tokenizer"
 
 PROMPTS = ["a red circle", "a small blue square to the left of a red circle"]
 
@@ -66,6 +70,27 @@ def test_a_constant_embedding_is_refused(folder, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="constant"):
         load_text_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("there", [(), ("tokenizer_config.json",)])
+def test_an_encoder_without_its_tokenizer_is_refused(folder, tmp_path, there):
+    """transformers makes a tokenizer of special tokens alone there, to which all words are <unk>."""
+    tokenizer, encoder = load_text_encoder(folder)
+    tokenizer.save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        if file.name not in there:
+            file.unlink()
+    encoder.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no words, only special tokens: save its tokenizer\.json"):
+        load_text_encoder(tmp_path)
+
+
+def test_a_small_language_is_a_vocabulary():
+    """The demo knows the words of its own language alone, and that is enough."""
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    check_tokenizer(tokenizer, str(SHIPPED), len(tokenizer))
+    with pytest.raises(ValueError, match=rf"ids up to {len(tokenizer) - 1}, its encoder 99 embeddings"):
+        check_tokenizer(tokenizer, str(SHIPPED), 99)
 
 
 @pytest.mark.parametrize("prompts", [[], "a red circle", [None]])

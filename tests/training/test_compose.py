@@ -7,15 +7,17 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
 from imagen import ImagenPipeline
 from imagen.cli.sample import main as sample
 from imagen.text.pretrain import train_tokenizer
-from imagen.training.compose import main
+from imagen.training.compose import compose, main
 from imagen.training.errors import ConfigError
 from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer
+from tests.factories import tiny_base, tiny_pipeline
 
 WIDTH = 16
 BASE = {"unet.text_dim": WIDTH, "train.steps": 2, "text.max_length": 12, "sampling.num_inference_steps": 2}
@@ -169,3 +171,17 @@ def test_a_newer_export_is_refused(tmp_path):
 def test_the_encoder_s_width_must_fit(config, t5, tmp_path):
     with pytest.raises(ConfigError, match="unet.text_dim 32 differs from the encoder's width 16: set unet.text_dim 16"):
         train(config, tmp_path / "a", t5, **{**BASE, "unet.text_dim": 32})
+
+
+def test_stages_whose_channels_do_not_meet_and_damaged_networks_are_refused(tmp_path):
+    grey, rgb = tmp_path / "grey", tmp_path / "rgb"
+    tiny_pipeline(base_unet=tiny_base(in_channels=1, out_channels=1)).save_pretrained(grey)
+    tiny_pipeline().save_pretrained(rgb)
+    with pytest.raises(ConfigError, match="sr256 starts from 3 channels but the stage before it makes 1"):
+        compose({"base64": grey, "sr256": rgb}, text=str(rgb))
+    path = rgb / "sr256_unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors.popitem()
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match="sr256_unet lacks 1 tensors of the network"):
+        compose({"base64": rgb, "sr256": rgb})
