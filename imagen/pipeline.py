@@ -253,7 +253,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         Args:
             prompt: P prompts. negative_prompt: one, or one for each; it takes the null text's place.
             num_images_per_prompt: pictures of each prompt; B = P * this.
-            num_inference_steps: network evaluations, per stage, at most the scheduler's trained levels; or a list
+            num_inference_steps: evaluations of the network (heun: two a step), up to the trained levels; or a list
                 (:data:`imagen.diffusion.timesteps.RESPACINGS`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.

@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if inner % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide the attention width {inner}; choose a divisor")
         if not self_attention and text_dim is None:
-            raise ValueError("attention without self_attention needs text: set text_dim, or self_attention=True")
+            raise ValueError('attention to text alone needs text: set text_dim, or attention to "self"')
         self.heads = inner // head_dim
         self.group_norm = nn.GroupNorm(norm_groups, channels, eps=norm_eps)
         self.to_q = nn.Linear(channels, inner)

@@ -168,6 +168,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
 def _check_levels(channels: list[int], depths: list[int], attention_levels: Sequence[int]) -> None:
     if not channels:
         raise ValueError("channel_mult is empty; give one number per level, e.g. (1, 2, 3, 4)")
+    if min(channels) < 1:
+        raise ValueError(f"model_channels times channel_mult is {channels}; give numbers of at least 1")
     if len(depths) != len(channels):
         raise ValueError(f"num_res_blocks {depths} has {len(depths)} entries for {len(channels)} levels; give one each")
     if min(depths) < 1:

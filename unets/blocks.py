@@ -39,9 +39,16 @@ def start_as_identity(conv: nn.Conv2d, scale: float) -> None:
         nn.init.zeros_(conv.bias)
 
 
+def check_positive(**options: int | None) -> None:
+    """Raises ValueError naming the first option below 1; None, where an option may be left out, passes."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all residual and attention blocks of one network share."""
+    """What all residual and attention blocks of one network share. Raises ValueError for impossible numbers."""
 
     emb_dim: int
     activation: str = "silu"
@@ -54,6 +61,11 @@ class BlockOptions:
     text_dim: int | None = None
     text_norm: str = "layer"
     qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(norm_groups=self.norm_groups, head_dim=self.head_dim)
+        if not self.residual_scale > 0:  # nan, too
+            raise ValueError(f"residual_scale must be above 0, got {self.residual_scale}; 1 leaves the sums alone")
 
 
 class ResnetBlock(nn.Module):

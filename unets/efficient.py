@@ -11,21 +11,23 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .attention import Attention
-from .blocks import BlockOptions, Level, ResnetBlock
+from .blocks import BlockOptions, Level, ResnetBlock, check_positive
 from .network import ConditionedUNet, ConditioningOptions, LevelText
 
 
 @dataclass(frozen=True)
 class EfficientOptions:
-    """What the paper leaves open, chosen once for a network; and the attention of its levels."""
+    """What the paper leaves open, chosen once for a network; and the attention of its levels.
+
+    Raises ValueError for words and numbers that are not options.
+    """
 
     attention: str
     heads: int
     skip: str
     upsample: str
 
-    def check(self) -> None:
-        """Raises ValueError for words that are not options."""
+    def __post_init__(self) -> None:
         words = {
             "attention": ("self", "cross"),
             "skip": ("add", "concat", "concat_each"),
@@ -34,6 +36,7 @@ class EfficientOptions:
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_positive(heads=self.heads)
 
 
 def block_attention(channels: int, blocks: BlockOptions, options: EfficientOptions) -> Attention:
@@ -233,7 +236,6 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         super().__init__()
         _check_blocks(channels, num_res_blocks, strides, attention_levels)
         chosen = EfficientOptions(attention, heads, skip, upsample)
-        chosen.check()
         if shortcut_conv not in ("always", "if_needed"):
             raise ValueError(f"shortcut_conv must be always or if_needed, got {shortcut_conv!r}")
         options = ConditioningOptions(
@@ -302,8 +304,10 @@ def _check_blocks(
             f"channels {list(channels)}, num_res_blocks {list(depths)} and strides {list(strides)} "
             "must have one entry per block each"
         )
-    if min(depths) < 1 or min(strides) < 1:
-        raise ValueError(f"num_res_blocks {list(depths)} and strides {list(strides)} must be at least 1")
+    if min(*channels, *depths, *strides) < 1:
+        raise ValueError(
+            f"channels {list(channels)}, num_res_blocks {list(depths)} and strides {list(strides)} must be at least 1"
+        )
     wrong = [level for level in attention_levels if level not in range(len(channels))]
     if wrong:
         raise ValueError(f"attention_levels {wrong} do not exist; this network has blocks 0 to {len(channels) - 1}")

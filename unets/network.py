@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Level, activation, zero_init
+from .blocks import Level, activation, check_positive, zero_init
 from .conditioning import (
     TextContext,
     TextPooling,
@@ -34,7 +34,7 @@ class LevelText(NamedTuple):
 
 @dataclass(frozen=True)
 class ConditioningOptions:
-    """What both networks share of their configuration."""
+    """What both networks share of their configuration. Raises ValueError for words and numbers that are not options."""
 
     in_channels: int
     lowres_channels: int
@@ -54,8 +54,7 @@ class ConditioningOptions:
     coordinates: bool = False
     text_whitening: bool = False
 
-    def check(self) -> None:
-        """Raises ValueError for words that are not options."""
+    def __post_init__(self) -> None:
         words = {
             "text_norm": ("layer", "group"),
             "text_pooling": ("attention", "mean", "none"),
@@ -64,9 +63,17 @@ class ConditioningOptions:
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("in_channels", "patch_size", "emb_dim", "sinusoid_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_positive(
+            in_channels=self.in_channels,
+            patch_size=self.patch_size,
+            time_embed_dim=self.emb_dim,
+            text_dim=self.text_dim,
+            text_proj_dim=self.text_proj_dim,
+            pool_heads=self.pool_heads,
+            head_channels=self.head_channels,
+        )
+        if self.lowres_channels < 0:
+            raise ValueError(f"lowres_channels must be at least 0, which is none, got {self.lowres_channels}")
 
 
 def coordinates(x: Tensor) -> Tensor:
@@ -85,7 +92,6 @@ class ConditionedUNet(nn.Module):
 
     def _setup(self, options: "ConditioningOptions") -> None:
         """Builds the modules of time, augmentation level and text. Names are diffusers' (the IF family's)."""
-        options.check()
         self.options = options
         self.gradient_checkpointing = False
         width, emb_dim, act = options.sinusoid_dim, options.emb_dim, options.activation
@@ -115,6 +121,7 @@ class ConditionedUNet(nn.Module):
 
     def _setup_output(self, width: int, out_channels: int, norm_groups: int) -> None:
         """Builds what follows the last level: the head where there is one, norm, activation, zero convolution."""
+        check_positive(out_channels=out_channels)
         options = self.options
         if options.input_skip and (
             out_channels != options.in_channels or options.lowres_channels not in (0, out_channels)
@@ -180,19 +187,16 @@ class ConditionedUNet(nn.Module):
         Raises:
             ValueError: sizes, channels or inputs that do not fit the network.
         """
-        options = self.options
-        if options.text_dim is None and (text is not None or context is not None):
-            raise ValueError("this network was built without text (text_dim=None); call it without text and context")
-        if text is not None and text.shape[-1] != options.text_dim:
-            raise ValueError(f"text has width {text.shape[-1]}, this network expects text_dim {options.text_dim}")
+        self._check_text(text, context)
         if sample is None:
             if text is None:
                 raise ValueError("forward was given neither sample nor text; give one of them")
             return self._text_context(text, text_mask)
         if timestep is None:
             raise ValueError("sample was given without timestep; give a number in [0, 1000) or one per image")
-        if options.text_dim is not None and (text is None) == (context is None):
+        if self.options.text_dim is not None and (text is None) == (context is None):
             raise ValueError("give exactly one of context= and text= (or build the network with text_dim=None)")
+        self._check_batch(sample, text, context, lowres)
         x = self._stem(sample, lowres)
         emb = self._embed_time(self.time_embedding, timestep, x)
         if self.class_embedding is not None:
@@ -211,6 +215,35 @@ class ConditionedUNet(nn.Module):
         emb = self.emb_act(emb)
         out = self._output(self._denoise(x, emb, states)).to(sample.dtype)
         return out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
+
+    def _check_text(self, text: Tensor | None, context: TextContext | None) -> None:
+        width = self.options.text_dim
+        if width is None and (text is not None or context is not None):
+            raise ValueError("this network was built without text (text_dim=None); call it without text and context")
+        if text is None:
+            return
+        if text.ndim != 3 or text.shape[1] == 0:
+            raise ValueError(
+                f"text has shape {tuple(text.shape)}; give (B, L, {width}), L at least 1: one zero token is no text"
+            )
+        if text.shape[-1] != width:
+            raise ValueError(f"text has width {text.shape[-1]}, this network expects text_dim {width}")
+
+    def _check_batch(
+        self, sample: Tensor, text: Tensor | None, context: TextContext | None, lowres: Tensor | None
+    ) -> None:
+        """What is given for each picture is given for as many; and pictures are what noise can be taken off."""
+        if sample.ndim != 4 or not sample.is_floating_point():
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)} and dtype {sample.dtype}; give (B, C, H, W) floats"
+            )
+        parts = [] if context is None else [context.pooled, *context.keys[:1]]
+        given = {"text": text, "context": next((part for part in parts if part is not None), None), "lowres": lowres}
+        for name, tensor in given.items():
+            if tensor is not None and tensor.shape[0] != sample.shape[0]:
+                raise ValueError(
+                    f"{name} has batch size {tensor.shape[0]}, sample {sample.shape[0]}; give one row for each picture"
+                )
 
     def _text_context(self, text: Tensor, text_mask: Tensor | None) -> TextContext:
         pooled, states = self._read_text(text, text_mask, sync=True)

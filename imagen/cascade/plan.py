@@ -18,6 +18,7 @@ from imagen.cascade.pictures import load_pictures
 from imagen.cascade.stages import check_int, check_steps, entry_side, per_stage, route
 from imagen.cascade.text import Text, pair
 from imagen.diffusion.guidance import null_text
+from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.sampling import sampling_clone
 from imagen.diffusion.schedules import make_schedule
 from imagen.diffusion.timesteps import set_timesteps
@@ -90,12 +91,16 @@ def _check_sampler(stage: Stage) -> None:
     Raises:
         ValueError: a scheduler that the loop cannot step, steps that it cannot take, no such noise schedule.
     """
-    clone = sampling_clone(stage.scheduler)
-    check_steps("num_inference_steps", stage.settings.num_inference_steps, clone.config.num_train_timesteps)
+    levels = stage.scheduler.config.get("num_train_timesteps")
+    check_steps("num_inference_steps", stage.settings.num_inference_steps, levels)
     try:
+        clone = sampling_clone(stage.scheduler)
+        check_prediction_type(stage.scheduler.config.prediction_type)
+        if len(clone.alphas_cumprod) != levels:
+            raise ValueError(f"its scheduler has {len(clone.alphas_cumprod)} levels for num_train_timesteps={levels}")
         set_timesteps(clone, stage.timesteps)
         make_schedule(**{"kind": "cosine", **stage.settings.aug_schedule})
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ValueError(f"stage {stage.slot}: {error}") from error
 
 

@@ -115,9 +115,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise ValueError(f"prompt {number} is empty ({prompt!r}); say what to show")
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise ValueError(f"prompt {number} ({prompt!r}) is no text in this terminal's encoding; write it in UTF-8")
     if args.prompts is not None:
         try:
-            lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+            lines = Path(args.prompts).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(f"--prompts {args.prompts!r} cannot be read: {reason}") from error
@@ -195,6 +197,17 @@ def _out_folder(name: str) -> Path:
     return folder
 
 
+def _load_model(args: argparse.Namespace, model: Model) -> ImagenPipeline:
+    """The pipeline. Raises ValueError, one line for the many ways in which a broken folder fails in four libraries."""
+    try:
+        return model.load(args.dtype)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ValueError) and reason.startswith(f"model {args.model!r}"):
+            raise
+        raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
+
+
 def load(args: argparse.Namespace, model: Model, prompts: Sequence[str], running: Sequence[str]) -> ImagenPipeline:
     """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
 
@@ -216,13 +229,13 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str], running
     transformers.utils.logging.disable_progress_bar()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
     if args.offload and torch.device(device).type == "cpu":
         raise ValueError("--offload has no effect: the pictures are made on the CPU; leave it out or give a --device")
+    pipe = _load_model(args, model)
     try:
-        pipe = model.load(args.dtype)
         for word in args.lora:
             stage, _, folder = word.rpartition("=")
             slot = stage or "base"
@@ -234,11 +247,8 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str], running
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
-    except ValueError:
-        raise
-    except Exception as error:  # a broken folder fails in many ways, in four libraries; the user needs the first line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
+    except RuntimeError as error:
+        raise ValueError(f"model {args.model!r} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
     reading = [slot for slot in running if getattr(pipe, f"{slot}_unet").config.text_dim is not None]
     if bool(prompts) != bool(reading):
         need = 'reads text: give a prompt, sample.py "a red circle"'
@@ -294,7 +304,9 @@ def sample(
                 width=args.width,
                 callback_on_stage_end=writer.stage_end,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is only its text
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
             remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
             many = f"{len(batch)} pictures of {writer.shared['size']} px"
             raise MemoryError(f"{many} do not fit into the memory of {pipe._execution_device}; {remedy}") from error

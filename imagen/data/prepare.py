@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from .decode import Pixels, Unusable, decode
 from .embedding import read_embedding
@@ -98,12 +99,13 @@ class Prepare:
         if self.lowres_size is None:
             return None, ()
         if record.conditioning is None:
-            return resize_square(pixels, self.lowres_size), ()
+            # by area, as the cascade reduces a picture that it starts from (imagen.diffusion.augmentation.resize)
+            return resize_square(pixels, self.lowres_size, Image.Resampling.BOX), ()
         pair = decode(record.conditioning, "", self.lowres_channels)
         (height, width), (high, wide) = stored, extent(pair.picture)
         if abs(width * high - wide * height) >= max(height, high):  # more than rounding
             raise Unusable(f"is {width} x {height} but its conditioning picture {wide} x {high}: of another shape")
-        small = resize_square(cut_square(pair.picture, where), self.lowres_size)
+        small = resize_square(cut_square(pair.picture, where), self.lowres_size, Image.Resampling.BOX)
         return small, tuple(f"conditioning picture: {repair}" for repair in pair.repairs)
 
     def _draw_caption(self, captions: tuple[str, ...], rng: np.random.Generator) -> str:

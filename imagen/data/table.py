@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .decode import Raw, Unusable
 from .records import USUAL, Captions, Fields, Record
@@ -34,10 +34,10 @@ class TableRecords:
 
     def __init__(self, path: str | Path, fields: Fields = USUAL) -> None:
         self.path = _find_table(Path(path))
-        self.rows = _read(self.path)
+        names, self.rows = _read(self.path)
         if not len(self.rows):
             raise ValueError(f"{str(self.path)!r} has no rows")
-        self.fields = pick_columns(_columns(self.rows), fields, f"column of {str(self.path)!r}")
+        self.fields = pick_columns(names, fields, f"column of {str(self.path)!r}")
         self.image = str(self.fields.image)
 
     def __len__(self) -> int:
@@ -138,19 +138,19 @@ def _find_table(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> Rows:
+def _read(path: Path) -> tuple[list[str], Rows]:
+    """Names of the columns, and the rows."""
     kind = path.suffix.lower()
     if kind in (".jsonl", ".ndjson"):
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-        return [_json_row(line, number) for number, line in enumerate(lines) if line.strip()]
+        rows = [_json_row(line, number) for number, line in enumerate(lines) if line.strip()]
+        # of all rows: one without a caption, which is allowed, may be the first
+        return list(dict.fromkeys(name for row in rows if not isinstance(row, Unusable) for name in row)), rows
     if kind in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            try:
-                return list(csv.DictReader(stream, delimiter="\t" if kind == ".tsv" else ","))
-            except csv.Error as error:
-                raise ValueError(f"{str(path)!r} is no CSV: {error}") from error
+        return _read_cells(path, "\t" if kind == ".tsv" else ",")
     if kind == ".parquet":
-        return ParquetRows(path)
+        parquet = ParquetRows(path)
+        return parquet.names, parquet
     raise ValueError(f"{str(path)!r} is no table: expected .jsonl, .csv, .tsv or .parquet")
 
 
@@ -162,9 +162,63 @@ def _json_row(line: bytes, number: int) -> Mapping[str, Any] | Unusable:
     return row if isinstance(row, dict) else Unusable(f"line {number + 1} is no JSON object")
 
 
-def _columns(rows: Rows) -> list[str]:
-    first = rows.names if isinstance(rows, ParquetRows) else next((r for r in rows if not isinstance(r, Unusable)), {})
-    return list(first)
+def _read_cells(path: Path, delimiter: str) -> tuple[list[str], Rows]:
+    """The first line's cells, and the rows of a CSV or TSV file below it."""
+    quoted = delimiter == "," or _quotes_cells(path)
+    with _open(path) as stream:
+        lines = csv.reader(
+            stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+        )
+        try:
+            names = next(lines, [])
+            remedy = "quote its caption" if quoted else "take the tab out of its caption"
+            return names, list(_cell_rows(lines, names, remedy))
+        except csv.Error as error:
+            raise ValueError(
+                f"{str(path)!r} is no CSV: {error}, line {lines.line_num}; is a quote left open?"
+            ) from error
+
+
+def _cell_rows(lines: Any, names: Sequence[str], remedy: str) -> Iterator[Mapping[str, Any] | Unusable]:
+    """One mapping per line of a ``csv.reader``; cells that a line lacks are None. Raises csv.Error as it does."""
+    while True:
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:
+            if "expected after" not in str(error):  # an open quote has swallowed the rest of the file
+                raise
+            yield Unusable(f"line {lines.line_num} has text behind a closing quote: double the quotes inside a cell")
+            continue
+        if cells is None:
+            return
+        if any(cells[len(names) :]):  # empty ones, of a delimiter at the end, take nothing from the caption
+            yield Unusable(f"line {lines.line_num} has more cells than the header: {remedy}")
+        elif cells:
+            yield {name: cells[column] if column < len(cells) else None for column, name in enumerate(names)}
+
+
+def _quotes_cells(path: Path) -> bool:
+    """Whether a TSV's quotes enclose cells, as pandas and csv write them; in plain ones they are part of the text.
+
+    Raises:
+        ValueError: it cannot be told, for a quoted cell holds what looks like a row of its own.
+    """
+    with _open(path) as stream:
+        lines = csv.reader(stream, delimiter="\t", strict=True)
+        try:
+            for cells in lines:
+                if any("\n" in cell and "\t" in cell for cell in cells):
+                    raise ValueError(
+                        f"{str(path)!r}: the quoted cell that ends in line {lines.line_num} holds a line break and a "
+                        "tab, or a stray quote has swallowed rows: save the table as CSV or parquet"
+                    )
+        except csv.Error:
+            return False
+    return True
+
+
+def _open(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 class ParquetRows(Sequence[Mapping[str, Any]]):

@@ -37,24 +37,20 @@ def cut_square(picture: Picture, where: float) -> Picture:
     return picture[top : top + side, left : left + side]
 
 
-def resize_square(picture: Picture, size: int) -> Pixels:
-    """A square resized to (size, size, C), bicubic; PIL widens the filter when reducing, so nothing aliases. Float
-    pixels stay float.
+def resize_square(picture: Picture, size: int, kernel: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
+    """A square resized to (size, size, C); PIL widens the kernel when reducing, so nothing aliases. Float pixels stay
+    float. BOX is the mean over areas where ``size`` divides the picture's.
     """
     if isinstance(picture, Image.Image):
-        return to_pixels(picture if picture.width == size else _resize(picture, size))
+        return to_pixels(picture if picture.width == size else picture.resize((size, size), kernel))
     pixels = picture
     if pixels.shape[0] == size:
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
-        return np.asarray(_resize(Image.fromarray(pixels), size))
-    planes = [np.asarray(_resize(Image.fromarray(plane), size)) for plane in np.moveaxis(pixels, -1, 0)]
+        return np.asarray(Image.fromarray(pixels).resize((size, size), kernel))
+    planes = [np.asarray(Image.fromarray(plane).resize((size, size), kernel)) for plane in np.moveaxis(pixels, -1, 0)]
     stacked = np.stack(planes, axis=-1)
     return stacked if pixels.dtype == np.uint8 else stacked.clip(-1, 1)  # bicubic overshoots; PIL clips 8 bits itself
-
-
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def cut(pixels: Pixels, left: int, top: int, wide: int, cells: int) -> Pixels:

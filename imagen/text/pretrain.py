@@ -247,7 +247,8 @@ def _cut_log(out: Path, step: int) -> None:
     log = out / "metrics.jsonl"
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+        whole = [line for line in lines if line.endswith("\n")]  # a kill can leave a part of the last one
+        log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def _log(out: Path, step: int, loss: float, accuracy: float, seconds: float) -> None:

@@ -163,22 +163,43 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
 
 
 def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
-    """Write a pipeline folder; files in `out` that are no part of a pipeline (a model card) stay."""
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(
-        partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (*pipeline.components, "model_index.json"):
-        old = out / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        elif old.exists():
-            old.unlink()
-    for child in sorted(partial.iterdir()):
-        child.rename(out / child.name)
-    partial.rmdir()
+    """Write a pipeline folder; files in `out` that are no part of a pipeline (a model card) stay.
+
+    Raises:
+        ConfigError: `out` cannot be written, or holds parts that the new pipeline lacks; a size that is none.
+    """
+    check_out(pipeline, out)
+    partial, old = (out.with_name(f"{out.name}.{word}") for word in ("partial", "replaced"))
+    for folder in (partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        pipeline.save_pretrained(
+            partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        old.mkdir()
+        for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
+            if (out / child.name).exists():
+                (out / child.name).rename(old / child.name)
+            child.rename(out / child.name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_out(pipeline: Any, out: Path) -> None:
+    """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or is not possible."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
+    lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
+    if lost:
+        stages = {f"{slot}_unet": name for name, slot in SLOTS.items()}
+        keep = next((f"--{stages[name]} {out}" for name in lost if name in stages), "another --out")
+        raise ConfigError(
+            f"--out {str(out)!r} holds {lost[0]}, which this pipeline lacks: add {keep}, or clear it first"
+        )
 
 
 def command(

@@ -105,9 +105,9 @@ class TrainConfig:
     time_limit: float | None = None
     """save and stop after this many minutes; the same command goes on later"""
     max_skipped: int = 100
-    """stop when this many steps in all were skipped for a non-finite loss or gradient"""
+    """stop when more steps in all than this were skipped for a non-finite loss or gradient"""
     max_skipped_in_a_row: int = 10
-    """stop when this many consecutive steps were skipped"""
+    """stop when more consecutive steps than this were skipped"""
     tensorboard: bool = False
     """also log to TensorBoard (needs the tensorboard package)"""
 

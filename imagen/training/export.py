@@ -61,14 +61,17 @@ def stage_scheduler(config: RunConfig, origin: Origin | None = None) -> Any:
     """
     schedule, sampling = config.stage.schedule, config.sampling
     scheduler = make_scheduler(
-        sampling.sampler, make_schedule(**dataclasses.asdict(schedule)), config.stage.prediction_type
+        sampling.sampler,
+        make_schedule(**dataclasses.asdict(schedule)),
+        config.stage.prediction_type,
+        sampling.gamma,
     )
     changes: dict[str, Any] = {}
     before = None if origin is None else origin.scheduler
     if before is not None and levels_error(schedule, before) <= MAX_EXPORT_ERROR:
         changes = {name: before[name] for name in KEPT if name in before}
     if "variance_type" in scheduler.config and config.unet.get("out_channels") == 2 * config.unet.get("in_channels", 3):
-        changes["variance_type"] = "learned_range"
+        changes |= {"variance_type": "learned_range", "gamma": 0.0}
     return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
 

@@ -48,6 +48,12 @@ def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Any:
 def check_fit(config: RunConfig, unet: Any) -> None:
     """Raises ConfigError where the network's inputs do not fit the stage."""
     stage = config.stage
+    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
+        if data is not None and data.kind == "shapes" and unet.in_channels != 3:
+            raise ConfigError(
+                f"unet.in_channels {unet.in_channels}, but the pictures of {section}.kind shapes have three channels: "
+                f"set it to 3, or {section} to other pictures"
+            )
     if stage.lowres_size is None and unet.lowres_channels:
         raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
     if stage.lowres_size is not None and not unet.lowres_channels:

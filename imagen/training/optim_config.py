@@ -46,6 +46,7 @@ class OptimConfig:
             self.muon_lr is None or (self.muon_lr > 0 and math.isfinite(self.muon_lr)),
             f"optim.muon_lr {self.muon_lr} must be a positive number, or null for AdamW alone",
         )
+        require(self.eps > 0 and math.isfinite(self.eps), f"optim.eps {self.eps} must be a positive number, as 1e-8")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
         momentum = self.momentum
         require(momentum is None or 0 <= momentum < 1, f"optim.momentum {momentum} must lie in [0, 1), or be null")

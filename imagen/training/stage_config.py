@@ -97,6 +97,8 @@ class SamplingConfig:
 
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
     """ddpm is the paper's ancestral sampler"""
+    gamma: float = 0.0
+    """of ddpm: its variance between the small one, 0, and the large one, 1 (paper, appendix A, which gives no value)"""
     num_inference_steps: int = 50
     """evaluations of the network; the paper gives no number (our choice)"""
     guidance_scale: float = 5.0
@@ -111,6 +113,10 @@ class SamplingConfig:
     """noise-conditioning level of the low-resolution input, in [0, 1]"""
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.gamma <= (1 if self.sampler == "ddpm" else 0),
+            f"sampling.gamma {self.gamma} must lie in [0, 1], and be 0 with another sampler than ddpm",
+        )
         steps = self.num_inference_steps
         require(1 <= steps <= 1000, f"sampling.num_inference_steps {steps} must lie in [1, 1000]")
         require(

@@ -189,12 +189,13 @@ class Trainer:
         every = self.config.grid.every
         if every and self.accelerator.is_main_process and (self.step % every == 0 or last):
             self.grids.write(self.unet, self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
-        if self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped:
+        over = self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped
+        if over and self.skipped_in_a_row:  # not after a good step: a run that was mended is to go on
             self.save()
             self._give_up(
                 f"{self.skipped} steps in all and {self.skipped_in_a_row} in a row had a non-finite loss or gradient "
-                f"(limits {config.max_skipped} and {config.max_skipped_in_a_row}); the weights before them are kept in "
-                f"{self.run / 'state'}. Lower optim.lr, raise optim.warmup or look at the data"
+                f"(train.max_skipped {config.max_skipped}, train.max_skipped_in_a_row {config.max_skipped_in_a_row}); "
+                f"the run is kept in {self.run / 'state'}. Lower optim.lr, raise optim.warmup or look at the data"
             )
         if stop or last or self.step % config.checkpoint_every == 0:
             self.save()

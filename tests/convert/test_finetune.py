@@ -86,7 +86,8 @@ def test_a_dropped_variance_leaves_the_mean_alone(config: Any, converted: Path) 
     whole = ImagenPipeline.from_pretrained(converted).base_unet
     z, text = torch.randn(1, 3, 16, 16, generator=seeded(1)), torch.randn(1, 77, 16, generator=seeded(2))
     with torch.no_grad():
-        assert torch.equal(trainer.unet(z, 500.0, text=text), whole(z, 500.0, text=text)[:, :3])
+        mean = whole(z, 500.0, text=text)[:, :3]  # not to the bit: some CPUs sum 3 rows in another order than 6
+        torch.testing.assert_close(trainer.unet(z, 500.0, text=text), mean, rtol=1e-5, atol=1e-6)
     trainer.fit()
     assert "the learned variance of train.init_from is dropped (6 -> 3 channels)" in stream.getvalue()
     assert load_scheduler(Path(settings.run_dir) / "model" / "scheduler").config.variance_type == "fixed_small"
@@ -136,7 +137,8 @@ def test_a_pipeline_drops_its_variance_and_says_so(
     assert said == ["base: the learned variance is dropped (6 -> 3 rows at the output), fixed_small"]
     z, text = torch.randn(1, 3, 16, 16, generator=seeded(1)), torch.randn(1, 77, 16, generator=seeded(2))
     with torch.no_grad():
-        assert torch.equal(pipe.base_unet(z, 500.0, text=text), whole.base_unet(z, 500.0, text=text)[:, :3])
+        mean = whole.base_unet(z, 500.0, text=text)[:, :3]
+        torch.testing.assert_close(pipe.base_unet(z, 500.0, text=text), mean, rtol=1e-5, atol=1e-6)
     assert pipe.base_scheduler.config.variance_type == "fixed_small"
     assert torch.equal(pipe.base_scheduler.betas, whole.base_scheduler.betas)
     pipe.save_pretrained(tmp_path / "saved")

@@ -92,8 +92,7 @@ def test_flipping_is_off_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_lowres_and_crop_show_the_same_window(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
-    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(0)), -1)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     save(tmp_path, "a.png", Image.fromarray(pixels))
     dataset = folder(tmp_path, 64, crop=16, lowres_size=16)
     corners = set()
@@ -103,7 +102,7 @@ def test_lowres_and_crop_show_the_same_window(tmp_path: Path) -> None:
         assert sample.lowres is not None
         assert sample.lowres.shape == (3, 4, 4)
         blocks = sample.image.reshape(3, 4, 4, 4, 4).mean((2, 4))
-        assert (blocks - sample.lowres).abs().max() < 0.02
+        assert (blocks - sample.lowres).abs().max() <= 1 / 127.5, "not the mean over areas"  # PIL rounds twice
         corners.add(tuple(colour(sample.image, 0, 0)))
     assert len(corners) > 10
 

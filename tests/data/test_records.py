@@ -139,9 +139,57 @@ def test_csv_text_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     assert dataset[1].caption == "fine"
 
 
+def read_table(path: Path, content: str) -> tuple[list[Any], list[str]]:
+    """(captions of usable rows, reasons of the others) of a table with one picture."""
+    (path.parent / "0.png").write_bytes(encoded(0))
+    path.write_text(content, encoding="utf-8", newline="")
+    dataset = PictureDataset(TableRecords(path), Prepare(8))
+    states = [dataset.examine(number) for number in range(len(dataset))]
+    return [s.caption for s, _ in states if s is not None], [notes[0].reason for s, notes in states if s is None]
+
+
+def test_a_caption_that_a_comma_cuts_is_not_trained_on(tmp_path: Path) -> None:
+    lines = ["image,text", "0.png,a cat, asleep", '0.png,"a dog, awake"', "0.png,one,", '0.png,"so" he said', "0.png"]
+    captions, reasons = read_table(tmp_path / "t.csv", "\n".join(lines))
+    assert captions == ["a dog, awake", "one"]
+    assert reasons == [
+        "line 2 has more cells than the header: quote its caption",
+        "line 5 has text behind a closing quote: double the quotes inside a cell",
+        "has no caption",
+    ]
+    with pytest.raises(ValueError, match=r"no image column .*; the columns are a, b$"):
+        read_table(tmp_path / "t.csv", "a,b\n0.png,a cat, asleep\n")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_quote_in_a_plain_tsv_is_a_character(tmp_path: Path, ending: str) -> None:
+    texts = ['"Once upon a time', 'a 5" pipe', '"so" he said', '"whole"', "two\tcells"]
+    lines = ["image\ttext", *(f"0.png\t{text}" for text in texts)]
+    captions, reasons = read_table(tmp_path / "t.tsv", "\ufeff" + ending.join(lines) + ending)
+    assert captions == texts[:-1]
+    assert reasons == ["line 6 has more cells than the header: take the tab out of its caption"]
+
+
+def test_a_tsv_written_with_quotes_is_read_with_them(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    texts = ['a 5" pipe', "two\tcells", "two\nlines", "plain"]
+    csv.writer(stream, delimiter="\t").writerows([("image", "text"), *(("0.png", text) for text in texts)])
+    assert read_table(tmp_path / "t.tsv", stream.getvalue()) == ([" ".join(text.split()) for text in texts], [])
+
+
+def test_a_jsonl_s_columns_are_those_of_all_rows(tmp_path: Path) -> None:
+    lines = [{"file_name": "0.png"}, {"file_name": "0.png", "text": "a cat"}]
+    content = "\n".join(["{broken", *map(json.dumps, lines)])
+    captions, reasons = read_table(tmp_path / "t.jsonl", content)
+    assert captions == ["a cat"]
+    assert reasons[1:] == ["has no caption"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
+        ("t.csv", 'image,text\n0.png,"a cat\n0.png,two\n', {}, "unexpected end of data, line 3; is a quote left open"),
+        ("t.tsv", 'image\ttext\n0.png\t"a\n0.png\tb"\n', {}, "ends in line 3 .* a stray quote has swallowed rows"),
         ("t.csv", "a,b\n1,2\n", {}, r"no image column .*looked for file_name.*columns are a, b"),
         ("t.csv", "image,b\n1,2\n", {"caption": "text"}, r"no caption column .* 'text'; the columns are image, b"),
         ("t.csv", "image,text\n", {}, "has no rows"),

@@ -15,7 +15,7 @@ from imagen.cli.sample import main as sample
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.compose import compose, main
 from imagen.training.errors import ConfigError
-from imagen.training.export import read_stage
+from imagen.training.export import read_stage, stage_scheduler
 from imagen.training.trainer import Trainer
 from tests.factories import tiny_base, tiny_pipeline
 
@@ -185,3 +185,27 @@ def test_stages_whose_channels_do_not_meet_and_damaged_networks_are_refused(tmp_
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ConfigError, match="sr256_unet lacks 1 tensors of the network"):
         compose({"base64": rgb, "sr256": rgb})
+
+
+def test_a_pipeline_is_not_replaced_by_one_with_fewer_stages_and_nothing_is_left_behind(tmp_path, capsys):
+    whole, card = tmp_path / "whole", tmp_path / "card"
+    tiny_pipeline().save_pretrained(whole)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    assert main(["--base64", str(whole), "--out", str(whole)]) == 2
+    assert f"holds sr256_unet, which this pipeline lacks: add --sr256 {whole}" in capsys.readouterr().err
+    card.write_text("a file")
+    assert main(["--base64", str(whole), "--out", str(card)]) == 2
+    assert "is a file: give a folder" in capsys.readouterr().err
+    card.unlink()
+    assert main(["--base64", str(whole), "--out", str(tmp_path / "new"), "--max_shard_size", "foo"]) == 2
+    assert "foo" in capsys.readouterr().err
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    stages = [word for name in ("base64", "sr256", "sr1024") for word in (f"--{name}", str(whole))]
+    assert main([*stages, "--out", str(whole)]) == 0
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_gamma_is_the_exported_sampler_s(config):
+    assert stage_scheduler(config(**{"sampling.gamma": 0.3})).config.gamma == 0.3
+    with pytest.raises(ConfigError, match=r"sampling.gamma 0.3 must lie in \[0, 1\], and be 0 with another sampler"):
+        config(**{"sampling.gamma": 0.3, "sampling.sampler": "ddim"})

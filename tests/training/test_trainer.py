@@ -208,6 +208,17 @@ def test_too_many_in_a_row_stop_the_run(config):
     assert all(torch.isfinite(value).all() for value in resumed.unet.state_dict().values())
 
 
+def test_a_run_that_was_stopped_goes_on_once_it_is_mended(config):
+    settings = config(**{"train.steps": 14, "train.max_skipped_in_a_row": 3, "train.max_skipped": 3})
+    trainer = Trainer(settings)
+    break_loss(trainer, set(range(5, 50)))
+    with pytest.raises(TrainingStopped, match=r"4 steps in all .*train.max_skipped 3, train.max_skipped_in_a_row 3"):
+        trainer.fit()
+    mended = Trainer(settings)
+    mended.fit()
+    assert (mended.step, mended.skipped) == (14, 4)
+
+
 def test_too_many_in_all_stop_the_run(config):
     trainer = Trainer(config(**{"train.steps": 50, "train.max_skipped_in_a_row": 3, "train.max_skipped": 4}))
     break_loss(trainer, set(range(0, 50, 2)), math.inf)

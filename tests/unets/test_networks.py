@@ -246,6 +246,9 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(run(unet), run(unet))
 
 
+COUNTS = ["in_channels", "out_channels", "norm_groups", "head_channels", "time_embed_dim", "text_dim", "text_proj_dim"]
+
+
 @pytest.mark.parametrize(
     ("cls", "change", "message"),
     [
@@ -273,6 +276,13 @@ def test_dropout_acts_in_training_only() -> None:
         (EfficientUNet, {"shortcut_conv": "never"}, "shortcut_conv must be"),
         (EfficientUNet, {"time_input": "sigma"}, "time_input must be one of"),
         (EfficientUNet, {"attention_levels": (2,)}, "blocks 0 to 1"),
+        (BaseUNet, {"model_channels": -8}, r"model_channels times channel_mult is \[-8, -16\]"),
+        (BaseUNet, {"channel_mult": (1, 0)}, r"model_channels times channel_mult is \[16, 0\]"),
+        (EfficientUNet, {"channels": (16, -8)}, r"channels \[16, -8\].* must be at least 1"),
+        (BaseUNet, {"lowres_channels": -1}, "lowres_channels must be at least 0.* got -1"),
+        (BaseUNet, {"residual_scale": 0.0}, r"residual_scale must be above 0, got 0\.0"),
+        *((BaseUNet, {name: 0}, f"^{name} must be at least 1, got 0$") for name in (*COUNTS, "head_dim", "pool_heads")),
+        *((EfficientUNet, {name: 0}, f"^{name} must be at least 1, got 0$") for name in (*COUNTS, "heads")),
     ],
 )
 def test_impossible_options_are_refused(cls: Any, change: dict[str, Any], message: str) -> None:
@@ -286,6 +296,23 @@ def test_wrong_channels_are_refused() -> None:
         run(make("base"), sample=draw(0, 2, 4, 8, 8))
     with pytest.raises(ValueError, match="without timestep"):
         run(make("base"), timestep=None)
+
+
+@pytest.mark.parametrize("kind", ["base", "efficient"])
+def test_what_is_no_batch_of_noisy_pictures_is_refused(kind: str) -> None:
+    """Integer pictures would come back rounded, one text would meet two pictures."""
+    unet = make(kind)
+    with pytest.raises(ValueError, match=r"dtype torch\.int64; give \(B, C, H, W\) floats"):
+        run(unet, sample=torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"sample has shape \(3, 8, 8\)"):
+        run(unet, sample=draw(0, 3, 8, 8))
+    given, text = image_inputs(unet), draw(3, 1, 3, 24)
+    for name, value in (("text", text), ("context", unet(text=text))):
+        with pytest.raises(ValueError, match=f"{name} has batch size 1, sample 2; give one row for each picture"):
+            unet(**given, **{name: value})
+    if unet.config.lowres_channels:
+        with pytest.raises(ValueError, match="lowres has batch size 1, sample 2"):
+            run(unet, lowres=draw(2, 1, 3, 8, 8))
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def test_without_text() -> None:
         assert not any("add_" in name for name, _ in unet.named_parameters())
         with pytest.raises(ValueError, match="text_dim=None"):
             unet(**given, text=draw(0, 2, 3, 24))
-    with pytest.raises(ValueError, match="self_attention"):
+    with pytest.raises(ValueError, match="attention to text alone needs text"):
         make("efficient_cross", text_dim=None)
 
 
@@ -194,6 +194,10 @@ def test_wrong_text_is_refused() -> None:
     text = torch.zeros(1, 3, 24)
     with pytest.raises(ValueError, match="width 5, this network expects text_dim 24"):
         unet(text=torch.zeros(1, 3, 5))
+    for shape in ((1, 0, 24), (3, 24)):  # no token at all would give NaN
+        for inputs in ({}, given):
+            with pytest.raises(ValueError, match=r"text has shape .*; give \(B, L, 24\), L at least 1"):
+                unet(**inputs, text=torch.zeros(shape))
     with pytest.raises(ValueError, match="neither sample nor text"):
         unet()
     with pytest.raises(ValueError, match="exactly one"):
