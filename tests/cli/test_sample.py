@@ -20,28 +20,6 @@ from tests.factories import tiny_base, tiny_pipeline, tiny_sr
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def run(model, tmp_path):
-    """Run the command with the tiny model, writing to tmp_path/out; returns the exit code."""
-
-    def call(*argv: str, model: str | None = model) -> int:
-        rest = ["--model", model] if model else []
-        try:
-            return main([*argv, *rest, *(() if "--out" in argv else ("--out", str(tmp_path / "out")))])
-        except SystemExit as error:
-            return int(error.code or 0)
-
-    call.out = tmp_path / "out"
-    return call
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

@@ -7,26 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagen.cli.png import read_settings
-from imagen.cli.sample import main
 from tests.factories import tiny_pipeline
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def run(model, tmp_path):
-    """Run the command with the tiny model, writing to tmp_path/out; returns the exit code."""
-
-    def call(*argv: str, model: str = model) -> int:
-        return main([*argv, "--model", model, "--out", str(tmp_path / "out")])
-
-    call.out = tmp_path / "out"
-    return call
 
 
 def names(folder: Path) -> list[str]:
