@@ -105,7 +105,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             watermarker=watermarker,
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
-        check_int("max_length", max_length, 1)
+        max_length = check_int("max_length", max_length, 1)
         reading = dataclasses.asdict(TextDefaults.from_dict(text))
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self._interrupt = False
@@ -276,8 +276,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         """
         asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
         stages, given = plan(self._stages(), image, size, asked, (height, width))
-        check_int("num_images_per_prompt", num_images_per_prompt, 1)
-        check_int("sr_batch_size", 1 if sr_batch_size is None else sr_batch_size, 1)
+        num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
+        if sr_batch_size is not None:
+            sr_batch_size = check_int("sr_batch_size", sr_batch_size, 1)
         check_tensors(callback_on_step_end_tensor_inputs)
         pictures.check_output_type(output_type, stages[-1].channels)
         reader = self.reader

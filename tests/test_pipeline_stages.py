@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from imagen.cascade.pictures import load_pictures, to_output
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.cascade.stages import StageDefaults, per_stage, read_stages, route
 from imagen.data.decode import decode
+from tests.factories import sample, tiny_pipeline
 
 CASCADE = read_stages(None, None)
 SR_ONLY = {slot: CASCADE[slot] for slot in ("sr256", "sr1024")}
@@ -83,6 +86,27 @@ def test_a_value_out_of_range_is_named(field, value):
 def test_defaults_survive_the_trip_through_a_dict():
     stage = StageDefaults(size=32, lowres_size=8, threshold_cap=1.5, aug_schedule={"kind": "linear"})
     assert StageDefaults.from_dict(stage.to_dict()) == stage
+
+
+def test_numbers_of_numpy_are_numbers():
+    numpy = StageDefaults(
+        size=np.int64(32),
+        lowres_size=np.uint8(8),
+        num_inference_steps=np.int32(4),
+        guidance_scale=np.float32(1.5),
+        threshold_p=np.float32(0.5),
+        threshold_cap=np.int64(2),
+        aug_level=np.float32(0.25),
+    )
+    python = StageDefaults(32, 8, 4, 1.5, threshold_p=0.5, threshold_cap=2.0, aug_level=0.25)
+    assert json.dumps(numpy.to_dict()) == json.dumps(python.to_dict())
+    pipe = tiny_pipeline()
+    same = sample(pipe, "a red circle", size=np.int64(32), num_images_per_prompt=np.int64(2), sr_batch_size=np.int64(1))
+    assert torch.equal(
+        same.images, sample(pipe, "a red circle", size=32, num_images_per_prompt=2, sr_batch_size=1).images
+    )
+    with pytest.raises(ValueError, match="size"):
+        StageDefaults(size=np.True_)
 
 
 def test_per_stage():

@@ -50,7 +50,7 @@ def plan(
     """
     stored = {slot: stage.settings for slot, stage in available.items()}
     if size is not None:
-        check_int("size", size, 1)
+        size = check_int("size", size, 1)
     height, width = shape
     if height is None or width is None:
         if height != width:

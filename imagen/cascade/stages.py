@@ -11,6 +11,8 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from imagen.diffusion.timesteps import RESPACINGS, count_steps
@@ -62,16 +64,17 @@ class StageDefaults:
     lowres_mode: ResizeMode = "auto"
 
     def __post_init__(self) -> None:
-        check_int("size", self.size, 1)
+        settle = partial(object.__setattr__, self)  # NumPy's numbers become Python's, which JSON can hold
+        settle("size", check_int("size", self.size, 1))
         if self.lowres_size is not None:
-            check_int("lowres_size", self.lowres_size, 1, self.size)
-        check_steps("num_inference_steps", self.num_inference_steps)
-        check_number("guidance_scale", self.guidance_scale, 0.0)
+            settle("lowres_size", check_int("lowres_size", self.lowres_size, 1, self.size))
+        settle("num_inference_steps", check_steps("num_inference_steps", self.num_inference_steps))
+        settle("guidance_scale", check_number("guidance_scale", self.guidance_scale, 0.0))
         check_choice("threshold", self.threshold, get_args(Threshold))
-        check_number("threshold_p", self.threshold_p, 1e-6, 1.0)
+        settle("threshold_p", check_number("threshold_p", self.threshold_p, 1e-6, 1.0))
         if self.threshold_cap is not None:
-            check_number("threshold_cap", self.threshold_cap, 1.0)
-        check_number("aug_level", self.aug_level, 0.0, 1.0)
+            settle("threshold_cap", check_number("threshold_cap", self.threshold_cap, 1.0))
+        settle("aug_level", check_number("aug_level", self.aug_level, 0.0, 1.0))
         check_choice("aug_space", self.aug_space, get_args(AugSpace))
         check_choice("lowres_mode", self.lowres_mode, get_args(ResizeMode))
         if not isinstance(self.aug_schedule, Mapping) or not set(self.aug_schedule) <= {*AUG_SCHEDULE_KEYS}:
@@ -160,16 +163,17 @@ def check_steps(name: str, value: Any, high: int | None = None) -> int | str:
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return ``value`` if it is an integer in [low, high]. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+    """Return ``value`` as int if it is an integer, NumPy's too, in [low, high]. Raises: ValueError."""
+    integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not integer or value < low or (high is not None and value > high):
         expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
         raise ValueError(f"{name} is {value!r}; expected {expected}")
-    return value
+    return int(value)
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
     """Return ``value`` as float if it is a finite number in [low, high]. Raises: ValueError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= high:
         expected = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} is {value!r}; expected a finite number {expected}")

@@ -57,9 +57,10 @@ def resize(x: Tensor, size: int | tuple[int, int], mode: ResizeMode = "auto") ->
 
     Args:
         x: (B, C, H, W), floating point.
-        mode: "auto" reduces by area and enlarges by bicubic (see the head of this file); "area", "bicubic" and
-            "bilinear" are antialiased when reducing and equal Pillow's filters of those names; "bilinear_corners" is
-            DeepFloyd IF's enlargement (align_corners); "nearest" is for previews.
+        mode: "auto" reduces by area and enlarges by bicubic (see the head of this file); "bicubic" and "bilinear"
+            are antialiased when reducing and equal Pillow's filters of those names; "area" is the mean over the pixels
+            a target pixel touches, Pillow's BOX where the ratio is whole; "bilinear_corners" is DeepFloyd IF's
+            enlargement (align_corners); "nearest" is for previews.
 
     Returns:
         (B, C, height, width) in the dtype of ``x``, computed in at least float32; ``x`` itself if it has the size.

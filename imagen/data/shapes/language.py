@@ -101,9 +101,10 @@ class Facts:
         return "single" if self.background is None else "background"
 
 
-def nearest_color(rgb: Rgb) -> str:
-    """The name of an object's colour that is nearest to ``rgb`` (0-255), by squared distance."""
-    return min(COLORS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLORS[name], rgb, strict=True)))
+def nearest_name(rgb: Rgb) -> str:
+    """The COLOR or BACKGROUND that is nearest to ``rgb`` (0-255), by squared distance."""
+    named = COLORS | BACKGROUNDS
+    return min(named, key=lambda name: sum((a - b) ** 2 for a, b in zip(named[name], rgb, strict=True)))
 
 
 def allowed_backgrounds(facts: Facts) -> list[str]:

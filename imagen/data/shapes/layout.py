@@ -8,12 +8,11 @@ after :data:`TRIES` rejections a fixed layout that always fits is used, so :func
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations
 from math import hypot
 
 import numpy as np
 
-from .language import BACKGROUNDS, COLORS, Facts, Rgb, Thing, allowed_backgrounds, is_heldout, nearest_color
+from .language import BACKGROUNDS, COLORS, Facts, Rgb, allowed_backgrounds, nearest_name
 
 MARGIN = 0.02  # least distance of a bounding circle from the picture's border
 GAP = 0.03  # least distance between two bounding circles: two pixels at 64 px
@@ -82,24 +81,22 @@ def place(facts: Facts, rng: np.random.Generator) -> Scene:
 
 
 def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene in colours that no word names: the background's and every object's own move toward any colour.
+    """The scene in colours beside the named ones: the background's and every object's own move toward any colour.
 
-    Each goes a uniform part of the way to a colour drawn uniformly from the cube, so that near misses of a name, which
-    a generated picture shows, come as well as colours far from all names. They are drawn again while the scene, told by
-    the names nearest to its colours, holds a held-out combination.
+    Each goes a uniform part of the way to a colour drawn uniformly from the cube, and is drawn again while another name
+    is nearer than its own: near misses of a name, which a generated picture shows, come as well as colours half-way to
+    the next name, and the caption stays true enough to tell one object from the other.
     """
 
     def moved(rgb: Rgb) -> Rgb:
-        part, target = rng.random(), rng.uniform(0, 255, 3)
-        red, green, blue = (round(old + part * (new - old)) for old, new in zip(rgb, target.tolist(), strict=True))
-        return red, green, blue
+        while True:
+            part, target = rng.random(), rng.uniform(0, 255, 3)
+            red, green, blue = (round(old + part * (new - old)) for old, new in zip(rgb, target.tolist(), strict=True))
+            if nearest_name((red, green, blue)) == nearest_name(rgb):
+                return red, green, blue
 
     background = moved(scene.background)
-    while True:
-        objects = tuple(replace(thing, rgb=moved(thing.rgb)) for thing in scene.objects)
-        things = {Thing(nearest_color(thing.rgb), thing.shape) for thing in objects}
-        if not any(is_heldout(Facts(some)) for number in (1, 2) for some in combinations(things, number)):
-            return Scene(objects, background)
+    return Scene(tuple(replace(thing, rgb=moved(thing.rgb)) for thing in scene.objects), background)
 
 
 def _radius(rng: np.random.Generator, size: str | None, largest: float = 1.0) -> float:
