@@ -9,6 +9,7 @@ of a caption, "what is above?", they can, too.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def document(index: int, seed: int = 0) -> str:
 DEMO = PretrainConfig(noise_density=0.25, mean_span=1.5, continuation_share=0.7, decoder_feed_forward=False, steps=6000)
 
 
-def main(out: Path, t5: PretrainConfig = DEMO) -> None:
+def command(out: Path, t5: PretrainConfig = DEMO) -> None:
     """Train the tokenizer and the T5; a second call with the same ``out`` resumes.
 
     Args:
@@ -61,5 +62,15 @@ def main(out: Path, t5: PretrainConfig = DEMO) -> None:
     pretrain(lambda index: document(index, t5.seed), tokenizer, t5, out)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        auto_cli(command, args=arguments, as_positional=False)
+    except ValueError as error:
+        print(f"pretrain_text: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    sys.exit(main())

@@ -7,6 +7,7 @@ frozen; the decoder, kept shallow so that the understanding has to happen in the
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections import Counter
@@ -33,6 +34,9 @@ class PretrainConfig:
     prefix form, 3.2.1): a shallow decoder then has to find in the encoding of the first sentence what the others say.
     Without ``decoder_feed_forward`` it can look up but not work out: what it needs has to stand in the encoding.
     ``init_from`` is the folder of an encoder of the same size to start from, with its tokenizer; the decoder is new.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
     """
 
     d_model: int = 192
@@ -52,6 +56,26 @@ class PretrainConfig:
     warmup: int = 100
     seed: int = 0
     checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        counts = ("d_model", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "d_kv")
+        for name in (*counts, "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.noise_density < 1 or not 0 <= self.continuation_share <= 1:
+            raise ValueError(
+                f"noise_density is {self.noise_density} and continuation_share {self.continuation_share}; expected "
+                "shares, the first above 0 and below 1"
+            )
+        if not self.mean_span >= 1 or not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"mean_span is {self.mean_span} and learning_rate {self.learning_rate}; expected at least one token, "
+                "and a positive number"
+            )
+        if min(self.steps, self.warmup, self.seed) < 0:
+            raise ValueError(f"steps is {self.steps}, warmup {self.warmup} and seed {self.seed}; expected none below 0")
+        if self.init_from is not None and not Path(self.init_from).is_dir():
+            raise ValueError(f"init_from {str(self.init_from)!r} is no folder; give the one of an encoder")
 
 
 def train_tokenizer(captions: Iterable[str]) -> T5Tokenizer:

@@ -63,6 +63,8 @@ class Trainer:
         self.config = config
         check_before_loading(config, self.origin)
         self.run = Path(config.run_dir)
+        if self.run.exists() and not self.run.is_dir():
+            raise ConfigError(f"run_dir {config.run_dir!r} is a file; give the folder to keep the run in")
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes

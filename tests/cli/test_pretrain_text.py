@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagen.cli.pretrain_text import PLACES, document, tell_places
+from imagen.cli.pretrain_text import PLACES, document, main, tell_places
 from imagen.data.shapes.language import INVERSE, is_heldout, parse
 
 
@@ -47,3 +47,18 @@ def test_both_tellings_agree_and_hold_nothing_out():
 def places(facts, things):
     """The things in the order in which the facts name them."""
     return tuple(things[place] for place in PLACES[facts.relation])
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["steps=-1", "batch_size=0", "num_heads=0", "mean_span=0.5", "noise_density=1", "continuation_share=1.5",
+     "learning_rate=0", "warmup=-1", "init_from=nowhere"],
+)  # fmt: skip
+def test_a_wrong_option_is_one_line(tmp_path, capsys, option):
+    assert main(["--out", str(tmp_path / "t5"), f"--t5.{option}"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.startswith("pretrain_text: error: ")
+    assert option.partition("=")[0] in message
+    assert option.partition("=")[2] in message
+    assert not (tmp_path / "t5").exists()

@@ -136,3 +136,10 @@ def test_every_shipped_configuration_builds_on_the_meta_device(path):
     check_targets(unet, config.lora.targets if config.lora.used else ())
     assert sum(parameter.numel() for parameter in unet.parameters()) > 0
     assert "#" in path.read_text()[:2], "the head comment says command, hardware, cost and expected result"
+
+
+def test_a_run_dir_that_is_a_file_is_one_line(write_config, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert main(["--config", str(write_config())]) == 2
+    assert f"run_dir '{tmp_path / 'run'}' is a file" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "run").read_text() == "mine"
