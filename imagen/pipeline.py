@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderMode
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
-from imagen.cascade.callbacks import TENSORS, check_tensors, step_callback
+from imagen.cascade.callbacks import TENSORS, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
 from imagen.cascade.folder import check_complete, check_folder, find_folder, read_index
-from imagen.cascade.plan import join, plan
+from imagen.cascade.plan import Asked, join, plan
 from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, TextDefaults, check_int, read_stages
@@ -182,6 +182,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         num_inference_steps: Any = None,
         guidance_scale: Any = None,
         aug_level: Any = None,
+        lowres_consistency: Any = None,
         shape: tuple[int | None, int | None] = (None, None),
     ) -> dict[int, StageDefaults]:
         """What a call with these arguments would run: the side of each stage, in order, and its settings.
@@ -189,7 +190,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         Raises:
             ValueError: as the call.
         """
-        asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
+        asked = Asked(num_inference_steps, guidance_scale, aug_level, lowres_consistency)
         return {stage.settings.size: stage.settings for stage in plan(self._stages(), image, size, asked, shape)[0]}
 
     @property
@@ -234,6 +235,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         aug_level: float | Sequence[float] | Mapping[int | str, float] | None = None,
+        lowres_consistency: int | Sequence[int] | Mapping[int | str, int] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         prompt_embeds: Tensor | None = None,
@@ -253,8 +255,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         Args:
             prompt: P prompts. negative_prompt: one, or one for each; it takes the null text's place.
             num_images_per_prompt: pictures of each prompt; B = P * this.
-            num_inference_steps: evaluations of the network (heun: two a step), up to the trained levels; or a list
-                (:data:`imagen.diffusion.timesteps.RESPACINGS`).
+            num_inference_steps: network evaluations (heun: two a step), or a list (:mod:`imagen.diffusion.timesteps`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
             image: picture(s) to start from, one or one per prompt (:func:`imagen.cascade.pictures.load_pictures`); it
@@ -262,6 +263,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             size: side to stop at; None: the last stage that can be reached.
             height, width: of the last stage's picture, earlier ones in proportion; None: square.
             aug_level: noise on the low-res picture, per super-resolution stage, in [0, 1] (section 2.4).
+            lowres_consistency: side of the cells whose mean colour is the low-res picture's, in its pixels; 0 is off.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); arrays and tensors are float32 in [0, 1].
             return_dict: False returns (images, stages).
             prompt_embeds, prompt_mask: (P, L, D) and (P, L) in place of prompts; no mask: all tokens are real.
@@ -274,12 +276,11 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
         """
-        asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "aug_level": aug_level}
+        asked = Asked(num_inference_steps, guidance_scale, aug_level, lowres_consistency)
         stages, given = plan(self._stages(), image, size, asked, (height, width))
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
-        if sr_batch_size is not None:
-            sr_batch_size = check_int("sr_batch_size", sr_batch_size, 1)
-        check_tensors(callback_on_step_end_tensor_inputs)
+        sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)
+        after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         pictures.check_output_type(output_type, stages[-1].channels)
         reader = self.reader
         positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
@@ -288,7 +289,6 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         seeds = picture_seeds(generator, count * num_images_per_prompt)
         job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
-        after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = made[max(made)]
         return ImagenPipelineOutput(images=images, stages=made) if return_dict else (images, made)

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from imagen import ImagenPipeline
+from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from tests.factories import WIDTH, Calls, sample, seeded, tiny_base, tiny_pipeline
@@ -171,6 +172,27 @@ def test_the_low_resolution_picture_is_noised_at_the_level_the_network_is_told(p
     assert (seen[0.0] - 0.5).abs().max() < 0.1
     assert abs(seen[0.5].mean() - 0.5 / 2**0.5) < 0.15
     assert abs(seen[1.0].mean()) < 0.15
+
+
+def test_a_super_resolution_stage_keeps_the_colours_of_its_input(pipe):
+    halves = torch.zeros(2, 3, 16, 16)
+    halves[0, 0, :, 8:], halves[1, :, 4:] = 0.8, 0.6
+    given = {"size": 32, "aug_level": 0.0}
+
+    def shift(**settings):
+        made = sample(pipe, PROMPTS[:2], image=halves, **given, **settings).images
+        return made, (resize(made, 16, "area") - halves).abs().mean()
+
+    free, far = shift()
+    held, near = shift(lowres_consistency={32: 1})
+    assert torch.equal(sample(pipe, PROMPTS[:2], image=halves, lowres_consistency=0, **given).images, free)
+    assert far > 0.2  # random weights
+    assert near < 0.05
+    assert (held - free).abs().mean() > 0.1
+    assert pipe.settings(lowres_consistency=(3, 4))[64].lowres_consistency == 4
+    assert pipe.settings()[64].lowres_consistency == 0
+    whole = sample(pipe, PROMPTS[0], height=32, width=64, lowres_consistency=1).stages
+    assert (resize(whole[64], (16, 32), "area") - whole[32]).abs().mean() < 0.05
 
 
 def test_per_stage_values_in_every_form(pipe):

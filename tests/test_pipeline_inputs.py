@@ -107,6 +107,8 @@ BAD_CALLS = [
     ({"num_inference_steps": [2, 2]}, "has 2 values; expected one, or 3"),
     ({"aug_level": 1.5}, "aug_level is 1.5"),
     ({"aug_level": 0.1, "size": 16}, "no super-resolution stage runs"),
+    ({"lowres_consistency": 1.5}, "lowres_consistency is 1.5"),
+    ({"lowres_consistency": 2, "size": 16}, "no super-resolution stage runs"),
     ({"size": 48}, "size=48: this model makes 16, 32, 64 px"),
     ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
     ({"sr_batch_size": 0}, "sr_batch_size is 0"),
@@ -162,6 +164,8 @@ def test_a_stage_may_start_from_pictures_with_other_channels_than_it_makes() -> 
     assert sample(pipe, image=grey).images.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="this model's pictures have 1 channels"):
         sample(pipe, image=grey.expand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="sr256: lowres_consistency is 2; expected 0 where pictures of 3 channels"):
+        sample(pipe, image=grey, lowres_consistency=2)
 
 
 def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():

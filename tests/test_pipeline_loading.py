@@ -32,6 +32,7 @@ VERSION_1_STAGE = {
     "aug_schedule": {"kind": "linear", "shift": 0.5, "max_log_snr": 15.0},
     "lowres_mode": "bilinear_corners",
 }
+VERSION_3_STAGE = {**VERSION_1_STAGE, "lowres_consistency": 4}
 VERSION_2_TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
 
 
@@ -169,13 +170,14 @@ def test_offload_order_names_every_network():
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_entry_of_format_1_is_still_read(copy):
+@pytest.mark.parametrize(("version", "stored"), [(1, VERSION_1_STAGE), (3, VERSION_3_STAGE)])
+def test_every_entry_of_a_stage_is_still_read(copy, version, stored):
     stages = json.loads((copy / "model_index.json").read_text())["stages"]
-    assert FORMAT_VERSION == 2, "keep this test for format 1 and add one for the new format"
-    assert set(stages["sr256"]) == set(VERSION_1_STAGE)
-    rewrite_index(copy, stages={**stages, "sr256": VERSION_1_STAGE}, format_version=1, max_length=17, text=...)
+    assert FORMAT_VERSION == 3, "keep these formats and add the new one"
+    assert set(stages["sr256"]) == set(VERSION_3_STAGE)
+    rewrite_index(copy, stages={**stages, "sr256": stored}, format_version=version, max_length=17, text=...)
     pipe = ImagenPipeline.from_pretrained(copy)
-    assert pipe.stage_defaults["sr256"] == StageDefaults(**VERSION_1_STAGE)
+    assert pipe.stage_defaults["sr256"] == StageDefaults(**{"lowres_consistency": 0, **stored})
     assert pipe.config.max_length == 17
     assert pipe.reader.defaults == TextDefaults()  # format 1 knew one way to read a prompt
     assert torch.isfinite(sample(pipe)).all()
@@ -215,7 +217,7 @@ def test_a_stage_that_cannot_be_read_is_named(copy, part):
 
 def test_a_newer_format_is_refused_in_one_line(copy):
     rewrite_index(copy, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(ValueError, match="newer than the 2 this version of imagen reads; update imagen") as caught:
+    with pytest.raises(ValueError, match="newer than the 3 this version of imagen reads; update imagen") as caught:
         ImagenPipeline.from_pretrained(copy)
     assert "\n" not in str(caught.value)
 

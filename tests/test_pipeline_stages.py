@@ -73,6 +73,8 @@ def test_route_says_what_is_missing():
         ("threshold_p", 1.1),
         ("threshold_cap", 0.5),
         ("aug_level", -0.1),
+        ("lowres_consistency", -1),
+        ("lowres_consistency", 4),
         ("aug_space", "latent"),
         ("aug_schedule", {"kund": "cosine"}),
         ("lowres_mode", "lanczos"),
@@ -97,8 +99,9 @@ def test_numbers_of_numpy_are_numbers():
         threshold_p=np.float32(0.5),
         threshold_cap=np.int64(2),
         aug_level=np.float32(0.25),
+        lowres_consistency=np.int8(4),
     )
-    python = StageDefaults(32, 8, 4, 1.5, threshold_p=0.5, threshold_cap=2.0, aug_level=0.25)
+    python = StageDefaults(32, 8, 4, 1.5, threshold_p=0.5, threshold_cap=2.0, aug_level=0.25, lowres_consistency=4)
     assert json.dumps(numpy.to_dict()) == json.dumps(python.to_dict())
     pipe = tiny_pipeline()
     same = sample(pipe, "a red circle", size=np.int64(32), num_images_per_prompt=np.int64(2), sr_batch_size=np.int64(1))

@@ -13,19 +13,19 @@ TENSORS = ("z", "x0")
 """What ``callback_on_step_end`` may ask for."""
 
 
-def check_tensors(names: Sequence[str]) -> None:
-    """Raises: ValueError for a tensor that no step has."""
+def step_callback(
+    pipe: Any, callback: Callable[..., dict[str, Any] | None] | None, names: Sequence[str]
+) -> Callable[[LoopState], None]:
+    """The caller's callback with its tensors (``names``), for the loop; it also carries a request to stop.
+
+    Raises:
+        ValueError: a tensor that no step has; when called, a callback's answer that is none.
+    """
     unknown = [name for name in names if name not in TENSORS]
     if unknown:
         raise ValueError(
             f"callback_on_step_end_tensor_inputs names {unknown[0]!r}; expected some of {', '.join(TENSORS)}"
         )
-
-
-def step_callback(
-    pipe: Any, callback: Callable[..., dict[str, Any] | None] | None, names: Sequence[str]
-) -> Callable[[LoopState], None]:
-    """The caller's callback with its tensors (``names``), for the loop; it also carries a request to stop."""
 
     def after_step(state: LoopState) -> None:
         if callback is not None:

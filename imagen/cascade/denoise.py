@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from imagen.cascade.stages import StageDefaults
 from imagen.cascade.text import Text
 from imagen.cascade.variance import learns_variance
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
+from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Predict, make_x0_fn
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import LoopState, sample_loop
@@ -118,7 +120,13 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
-    conditions = {} if settings.lowres_size is None else _low_resolution(stage, lowres, generators, job.device)
+    conditions, correct = {}, None
+    if settings.lowres_size is not None:
+        small_shape = scaled(settings.lowres_size, stage.aspect)
+        small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
+        conditions = _low_resolution(stage, small, generators)
+        if settings.lowres_consistency:
+            correct = partial(match_lowres, lowres=small, cell=settings.lowres_consistency)
     x0_fn = make_x0_fn(
         bind(stage, job, conditions),
         prediction_type=stage.scheduler.config.prediction_type,
@@ -126,6 +134,7 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         guidance_scale=settings.guidance_scale if stage.guided else 1.0,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
         learned_variance=learns_variance(stage.unet.config),
+        correct=correct,
     )
     estimate: list[Tensor] = []
 
@@ -168,18 +177,13 @@ def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Predict:
     return predict
 
 
-def _low_resolution(
-    stage: Stage, lowres: Sequence[Tensor], generators: Sequence[torch.Generator], device: torch.device
-) -> dict[str, Tensor]:
+def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """The noised and enlarged low-res pictures and their level, as the network takes them (section 2.4)."""
     settings = stage.settings
-    assert settings.lowres_size is not None
-    small_shape = scaled(settings.lowres_size, stage.aspect)
-    small = torch.cat([resize(picture[None].to(device, stage.dtype), small_shape) for picture in lowres])
     shape = aug_noise_shape(small.shape, stage.shape, settings.aug_space)
     # drawn at level 0 too: the level does not change the noise of the steps
-    noise = _noise(generators, shape[1:], device, stage.dtype)
-    level = torch.full((len(small),), settings.aug_level, device=device, dtype=torch.float64)
+    noise = _noise(generators, shape[1:], small.device, stage.dtype)
+    level = torch.full((len(small),), settings.aug_level, device=small.device, dtype=torch.float64)
     schedule = make_schedule(**{"kind": "cosine", **settings.aug_schedule})
     noised = augment_lowres(
         small,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils import logging
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imagen.cascade.denoise import Stage
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.stages import check_int, check_steps, entry_side, per_stage, route
+from imagen.cascade.stages import FROM_PICTURE, check_int, check_steps, entry_side, per_stage, route
 from imagen.cascade.text import Text, pair
 from imagen.diffusion.guidance import null_text
 from imagen.diffusion.parameterization import check_prediction_type
@@ -26,11 +26,20 @@ from imagen.diffusion.timesteps import set_timesteps
 logger = logging.get_logger(__name__)
 
 
+class Asked(NamedTuple):
+    """A call's own settings of its stages, each None, one value, one per stage, or a dict by size."""
+
+    num_inference_steps: Any = None
+    guidance_scale: Any = None
+    aug_level: Any = None
+    lowres_consistency: Any = None
+
+
 def plan(
     available: Mapping[str, Stage],
     image: Any,
     size: int | None,
-    asked: Mapping[str, Any],
+    asked: Asked,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tuple[list[Stage], list[Tensor]]:
     """The stages of a call, with its settings in place of the stored ones where it gives any.
@@ -39,7 +48,7 @@ def plan(
         available: the model's stages by slot, in order.
         image: picture(s) to start from, or None.
         size: side to stop at, or None for as far as it goes.
-        asked: setting -> None, one value, one per stage, or a dict by size.
+        asked: what the call sets in place of stored settings.
         shape: height and width of the last stage's picture; both None for a square.
 
     Returns:
@@ -64,8 +73,8 @@ def plan(
     slots = route(stored, size, min(sides) if sides else None)
     from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
     spread = {}
-    for name, value in asked.items():
-        takes = from_picture if name == "aug_level" else stored
+    for name, value in asked._asdict().items():
+        takes = from_picture if name in FROM_PICTURE else stored
         running = [slot for slot in slots if slot in takes]
         if value is not None and not running:
             raise ValueError(f"{name}={value!r} has no effect: no super-resolution stage runs")
@@ -75,6 +84,7 @@ def plan(
         values = {name: by_slot[slot] for name, by_slot in spread.items() if by_slot.get(slot) is not None}
         stage = available[slot]._replace(settings=dataclasses.replace(stored[slot], **values))
         _check_sampler(stage)
+        _check_consistency(stage)
         stages.append(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
@@ -83,6 +93,15 @@ def plan(
                 f"{after.lowres_channels}; give size={before.settings.size}, or a stage that fits"
             )
     return stages if shape == (None, None) else _shaped(stages, height, width), given
+
+
+def _check_consistency(stage: Stage) -> None:
+    """Raises ValueError where the colours of what a stage starts from are not those of what it makes."""
+    if stage.settings.lowres_consistency and stage.lowres_channels != stage.channels:
+        raise ValueError(
+            f"stage {stage.slot}: lowres_consistency is {stage.settings.lowres_consistency}; expected 0 where pictures "
+            f"of {stage.channels} channels are made from {stage.lowres_channels}"
+        )
 
 
 def _check_sampler(stage: Stage) -> None:

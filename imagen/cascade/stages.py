@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 
 from imagen.diffusion.timesteps import RESPACINGS, count_steps
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SLOTS = ("base", "sr256", "sr1024")
 USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
+FROM_PICTURE = ("aug_level", "lowres_consistency")  # settings of a stage that starts from a picture alone
 Threshold = Literal["none", "static", "dynamic"]
 AugSpace = Literal["lowres", "upsampled"]
 ResizeMode = Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"]
@@ -45,6 +46,8 @@ class StageDefaults:
         aug_space: where that noise is added: ``lowres`` (before resizing, the default) or ``upsampled`` (IF).
         aug_schedule: the schedule that turns the level into noise, as the arguments of
             :func:`imagen.diffusion.schedules.make_schedule`; empty for the cosine (the paper is silent).
+        lowres_consistency: side, in low-res pixels, of the cells over which the picture keeps the mean colours of the
+            one it starts from (:func:`imagen.diffusion.consistency.match_lowres`); 0 (the paper) leaves it free.
         lowres_mode: how the small picture is enlarged, a mode of :func:`imagen.diffusion.augmentation.resize`.
 
     Raises:
@@ -62,6 +65,7 @@ class StageDefaults:
     aug_space: AugSpace = "lowres"
     aug_schedule: Mapping[str, Any] = field(default_factory=dict)
     lowres_mode: ResizeMode = "auto"
+    lowres_consistency: int = 0
 
     def __post_init__(self) -> None:
         settle = partial(object.__setattr__, self)  # NumPy's numbers become Python's, which JSON can hold
@@ -75,6 +79,9 @@ class StageDefaults:
         if self.threshold_cap is not None:
             settle("threshold_cap", check_number("threshold_cap", self.threshold_cap, 1.0))
         settle("aug_level", check_number("aug_level", self.aug_level, 0.0, 1.0))
+        settle("lowres_consistency", check_int("lowres_consistency", self.lowres_consistency, 0))
+        if self.lowres_consistency and self.lowres_size is None:
+            raise ValueError(f"lowres_consistency is {self.lowres_consistency}; expected 0 without lowres_size")
         check_choice("aug_space", self.aug_space, get_args(AugSpace))
         check_choice("lowres_mode", self.lowres_mode, get_args(ResizeMode))
         if not isinstance(self.aug_schedule, Mapping) or not set(self.aug_schedule) <= {*AUG_SCHEDULE_KEYS}:
@@ -191,7 +198,8 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
     """Stored entries of ``model_index.json`` -> defaults per slot, migrated from older formats.
 
     Format 0 is a folder without ``format_version`` or ``stages`` entries: it gets the usual sizes and our defaults.
-    Format 1 has no ``text`` entry (:class:`TextDefaults`), and numbers alone for ``num_inference_steps``.
+    Format 1 has no ``text`` entry (:class:`TextDefaults`), and numbers alone for ``num_inference_steps``. Formats up to
+    2 have no ``lowres_consistency``: it was 0.
 
     Raises:
         ValueError: a format newer than this code, an unknown slot or key, a value out of range.

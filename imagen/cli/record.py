@@ -28,9 +28,17 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image 
     """The settings that all pictures of the run share, enough to make them again."""
     from importlib.metadata import version
 
-    asked = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "aug_level": args.aug_level}
-    stages = pipe.settings(image=image, size=args.size, shape=(args.height, args.width), **asked)
+    stages = pipe.settings(
+        image,
+        args.size,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        aug_level=args.aug_level,
+        lowres_consistency=args.lowres_consistency,
+        shape=(args.height, args.width),
+    )
     schedulers = {pipe.stage_defaults[slot].size: getattr(pipe, f"{slot}_scheduler") for slot in pipe.stage_defaults}
+    entered = {str(size): stage for size, stage in stages.items() if stage.lowres_size is not None}
     return {
         "negative_prompt": args.negative_prompt,
         "model": args.model,
@@ -41,7 +49,8 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image 
         "preset": args.preset,
         "steps": {str(size): stage.num_inference_steps for size, stage in stages.items()},
         "guidance": {str(size): stage.guidance_scale for size, stage in stages.items()},
-        "aug_level": {str(size): stage.aug_level for size, stage in stages.items() if stage.lowres_size is not None},
+        "aug_level": {size: stage.aug_level for size, stage in entered.items()},
+        "lowres_consistency": {size: stage.lowres_consistency for size, stage in entered.items()},
         "sampler": {str(size): type(schedulers[size]).__name__ for size in stages},
         "lora": args.lora,
         "dtype": args.dtype,
@@ -54,9 +63,12 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
     """The command line that makes this one picture again."""
     words = ["python", "sample.py", *([picture.prompt] if picture.prompt is not None else [])]
     words += ["--model", args.model, "--seed", str(picture.seed), "--size", str(settings["size"])]
-    for option, name in (("--steps", "steps"), ("--guidance", "guidance"), ("--aug-level", "aug_level")):
+    for name in ("steps", "guidance", "aug_level", "lowres_consistency"):
         if settings[name]:
-            words += [option, ",".join(f"{size}={value}" for size, value in settings[name].items())]
+            words += [
+                f"--{name.replace('_', '-')}",
+                ",".join(f"{size}={value}" for size, value in settings[name].items()),
+            ]
     optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
     optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
     words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]

@@ -64,6 +64,7 @@ def parser() -> Parser:
     p.add_argument("--steps", type=_values(_steps), metavar="STEPS", help="per stage: a number, or a list (smart50)")
     p.add_argument("--guidance", type=_values(float), metavar="GUIDANCE", help="guidance scale per stage; 1 is off")
     p.add_argument("--aug-level", type=_values(float), metavar="LEVEL", help="noise on each stage's input, 0 to 1")
+    p.add_argument("--lowres-consistency", type=_values(int), metavar="PX", help="keep colours over PX of the input")
     p.add_argument("--sampler", choices=SAMPLERS, help="step rule of every stage; default: the model's own")
     p.add_argument("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
     p.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
@@ -146,6 +147,8 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Imag
     for name, given, most in (("--guidance", args.guidance, math.inf), ("--aug-level", args.aug_level, 1.0)):
         for value in _each(given):
             check_number(name, value, 0.0, most)
+    for value in _each(args.lowres_consistency):
+        check_int("--lowres-consistency", value, 0)
     for value in _each(args.steps):
         check_steps("--steps", value)
     if (args.height is None) != (args.width is None):
@@ -161,12 +164,13 @@ def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Imag
     side = entry_side(stages, args.size, shape, cropped(image.height, image.width, shape)) if image else None
     running = route(stages, args.size, side)
     later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
-    noised = [slot for slot in running if slot in later]
-    if args.aug_level is not None and not noised:
-        raise ValueError(f"--aug-level {args.aug_level} has no effect: no super-resolution stage runs; leave it out")
+    entered = [slot for slot in running if slot in later]
     per_stage("--steps", args.steps, running, stages)
     per_stage("--guidance", args.guidance, running, stages)
-    per_stage("--aug-level", args.aug_level, noised, later)
+    for name, value in (("--aug-level", args.aug_level), ("--lowres-consistency", args.lowres_consistency)):
+        if value is not None and not entered:
+            raise ValueError(f"{name} {value} has no effect: no super-resolution stage runs; leave it out")
+        per_stage(name, value, entered, later)
     return model, image, running
 
 
@@ -297,6 +301,7 @@ def sample(
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance,
                 aug_level=args.aug_level,
+                lowres_consistency=args.lowres_consistency,
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
                 image=image,
                 size=args.size,

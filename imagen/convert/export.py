@@ -88,6 +88,11 @@ def _scheduler(source: Path, slot: str, stage: StageDefaults) -> Any:
             f"{source}: stage sr256 has aug_space {stage.aug_space!r} and aug_schedule {dict(stage.aug_schedule)}; "
             "expected 'upsampled' and cosine_discrete, as IF's pipeline has"
         )
+    if stage.lowres_consistency:
+        raise ValueError(
+            f"{source}: stage {slot} has lowres_consistency {stage.lowres_consistency}, which diffusers' pipelines "
+            "lack; set it to 0 first (set_stage_defaults)"
+        )
     if stage.threshold == "dynamic" and stage.threshold_cap is None:
         raise ValueError(f"{source}: stage {slot} has threshold_cap null; diffusers' schedulers need a number")
     known = {name: value for name, value in config.items() if not name.startswith("_") and name != "gamma"}

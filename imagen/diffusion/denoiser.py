@@ -50,6 +50,7 @@ def make_x0_fn(
     guidance_scale: float = 1.0,
     thresholding: Thresholding | None = None,
     learned_variance: bool = False,
+    correct: Callable[[Tensor], Tensor] | None = None,
 ) -> X0Fn:
     """Wrap a network into the contract.
 
@@ -64,6 +65,7 @@ def make_x0_fn(
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
         learned_variance: the network has 2C output channels, the second C being Denoised.variance. Guidance acts on the
             first C only; the variance is the conditional half's.
+        correct: what is done last to the limited x0, such as :func:`imagen.diffusion.consistency.match_lowres`.
 
     Returns:
         An :class:`X0Fn`. It works in the dtype of z, which is float32 in the cascade, whatever dtype the network
@@ -90,6 +92,7 @@ def make_x0_fn(
             output = guide(conditional[:, :channels], unconditional[:, :channels], guidance_scale)
         alpha, sigma = alpha_sigma(log_snr_at(timestep, log_snrs))
         x0 = limit(x0_from(prediction_type, output, z, alpha, sigma))
+        x0 = x0 if correct is None else correct(x0)
         return Denoised(x0, conditional[:, channels:] if learned_variance else None)
 
     return x0_fn

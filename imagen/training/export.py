@@ -30,7 +30,8 @@ from imagen.training.ema import EMA
 from imagen.training.errors import ConfigError
 from imagen.training.origin import LEVELS, Origin, levels_error
 
-FORMAT_VERSION = 2  # 1 did not say how text is read: it was masked, and the null text zero
+# 1 did not say how text is read: it was masked, and the null text zero; 2 had no lowres_consistency: it was 0
+FORMAT_VERSION = 3
 SLOTS = {"base64": "base", "sr256": "sr256", "sr1024": "sr1024"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KEPT = (*LEVELS, "timestep_spacing", "steps_offset")
@@ -51,6 +52,7 @@ def stage_defaults(config: RunConfig) -> StageDefaults:
         aug_space=stage.aug_space,
         aug_schedule=dataclasses.asdict(stage.aug_schedule),
         lowres_mode=stage.lowres_mode,
+        lowres_consistency=sampling.lowres_consistency,
     )
 
 

@@ -63,6 +63,12 @@ def check_fit(config: RunConfig, unet: Any) -> None:
             f"unet.lowres_channels {unet.lowres_channels}, but the low-res picture is the picture itself, made "
             f"smaller: set it to unet.in_channels ({unet.in_channels}), or data.conditioning to other pictures"
         )
+    cell = config.sampling.lowres_consistency
+    if cell and unet.lowres_channels != unet.in_channels:
+        raise ConfigError(
+            f"sampling.lowres_consistency {cell}: pictures of {unet.in_channels} channels are made from "
+            f"{unet.lowres_channels}, which gives no colours to keep; leave it out"
+        )
     if not config.reads_text and unet.text_dim is not None:
         raise ConfigError(
             f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder (or data.embedding), or "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from imagen.cascade.variance import learns_variance
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
+from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import cat_text
 from imagen.diffusion.levels import level_log_snrs
@@ -131,6 +133,7 @@ class GridMaker:
         copies = 1 if scale == 1 else 2
         z = self._noise((unet.config.in_channels, side, side), "grid", rows)
         conditions: dict[str, Any] = {}
+        correct = None
         if text is not None:
             both = (text[0].to(self.dtype), text[1])
             if copies == 2:
@@ -144,6 +147,8 @@ class GridMaker:
                 lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule, stage.lowres_mode
             )
             conditions["lowres"] = torch.cat([low] * copies)
+            if sampling.lowres_consistency:
+                correct = partial(match_lowres, lowres=lowres, cell=sampling.lowres_consistency)
             conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype).repeat(copies)
 
         def predict(z: Tensor, timestep: Tensor) -> Tensor:
@@ -156,6 +161,7 @@ class GridMaker:
             guidance_scale=scale,
             thresholding=Thresholding(sampling.threshold, sampling.threshold_p, sampling.threshold_cap),
             learned_variance=learns_variance(unet.config),
+            correct=correct,
         )
         return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
 

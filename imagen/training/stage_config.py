@@ -111,6 +111,8 @@ class SamplingConfig:
     """upper bound of that quantile; null is the paper's, 1.5 is IF's"""
     aug_level: float = 0.1
     """noise-conditioning level of the low-resolution input, in [0, 1]"""
+    lowres_consistency: int = 0
+    """keep the input's mean colours over cells of so many of its pixels; 0 (the paper) is off"""
 
     def __post_init__(self) -> None:
         require(
@@ -124,3 +126,5 @@ class SamplingConfig:
         )
         require(0 < self.threshold_p <= 1, f"sampling.threshold_p {self.threshold_p} must lie in (0, 1]")
         require(0 <= self.aug_level <= 1, f"sampling.aug_level {self.aug_level} must lie in [0, 1]")
+        cell = self.lowres_consistency
+        require(cell >= 0, f"sampling.lowres_consistency {cell} must be at least 0, which is off")

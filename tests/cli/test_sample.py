@@ -63,6 +63,7 @@ def test_prompts_from_arguments_and_file_with_seeds_in_a_row(run, tmp_path):
 
 def test_the_command_inside_a_picture_makes_it_again(run):
     options = ["--steps", "3,2,1", "--guidance", "64=2", "--aug-level", "0.3", "--sampler", "dpm++", "--seed", "7"]
+    options += ["--lowres-consistency", "32=2"]
     options += ["--negative-prompt", "two \u201cgreen\u201d star", "--batch-size", "2"]
     assert run("a red circle", "two blue star", *options) == 0
     path = run.out / "two-blue-star_seed8.png"
@@ -73,6 +74,7 @@ def test_the_command_inside_a_picture_makes_it_again(run):
     assert settings["steps"] == {"16": 3, "32": 2, "64": 1}
     assert settings["guidance"] == {"16": 3.0, "32": 3.0, "64": 2.0}
     assert settings["aug_level"] == {"32": 0.3, "64": 0.3}
+    assert settings["lowres_consistency"] == {"32": 2, "64": 0}
     assert settings["sampler"]["64"] == "DPMSolverMultistepScheduler"
     assert Image.open(path).text["Description"] == "two blue star"
     words = shlex.split(settings["command"])
@@ -189,6 +191,8 @@ BAD = [
     (["a", "--guidance", "64=inf"], "--guidance is inf"),
     (["a", "--aug-level", "1.5"], "--aug-level is 1.5"),
     (["a", "--aug-level", "0.1", "--size", "16"], "has no effect: no super-resolution stage runs"),
+    (["a", "--lowres-consistency", "-1"], "--lowres-consistency is -1"),
+    (["a", "--lowres-consistency", "4", "--size", "16"], "has no effect: no super-resolution stage runs"),
     (["a", "--seed", "-1"], "--seed is -1"),
     (["a", "--num-images", "0"], "--num-images is 0"),
     (["a", "--batch-size", "0"], "--batch-size is 0"),

@@ -27,7 +27,8 @@ SR = {
         "kind": "EfficientUNet", "channels": [8, 8], "num_res_blocks": [1, 1], "strides": [1, 2], "heads": 2,
         "attention_levels": [1], "norm_groups": 4, "text_dim": WIDTH,
     },
-    "sampling": {"num_inference_steps": 3, "guidance_scale": 1.5, "threshold": "static", "aug_level": 0.3},
+    "sampling": {"num_inference_steps": 3, "guidance_scale": 1.5, "threshold": "static", "aug_level": 0.3,
+                 "lowres_consistency": 2},
     "train.steps": 2,
     "text.max_length": 12,
 }  # fmt: skip
@@ -67,6 +68,7 @@ def test_round_trip(config, t5, tmp_path, capsys):
     settings = pipe.stage_defaults["sr256"]
     assert (settings.size, settings.lowres_size, settings.num_inference_steps) == (16, 8, 3)
     assert (settings.guidance_scale, settings.threshold, settings.aug_level) == (1.5, "static", 0.3)
+    assert settings.lowres_consistency == 2
     assert pipe.config["max_length"] == 12
     assert pipe.sr1024_unet is None
     pictures = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="pt")
@@ -164,7 +166,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
 
 def test_a_newer_export_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text('{"format_version": 99}')
-    with pytest.raises(ConfigError, match="format version 99, newer than 2"):
+    with pytest.raises(ConfigError, match="format version 99, newer than 3"):
         read_stage(tmp_path)
 
 

@@ -68,6 +68,11 @@ def test_print_config_prints_the_resolved_values(write_config, capsys):
         (["--stage.aug_space", "upsampled"], "stage.aug_space 'upsampled': base64 has no low-resolution input"),
         (["--sampling.threshold_cap", "0.5"], "sampling: threshold_cap is 0.5"),
         (["--sampling.guidance_scale", "-1"], "sampling: guidance_scale is -1"),
+        (["--sampling.lowres_consistency", "-1"], "sampling.lowres_consistency -1 must be at least 0"),
+        (
+            ["--sampling.lowres_consistency", "4"],
+            "lowres_consistency 4: pictures of 3 channels are made from 0",
+        ),
         (["--unet.lowres_channels", "3"], "unet.lowres_channels 3: base64 has no low-res input"),
         (["--unet.text_dim", "32"], "text.encoder is null"),
         (["--unet.norm_groups", "5"], "unet: "),

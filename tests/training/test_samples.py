@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
+from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.training.errors import ConfigError
@@ -101,6 +102,18 @@ def test_batches_change_nothing_but_memory(config, changes):
         assert max(most) == min(size, 3)
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=0, atol=1e-12)
+
+
+def test_the_colours_of_the_input_are_kept_where_the_stage_will_keep_them(config):
+    shifts = []
+    for cell in (0, 1):
+        trainer = Trainer(config(**SR, grid=GRID, sampling={"lowres_consistency": cell}))
+        prompts, lowres, _ = trainer.grids._given()
+        with torch.no_grad():
+            made = trainer.grids.sample(trainer.unet, prompts, lowres)
+        shifts.append(float((resize(made, 8, "area") - lowres).abs().mean()))
+    assert shifts[0] > 0.2
+    assert shifts[1] < shifts[0] / 3
 
 
 def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folder):

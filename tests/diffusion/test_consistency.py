@@ -1,0 +1,93 @@
+"""Holding an estimate to its low-res picture: what it keeps, what it leaves alone, and an implementation in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imagen.diffusion.augmentation import resize
+from imagen.diffusion.consistency import match_lowres
+from imagen.diffusion.denoiser import make_x0_fn
+from imagen.diffusion.thresholding import Thresholding
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 0.3) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).clamp(-3, 3) * scale
+
+
+def block_means(x: Tensor, side: int) -> np.ndarray:
+    batch, channels, height, width = x.shape
+    return x.numpy().reshape(batch, channels, height // side, side, width // side, side).mean((3, 5))
+
+
+@pytest.mark.parametrize(("cell", "side"), [(1, 2), (2, 4), (4, 8), (8, 16)])
+def test_equals_block_means_enlarged_by_pillow(cell: int, side: int) -> None:
+    lowres, x0 = drawn(2, 3, 8, 16, seed=1, scale=0.1), drawn(2, 3, 16, 32, seed=2, scale=0.1)
+    missing = block_means(lowres, cell) - block_means(x0, side)
+    for picture, changed, each in zip(x0, match_lowres(x0, lowres, cell), missing, strict=True):
+        for plane, result, difference in zip(picture, changed, each, strict=True):
+            image = Image.fromarray(difference.astype(np.float32))
+            expected = plane.numpy() + np.asarray(image.resize((32, 16), Image.Resampling.BILINEAR))
+            np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [1, 4, 100])
+def test_another_tone_all_over_is_taken_back(cell: int) -> None:
+    truth = drawn(2, 3, 32, 32, scale=0.2)
+    lowres = resize(truth, 16, "area")
+    shift = torch.tensor([0.1, -0.05, 0.02], dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(match_lowres(truth + shift, lowres, cell), truth, rtol=0, atol=1e-12)
+
+
+def test_detail_whose_mean_is_the_inputs_is_left_alone() -> None:
+    lowres = drawn(1, 3, 8, 8, scale=0.1)
+    checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    x0 = resize(lowres, 32, "nearest") + 0.3 * checks
+    torch.testing.assert_close(match_lowres(x0, lowres, 1), x0, rtol=0, atol=1e-12)
+    # a stripe of six pixels is no multiple of a low-res pixel's four: small cells would wash it out, larger ones do not
+    stripes = (torch.arange(96) // 6 % 2 * 2.0 - 1).expand(1, 3, 96, 96).to(torch.float64) * 0.5
+    flat = torch.zeros(1, 3, 24, 24, dtype=torch.float64)
+    lost = [float((match_lowres(stripes, flat, cell) - stripes).square().mean() / 0.25) for cell in (1, 3)]
+    assert lost[0] > 0.3
+    assert lost[1] < 1e-20
+
+
+def test_every_picture_by_itself_and_within_the_range() -> None:
+    lowres, x0 = drawn(3, 3, 8, 8, seed=3, scale=0.9).clamp(-1, 1), drawn(3, 3, 16, 16, seed=4, scale=0.9).clamp(-1, 1)
+    both = match_lowres(x0, lowres, 2)
+    assert both.abs().max() <= 1
+    assert (both.abs() == 1).any()
+    for index in range(3):
+        alone = match_lowres(x0[index : index + 1], lowres[index : index + 1], 2)
+        torch.testing.assert_close(alone[0], both[index], rtol=0, atol=0)
+    assert match_lowres(x0.float(), lowres.float(), 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("shape", "cell"), [((2, 3, 8, 8), 2), ((1, 1, 8, 8), 2), ((1, 3, 8, 8), 0)])
+def test_what_does_not_fit_is_named(shape: tuple[int, ...], cell: int) -> None:
+    with pytest.raises(ValueError, match=f"cell is {cell}"):
+        match_lowres(torch.zeros(1, 3, 16, 16), torch.zeros(shape), cell)
+
+
+def test_it_comes_after_guidance_and_thresholding() -> None:
+    answers = torch.tensor([0.2, 0.6]).reshape(2, 1, 1, 1)  # without and with text: guided by 3, 1.4, limited to 1
+    seen = []
+
+    def correct(x0: Tensor) -> Tensor:
+        seen.append(x0)
+        return x0 - 0.25
+
+    x0_fn = make_x0_fn(
+        lambda z, timestep: answers.expand(2, 3, 4, 4),
+        prediction_type="sample",
+        log_snrs=torch.linspace(5, -5, 1000),
+        guidance_scale=3.0,
+        thresholding=Thresholding("static"),
+        correct=correct,
+    )
+    x0 = x0_fn(torch.zeros(1, 3, 4, 4), torch.tensor([500.0])).x0
+    assert (seen[0] == 1).all()
+    assert (x0 == 0.75).all()
