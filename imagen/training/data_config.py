@@ -50,8 +50,6 @@ class DataConfig:
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
     """only captions of this category, for kind shapes; null mixes them"""
-    unnamed_colors: float = 0.0
-    """share of the scenes of kind shapes in colours that no word names: teaches an SR stage to keep its input's"""
 
     def __post_init__(self) -> None:
         require(self.kind == "shapes" or bool(self.path), f"data.path is missing: kind {self.kind} needs --data.path")
@@ -77,7 +75,6 @@ class DataConfig:
             "flip": ("folder", "table", "hub", "shards"),
             "square": ("folder", "table", "hub", "shards"),
             "category": ("shapes",),
-            "unnamed_colors": ("shapes",),
             "streaming": ("hub", "shards"),
         }
         for name, kinds in readers.items():

@@ -88,8 +88,7 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     try:
         if data.kind == "shapes":
             split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
-            low, share = stage.lowres_size, data.unnamed_colors
-            return ShapesDataset(stage.size, seed, split, data.crop, low, data.category, share)
+            return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
         prepare = Prepare(
             stage.size,
             data.crop,

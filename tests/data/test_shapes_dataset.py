@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from imagen.data import ShapesDataset, StepSampler, collate
-from imagen.data.shapes.language import BACKGROUNDS, COLORS, HELDOUT_PAIRS, SHAPES, Facts, Thing, is_heldout, parse
+from imagen.data.shapes.language import COLORS, HELDOUT_PAIRS, SHAPES, Facts, Thing, is_heldout, parse
 from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
 
@@ -146,58 +144,6 @@ def test_a_tenth_is_held_out_whatever_the_order_and_the_relation() -> None:
     assert np.mean(verdicts) == pytest.approx(0.1, abs=0.02)
 
 
-def test_unnamed_colors_change_nothing_but_the_colors_of_their_share() -> None:
-    plain = ShapesDataset(256, seed=4, lowres_size=64)
-    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=0.5)
-    changed, still = [], []
-    for index in range(400):
-        (facts, text, scene), (same_facts, same_text, other) = plain.scene(index), painted.scene(index)
-        assert (facts, text) == (same_facts, same_text)
-        names = [replace(thing, rgb=old.rgb) for thing, old in zip(other.objects, scene.objects, strict=True)]
-        assert tuple(names) == scene.objects
-        changed.append(other != scene)
-        if other != scene:
-            moved = [other.background != scene.background]
-            moved += [new.rgb != old.rgb for new, old in zip(other.objects, scene.objects, strict=True)]
-            still += [not all(moved)]
-        assert painted.scene(index)[2] == other
-    assert np.mean(changed) == pytest.approx(0.5, abs=0.08)
-    assert np.mean(still) < 0.05  # by less than a level
-    sample, (_, _, scene) = painted.sample(changed.index(True)), painted.scene(changed.index(True))
-    for picture, side in ((sample.image, 256), (sample.lowres, 64)):
-        assert picture is not None
-        assert np.allclose((picture.numpy() + 1) / 2, render(scene, side).transpose(2, 0, 1), atol=1e-6)
-
-
-def nearest(rgb: tuple[int, int, int]) -> str:
-    named = COLORS | BACKGROUNDS
-    return min(named, key=lambda name: float(np.linalg.norm(np.subtract(named[name], rgb))))
-
-
-def test_unnamed_colors_stay_nearest_to_the_name_in_the_caption() -> None:
-    assert all(nearest(rgb) == name for name, rgb in (COLORS | BACKGROUNDS).items())
-    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=1.0)
-    for index in range(600):
-        facts, _, scene = painted.scene(index)
-        things = facts.things * facts.count if facts.count > 1 else facts.things
-        assert [nearest(thing.rgb) for thing in scene.objects] == [thing.color for thing in things]
-        assert nearest(scene.background) in ([facts.background] if facts.background else BACKGROUNDS)
-
-
-def test_unnamed_colors_reach_from_the_name_to_half_way_to_others() -> None:
-    painted = ShapesDataset(256, seed=4, lowres_size=64, unnamed_colors=1.0)
-    plain = ShapesDataset(256, seed=4, lowres_size=64)
-    pairs = [(plain.scene(i)[2].background, painted.scene(i)[2].background) for i in range(600)]
-    far = np.array([np.abs(np.subtract(new, old)).max() for old, new in pairs])
-    assert (far < 10).mean() > 0.1
-    assert (far > 40).mean() > 0.1
-    for axis in range(3):  # lighter and darker alike: no drift to one side
-        moves = np.array([new[axis] - old[axis] for old, new in pairs])
-        assert min((moves > 0).mean(), (moves < 0).mean()) > 0.2
-    several = [scene.objects for scene in (painted.scene(i)[2] for i in range(50)) if len(scene.objects) > 1]
-    assert all(len({thing.rgb for thing in objects}) == len(objects) for objects in several), "each moves by itself"
-
-
 def test_categories() -> None:
     for category in ("single", "relation", "counting", "background"):
         dataset = ShapesDataset(8, split="heldout", category=category)
@@ -216,8 +162,6 @@ def test_categories() -> None:
         ({"size": 8, "crop": 9}, "crop is 9"),
         ({"size": 256, "lowres_size": 64, "crop": 100}, "multiple of 32"),
         ({"size": 1024, "lowres_size": 256, "crop": 254}, "multiple of 4"),
-        ({"size": 256, "lowres_size": 64, "unnamed_colors": 1.5}, "unnamed_colors is 1.5"),
-        ({"size": 64, "unnamed_colors": 0.5}, "take the colours from"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict, message: str) -> None:

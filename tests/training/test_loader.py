@@ -60,12 +60,3 @@ def test_a_worker_outlives_one_sigterm_and_not_the_second():
 def test_sizes_that_the_source_cannot_make_are_told(config):
     with pytest.raises(ConfigError, match="data: lowres_size is 5; expected a divisor"):
         make_source(config(**{"stage.name": "sr256", "stage.size": 8, "stage.lowres_size": 5}))
-
-
-def test_unnamed_colors_reach_the_pictures_and_are_refused_without_a_picture_to_take_them_from(config):
-    stage = {"stage.name": "sr256", "stage.size": 16, "stage.lowres_size": 8}
-    plain, painted = (make_source(config(**stage, **{"data.unnamed_colors": share})) for share in (0.0, 1.0))
-    differ = [not torch.equal(plain[index].image, painted[index].image) for index in range(10)]
-    assert all(differ)
-    with pytest.raises(ConfigError, match=r"data: unnamed_colors is 0.5; .* low-res picture"):
-        make_source(config(**{"data.unnamed_colors": 0.5}))

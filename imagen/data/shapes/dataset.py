@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..sources import Sample
 from .language import Category, Facts, Split, caption, sample_facts
-from .layout import Scene, place, recolored
+from .layout import Scene, place
 from .render import LEAST_PERIOD, PERIOD, WHOLE, Window, render
 
 ON_OBJECT = 0.9  # share of crops aimed at an object
@@ -37,13 +37,9 @@ class ShapesDataset(Dataset[Sample]):
             on a low-res pixel, and where the low-res picture cannot show patterns on an eighth of the picture, so that
             patterns have the same phase in every window.
         category: ``"single"``, ``"relation"``, ``"counting"`` or ``"background"`` only; None mixes them.
-        unnamed_colors: share of the scenes drawn in colours that no word names, in ``image`` and ``lowres`` alike
-            (:func:`~imagen.data.shapes.layout.recolored`). The caption still names the colours, so a super-resolution
-            stage learns to take them from its low-res input, where a generated picture never has them exactly.
 
     Raises:
-        ValueError: sizes that do not fit each other, a negative seed, a share outside [0, 1], or unnamed colours
-            without ``lowres_size``: the caption alone would be untrue.
+        ValueError: sizes that do not fit each other, or a negative seed.
     """
 
     def __init__(
@@ -54,7 +50,6 @@ class ShapesDataset(Dataset[Sample]):
         crop: int | None = None,
         lowres_size: int | None = None,
         category: Category | None = None,
-        unnamed_colors: float = 0.0,
     ) -> None:
         if size < 1 or seed < 0:
             raise ValueError(f"size is {size} and seed is {seed}; expected size >= 1 and seed >= 0")
@@ -62,13 +57,7 @@ class ShapesDataset(Dataset[Sample]):
             raise ValueError(f"split is {split!r}; expected 'train' or 'heldout'")
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size):
             raise ValueError(f"lowres_size is {lowres_size}; expected a divisor of size, which is {size}")
-        if not 0 <= unnamed_colors <= 1 or (unnamed_colors and lowres_size is None):
-            raise ValueError(
-                f"unnamed_colors is {unnamed_colors}; expected a share in [0, 1], and 0 without a low-res picture to "
-                "take the colours from"
-            )
         self.size, self.seed, self.split, self.category = size, seed, split, category
-        self.unnamed_colors = unnamed_colors
         self.lowres_size = lowres_size
         self.crop = size if crop is None else crop
         self.cells = self._grid()
@@ -105,12 +94,7 @@ class ShapesDataset(Dataset[Sample]):
         """Facts, caption and scene of an index: independent of sizes and crops."""
         rng = self._rng(index, 0)
         facts = sample_facts(rng, self.split, self.category)
-        text, scene = caption(facts, rng), place(facts, rng)
-        if self.unnamed_colors:
-            paint = self._rng(index, 2)
-            if paint.random() < self.unnamed_colors:
-                scene = recolored(scene, paint)
-        return facts, text, scene
+        return facts, caption(facts, rng), place(facts, rng)
 
     def window(self, index: int) -> Window:
         """The part of the picture that the sample shows, as (x0, y0, x1, y1) in units of the picture's side."""

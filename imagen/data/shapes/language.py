@@ -101,12 +101,6 @@ class Facts:
         return "single" if self.background is None else "background"
 
 
-def nearest_name(rgb: Rgb) -> str:
-    """The COLOR or BACKGROUND that is nearest to ``rgb`` (0-255), by squared distance."""
-    named = COLORS | BACKGROUNDS
-    return min(named, key=lambda name: sum((a - b) ** 2 for a, b in zip(named[name], rgb, strict=True)))
-
-
 def allowed_backgrounds(facts: Facts) -> list[str]:
     """Names of the backgrounds on which every object of ``facts`` can be seen."""
     return [b for b in BACKGROUNDS if all((thing.color, b) not in INVISIBLE for thing in facts.things)]

@@ -7,12 +7,12 @@ after :data:`TRIES` rejections a fixed layout that always fits is used, so :func
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import hypot
 
 import numpy as np
 
-from .language import BACKGROUNDS, COLORS, Facts, Rgb, allowed_backgrounds, nearest_name
+from .language import BACKGROUNDS, COLORS, Facts, Rgb, allowed_backgrounds
 
 MARGIN = 0.02  # least distance of a bounding circle from the picture's border
 GAP = 0.03  # least distance between two bounding circles: two pixels at 64 px
@@ -78,25 +78,6 @@ def place(facts: Facts, rng: np.random.Generator) -> Scene:
         for (x, y), radius, thing in zip(centres, radii, things, strict=True)
     )
     return Scene(objects, BACKGROUNDS[name])
-
-
-def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene in colours beside the named ones: the background's and every object's own move toward any colour.
-
-    Each goes a uniform part of the way to a colour drawn uniformly from the cube, and is drawn again while another name
-    is nearer than its own: near misses of a name, which a generated picture shows, come as well as colours half-way to
-    the next name, and the caption stays true enough to tell one object from the other.
-    """
-
-    def moved(rgb: Rgb) -> Rgb:
-        while True:
-            part, target = rng.random(), rng.uniform(0, 255, 3)
-            red, green, blue = (round(old + part * (new - old)) for old, new in zip(rgb, target.tolist(), strict=True))
-            if nearest_name((red, green, blue)) == nearest_name(rgb):
-                return red, green, blue
-
-    background = moved(scene.background)
-    return Scene(tuple(replace(thing, rgb=moved(thing.rgb)) for thing in scene.objects), background)
 
 
 def _radius(rng: np.random.Generator, size: str | None, largest: float = 1.0) -> float:

@@ -44,9 +44,9 @@ def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def samples(count: int, seed: int, split: Split, side: int, unnamed_colors: float = 0.0) -> list[Image.Image]:
+def samples(count: int, seed: int, split: Split, side: int) -> list[Image.Image]:
     """The first ``count`` samples at 256 px."""
-    dataset = ShapesDataset(256, seed, split, lowres_size=64, unnamed_colors=unnamed_colors)
+    dataset = ShapesDataset(256, seed, split)
     return [tile(dataset[i].image, dataset[i].caption, side) for i in range(count)]
 
 
@@ -77,18 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the data set (0)")
     parser.add_argument("--split", choices=get_args(Split), default="train", help="of the data set (train)")
     parser.add_argument("--stages", action="store_true", help="show patterned samples at each stage's resolution")
-    parser.add_argument(
-        "--unnamed-colors", type=float, default=0.0, metavar="SHARE", help="of scenes in colours that no word names (0)"
-    )
     options = parser.parse_args(arguments)
-    if not 0 <= options.unnamed_colors <= 1 or (options.stages and options.unnamed_colors):
-        parser.error(f"--unnamed-colors {options.unnamed_colors} must lie in [0, 1], and be left out with --stages")
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
         parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
-    shown = (options.count, options.seed, options.split, options.side)
-    tiles = stages(*shown) if options.stages else samples(*shown, options.unnamed_colors)
+    make, columns = (stages, 3) if options.stages else (samples, options.columns)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    arrange(tiles, 3 if options.stages else options.columns).save(options.out, optimize=True)
+    arrange(make(options.count, options.seed, options.split, options.side), columns).save(options.out, optimize=True)
     print(f"wrote {options.out}")
 
 
