@@ -152,9 +152,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/alignment"), help="folder of the JSON and the sheets")
 
 
-def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """``--steps`` and ``--guidance`` as the pipeline takes them: one value for all stages, or a list with one each."""
-    given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+def sampling_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """``--steps``, ``--guidance`` and ``more`` as the pipeline takes them: one value for all stages, or one each."""
+    given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, **more}
     return {name: values[0] if values is not None and len(values) == 1 else values for name, values in given.items()}
 
 

@@ -215,9 +215,19 @@ def model_table(model: Sequence[Measure], control: Sequence[Measure]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_sampling_arguments(parser)
+    told = "of the low-res picture: one value, or one a stage; default: the stages' own"
+    parser.add_argument("--aug-level", type=float, nargs="+", help=f"noise {told}")
+    parser.add_argument(
+        "--lowres-consistency", type=int, nargs="+", help=f"cells, in px, whose colours stay, {told}"
+    )
     parser.add_argument("--num", type=int, default=24, help="prompts of each kind, plain and patterned (default 24)")
     parser.add_argument("--num-1024", type=int, default=8, help="the same for stages that make 1024 px (default 8)")
     parser.add_argument("--out", type=Path, default=Path("results/superres"), help="folder of the JSON and the sheets")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is called with: one value for all stages, or a list with one each."""
+    return sampling_settings(args, aug_level=args.aug_level, lowres_consistency=args.lowres_consistency)
 
 
 def _cascade(args: argparse.Namespace, pipe: Any, stages: Sequence[tuple[int, int]]) -> list[Measure]:
@@ -226,7 +236,7 @@ def _cascade(args: argparse.Namespace, pipe: Any, stages: Sequence[tuple[int, in
     for low, size in stages:
         prompts = plain_prompts(args.num_1024 if size >= 1024 else args.num, args.seed)
         label = progress_line(f"from text to {size} px")
-        made = sample(pipe, prompts, size, sampling_settings(args), args.batch_size, progress=label)
+        made = sample(pipe, prompts, size, _settings(args), args.batch_size, progress=label)
         measures += consistency(f"text -> {low} -> {size}", made[low], made[size])
     return measures
 
@@ -246,7 +256,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         label = progress_line(f"{low} -> {size} px")
 
         def upscale(prompts: Sequence[Prompt], images: Pictures, size: int, label: Any = label) -> list[Image.Image]:
-            return sample(pipe, prompts, size, sampling_settings(args), args.batch_size, images, label)[size]
+            return sample(pipe, prompts, size, _settings(args), args.batch_size, images, label)[size]
 
         number = args.num_1024 if size >= 1024 else args.num
         plain, patterned = plain_prompts(number, args.seed), patterned_prompts(number, args.seed)

@@ -187,6 +187,13 @@ def test_superres_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
     result = json.loads((tmp_path / "superres.json").read_text())
     assert {"model", "bicubic", "commit", "hardware"} <= set(result)
     assert (tmp_path / "sheet_64.png").exists()
+    kept = ["--aug-level", "0.3", "0", "--lowres-consistency", "1", "--out", str(tmp_path / "kept")]
+    assert main([*words, *kept]) == 0
+    held = json.loads((tmp_path / "kept" / "superres.json").read_text())
+    assert held["settings"]["options"]["lowres_consistency"] == [1]
+    for free, near in zip(result["model"], held["model"], strict=True):
+        if free["name"] == "reduced output vs input, dB":
+            assert near["value"] > free["value"] + 6
 
 
 def test_psnr_and_color_shift_against_closed_forms() -> None:
