@@ -217,9 +217,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
     told = "of the low-res picture: one value, or one a stage; default: the stages' own"
     parser.add_argument("--aug-level", type=float, nargs="+", help=f"noise {told}")
-    parser.add_argument(
-        "--lowres-consistency", type=int, nargs="+", help=f"cells, in px, whose colours stay, {told}"
-    )
+    parser.add_argument("--lowres-consistency", type=int, nargs="+", help=f"cells, in px, whose colours stay, {told}")
     parser.add_argument("--num", type=int, default=24, help="prompts of each kind, plain and patterned (default 24)")
     parser.add_argument("--num-1024", type=int, default=8, help="the same for stages that make 1024 px (default 8)")
     parser.add_argument("--out", type=Path, default=Path("results/superres"), help="folder of the JSON and the sheets")

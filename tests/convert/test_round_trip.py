@@ -136,3 +136,15 @@ def test_what_ifs_pipelines_cannot_hold_is_refused(tmp_path: Path, capsys: pytes
     message = capsys.readouterr().err.splitlines()[-1]
     assert "base_unet/config.json: text_norm is 'layer'; IF's pipelines can only hold 'group'" in message
     assert not (tmp_path / "back").exists()
+
+
+def test_colours_kept_by_the_stage_cannot_go_back(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = ImagenPipeline.from_pretrained(converted)
+    pipe.set_stage_defaults("sr256", lowres_consistency=4)
+    pipe.save_pretrained(tmp_path / "kept")
+    assert main(["export-deepfloyd-if", str(tmp_path / "kept"), str(tmp_path / "back")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "stage sr256 has lowres_consistency 4" in message
+    assert not (tmp_path / "back").exists()
