@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -126,7 +125,7 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
         small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
         conditions = _low_resolution(stage, small, generators)
         if settings.lowres_consistency:
-            correct = partial(match_lowres, lowres=small, cell=settings.lowres_consistency)
+            correct = match_lowres(small, settings.lowres_consistency)
     x0_fn = make_x0_fn(
         bind(stage, job, conditions),
         prediction_type=stage.scheduler.config.prediction_type,

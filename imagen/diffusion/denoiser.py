@@ -65,7 +65,7 @@ def make_x0_fn(
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
         learned_variance: the network has 2C output channels, the second C being Denoised.variance. Guidance acts on the
             first C only; the variance is the conditional half's.
-        correct: what is done last to the limited x0, such as :func:`imagen.diffusion.consistency.match_lowres`.
+        correct: done last to the limited x0; what :func:`imagen.diffusion.consistency.match_lowres` returns.
 
     Returns:
         An :class:`X0Fn`. It works in the dtype of z, which is float32 in the cascade, whatever dtype the network

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ class GridMaker:
             )
             conditions["lowres"] = torch.cat([low] * copies)
             if sampling.lowres_consistency:
-                correct = partial(match_lowres, lowres=lowres, cell=sampling.lowres_consistency)
+                correct = match_lowres(lowres, sampling.lowres_consistency)
             conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype).repeat(copies)
 
         def predict(z: Tensor, timestep: Tensor) -> Tensor:

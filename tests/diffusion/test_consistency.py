@@ -27,7 +27,7 @@ def block_means(x: Tensor, side: int) -> np.ndarray:
 def test_equals_block_means_enlarged_by_pillow(cell: int, side: int) -> None:
     lowres, x0 = drawn(2, 3, 8, 16, seed=1, scale=0.1), drawn(2, 3, 16, 32, seed=2, scale=0.1)
     missing = block_means(lowres, cell) - block_means(x0, side)
-    for picture, changed, each in zip(x0, match_lowres(x0, lowres, cell), missing, strict=True):
+    for picture, changed, each in zip(x0, match_lowres(lowres, cell)(x0), missing, strict=True):
         for plane, result, difference in zip(picture, changed, each, strict=True):
             image = Image.fromarray(difference.astype(np.float32))
             expected = plane.numpy() + np.asarray(image.resize((32, 16), Image.Resampling.BILINEAR))
@@ -39,37 +39,39 @@ def test_another_tone_all_over_is_taken_back(cell: int) -> None:
     truth = drawn(2, 3, 32, 32, scale=0.2)
     lowres = resize(truth, 16, "area")
     shift = torch.tensor([0.1, -0.05, 0.02], dtype=torch.float64)[:, None, None]
-    torch.testing.assert_close(match_lowres(truth + shift, lowres, cell), truth, rtol=0, atol=1e-12)
+    torch.testing.assert_close(match_lowres(lowres, cell)(truth + shift), truth, rtol=0, atol=1e-12)
 
 
 def test_detail_whose_mean_is_the_inputs_is_left_alone() -> None:
     lowres = drawn(1, 3, 8, 8, scale=0.1)
     checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
     x0 = resize(lowres, 32, "nearest") + 0.3 * checks
-    torch.testing.assert_close(match_lowres(x0, lowres, 1), x0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(match_lowres(lowres, 1)(x0), x0, rtol=0, atol=1e-12)
     # a stripe of six pixels is no multiple of a low-res pixel's four: small cells would wash it out, larger ones do not
     stripes = (torch.arange(96) // 6 % 2 * 2.0 - 1).expand(1, 3, 96, 96).to(torch.float64) * 0.5
     flat = torch.zeros(1, 3, 24, 24, dtype=torch.float64)
-    lost = [float((match_lowres(stripes, flat, cell) - stripes).square().mean() / 0.25) for cell in (1, 3)]
+    lost = [float((match_lowres(flat, cell)(stripes) - stripes).square().mean() / 0.25) for cell in (1, 3)]
     assert lost[0] > 0.3
     assert lost[1] < 1e-20
 
 
 def test_every_picture_by_itself_and_within_the_range() -> None:
     lowres, x0 = drawn(3, 3, 8, 8, seed=3, scale=0.9).clamp(-1, 1), drawn(3, 3, 16, 16, seed=4, scale=0.9).clamp(-1, 1)
-    both = match_lowres(x0, lowres, 2)
+    both = match_lowres(lowres, 2)(x0)
     assert both.abs().max() <= 1
     assert (both.abs() == 1).any()
     for index in range(3):
-        alone = match_lowres(x0[index : index + 1], lowres[index : index + 1], 2)
+        alone = match_lowres(lowres[index : index + 1], 2)(x0[index : index + 1])
         torch.testing.assert_close(alone[0], both[index], rtol=0, atol=0)
-    assert match_lowres(x0.float(), lowres.float(), 2).dtype == torch.float32
+    assert match_lowres(lowres.float(), 2)(x0.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("shape", "cell"), [((2, 3, 8, 8), 2), ((1, 1, 8, 8), 2), ((1, 3, 8, 8), 0)])
-def test_what_does_not_fit_is_named(shape: tuple[int, ...], cell: int) -> None:
-    with pytest.raises(ValueError, match=f"cell is {cell}"):
-        match_lowres(torch.zeros(1, 3, 16, 16), torch.zeros(shape), cell)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 8, 8)])
+def test_what_does_not_fit_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="cell is 0; expected at least 1"):
+        match_lowres(torch.zeros(shape), 0)
+    with pytest.raises(ValueError, match=r"x0 is \(1, 3, 16, 16\) and lowres"):
+        match_lowres(torch.zeros(shape), 2)(torch.zeros(1, 3, 16, 16))
 
 
 def test_it_comes_after_guidance_and_thresholding() -> None:
