@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,17 @@ from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, step_callback
 from imagen.cascade.denoise import Job, Stage, run_stage
-from imagen.cascade.folder import check_complete, check_folder, find_folder, read_index
-from imagen.cascade.plan import Asked, join, plan
+from imagen.cascade.plan import join, plan
+from imagen.cascade.route import ByStage, Wish
 from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.stages import FORMAT_VERSION, SLOTS, StageDefaults, TextDefaults, check_int, read_stages
 from imagen.cascade.text import PromptReader, load_encoder, named_dtype
+from imagen.checks import check_int, check_keys
 from imagen.diffusion.sampling import LoopState
+from imagen.stages.folder import check_complete, find_folder, read_index, read_model
+from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
 from imagen.text.encoder import check_tokenizer
+from imagen.text.reading import TextDefaults
 from unets import BaseUNet, EfficientUNet
 
 logger = logging.get_logger(__name__)
@@ -41,11 +43,11 @@ class ImagenPipelineOutput(BaseOutput):
     Attributes:
         images: the last stage's pictures: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), floats
             in [0, 1]; prompt by prompt, ``num_images_per_prompt`` of each.
-        stages: the same for every stage that ran, keyed by its side in pixels.
+        stages: the same for every stage that ran, by its side in pixels (the last of that side) or its slot.
     """
 
     images: Any
-    stages: dict[int, Any]
+    stages: ByStage[Any]
 
 
 class ImagenPipeline(AdapterMixin, DiffusionPipeline):
@@ -60,7 +62,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
-            :class:`imagen.cascade.stages.StageDefaults`; the usual sizes and our defaults where none are given.
+            :class:`imagen.stages.spec.StageDefaults`; the usual sizes and our defaults where none are given.
         format_version: of ``stages``; older ones are migrated.
     """
 
@@ -106,7 +108,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         max_length = check_int("max_length", max_length, 1)
-        reading = dataclasses.asdict(TextDefaults.from_dict(text))
+        reading = TextDefaults.from_dict(text).to_dict()
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self._interrupt = False
         self._stage: Stage | None = None
@@ -124,7 +126,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         skip = [name for name in cls._optional_components if name in kwargs]
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         folder = find_folder(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
-        check_folder(folder, skip)
+        read_model(folder, skip)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
         index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
@@ -179,19 +181,21 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         self,
         image: Any = None,
         size: int | None = None,
-        num_inference_steps: Any = None,
-        guidance_scale: Any = None,
-        aug_level: Any = None,
-        lowres_consistency: Any = None,
-        shape: tuple[int | None, int | None] = (None, None),
-    ) -> dict[int, StageDefaults]:
-        """What a call with these arguments would run: the side of each stage, in order, and its settings.
+        height: int | None = None,
+        width: int | None = None,
+        **settings: Any,
+    ) -> ByStage[StageDefaults]:
+        """What a call with these arguments would run: the side (or slot) of each stage, in order, and its settings.
+
+        Args:
+            settings: those of :data:`imagen.stages.spec.OF_CALLS`, as the call takes them.
 
         Raises:
             ValueError: as the call.
         """
-        asked = Asked(num_inference_steps, guidance_scale, aug_level, lowres_consistency)
-        return {stage.settings.size: stage.settings for stage in plan(self._stages(), image, size, asked, shape)[0]}
+        check_keys(settings, list(OF_CALLS), "settings")
+        stages, _ = plan(self._stages(), image, Wish(size, height, width, settings))
+        return ByStage((stage.slot, stage.settings.size, stage.settings) for stage in stages)
 
     @property
     def reader(self) -> PromptReader:
@@ -246,7 +250,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("z",),
         callback_on_stage_end: Callable[..., None] | None = None,
         sr_batch_size: int | None = None,
-    ) -> ImagenPipelineOutput | tuple[Any, dict[int, Any]]:
+    ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
         A setting "per stage" is one value for all stages that run, a list with one for each, or a dict keyed by size;
@@ -276,8 +280,13 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
         """
-        asked = Asked(num_inference_steps, guidance_scale, aug_level, lowres_consistency)
-        stages, given = plan(self._stages(), image, size, asked, (height, width))
+        settings = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "aug_level": aug_level,
+            "lowres_consistency": lowres_consistency,
+        }
+        stages, given = plan(self._stages(), image, Wish(size, height, width, settings))
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)
         after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -290,7 +299,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
         made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
-        images = made[max(made)]
+        images = list(made.slots.values())[-1]
         return ImagenPipelineOutput(images=images, stages=made) if return_dict else (images, made)
 
     def _cascade(
@@ -301,9 +310,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         after_step: Callable[[LoopState], None],
         output_type: str,
         stage_end: Callable[..., None] | None,
-    ) -> dict[int, Any]:
-        """Run the stages, each under a progress bar, each from the pictures of the one before: size -> pictures."""
-        made: dict[int, Any] = {}
+    ) -> ByStage[Any]:
+        """Run the stages, each under a progress bar, each from the pictures of the one before."""
+        made: ByStage[Any] = ByStage()
         self._interrupt = False
         try:
             for stage in stages:
@@ -319,9 +328,10 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
 
                     done = run_stage(stage, job, x, advance)
                 x = list(done)
-                made[size] = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
+                images = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
+                made.add(stage.slot, size, images)
                 if stage_end is not None:
-                    stage_end(self, size, made[size])
+                    stage_end(self, size, images)
                 if self._interrupt:
                     break
         finally:

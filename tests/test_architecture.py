@@ -23,16 +23,20 @@ EVERYTHING = sorted(
 )
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
-CORE = {"imagen.diffusion", "unets", "imagen.text", "imagen.data"}
+BASE = {"imagen.checks", "imagen.disk"}
+ROOMS = {"imagen.diffusion", "imagen.text", "imagen.data"}
+CORE = {"unets", *ROOMS, *BASE}
+BELOW_PIPELINE = {"imagen.cascade", "imagen.stages", *CORE}
 MAY_IMPORT = {
-    **{part: {part} for part in CORE},
-    "imagen.disk": set(),
-    "imagen.text": {"imagen.text", "imagen.disk"},
-    "imagen.cascade": {"imagen.cascade", *CORE},
-    "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.training": {"imagen.training", "imagen.disk", "imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
+    "unets": {"unets"},
+    **{part: {part, *BASE} for part in ROOMS},
+    **{part: set() for part in BASE},
+    "imagen.stages": {"imagen.stages", *CORE},
+    "imagen.cascade": {"imagen.cascade", "imagen.stages", *CORE},
+    "imagen.pipeline": {"imagen.pipeline", *BELOW_PIPELINE},
+    "imagen.training": {"imagen.training", "imagen.pipeline", *BELOW_PIPELINE},
+    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *BELOW_PIPELINE},
+    "imagen.convert": {"imagen.convert", "imagen.pipeline", *BELOW_PIPELINE},
     "imagen": {"imagen", "imagen.pipeline"},
 }
 # What people start: nothing but a call of imagen.cli, and nobody imports it.
@@ -171,13 +175,15 @@ def test_a_file_is_read_in_one_sitting_and_a_function_fits_a_screen() -> None:
     problems = []
     for path in EVERYTHING:
         lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-        if lines > 350:
-            problems.append(f"{path} has {lines} lines; 350 are the limit")
+        most = 350
+        if lines > most:
+            problems.append(f"{path} has {lines} lines; {most} are the limit")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                size = (node.end_lineno or 0) - node.lineno + 1
+                documented = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                size = (node.end_lineno or 0) - node.lineno + 1 - documented
                 if size > 70:
-                    problems.append(f"{path}:{node.lineno} {node.name} is {size} lines long; 70 are the limit")
+                    problems.append(f"{path}:{node.lineno} {node.name} has {size} lines of code; 70 are the limit")
     expect_none(problems)
 
 

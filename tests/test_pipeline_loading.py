@@ -13,8 +13,9 @@ from diffusers.utils.import_utils import is_xformers_available
 from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
-from imagen.cascade.folder import HUB_PATTERNS
-from imagen.cascade.stages import FORMAT_VERSION, StageDefaults, TextDefaults
+from imagen.stages.folder import HUB_PATTERNS
+from imagen.stages.spec import FORMAT_VERSION, StageDefaults
+from imagen.text.reading import TextDefaults
 from tests.factories import SIZES, WIDTH, tiny_pipeline
 
 PROMPT = "a red circle"

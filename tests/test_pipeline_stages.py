@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from imagen.cascade.pictures import load_pictures, to_output
+from imagen.cascade.route import per_stage, route
 from imagen.cascade.seeds import picture_seeds, stage_generator
-from imagen.cascade.stages import StageDefaults, per_stage, read_stages, route
 from imagen.data.decode import decode
+from imagen.stages.spec import StageDefaults, read_stages
 from tests.factories import sample, tiny_pipeline
 
 CASCADE = read_stages(None, None)
@@ -101,7 +102,8 @@ def test_numbers_of_numpy_are_numbers():
         aug_level=np.float32(0.25),
         lowres_consistency=np.int8(4),
     )
-    python = StageDefaults(32, 8, 4, 1.5, threshold_p=0.5, threshold_cap=2.0, aug_level=0.25, lowres_consistency=4)
+    sizes = {"size": 32, "lowres_size": 8, "num_inference_steps": 4, "guidance_scale": 1.5, "lowres_consistency": 4}
+    python = StageDefaults(**sizes, threshold_p=0.5, threshold_cap=2.0, aug_level=0.25)
     assert json.dumps(numpy.to_dict()) == json.dumps(python.to_dict())
     pipe = tiny_pipeline()
     same = sample(pipe, "a red circle", size=np.int64(32), num_images_per_prompt=np.int64(2), sr_batch_size=np.int64(1))

@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagen.cascade.stages import SLOTS, check_choice
 from imagen.cascade.variance import learns_variance
+from imagen.checks import check_choice
+from imagen.stages.folder import RECORD, read_run
+from imagen.stages.spec import SLOTS
 
 logger = logging.get_logger(__name__)
 
@@ -141,11 +143,8 @@ def read_adapter(place: str | Path) -> Adapter:
 
 def trained_without_variance(place: str | Path) -> bool:
     """Whether the adapter's training left the network's learned variance behind (train.drop_variance)."""
-    record = find_adapter(place).parent / "stage.json"
-    try:
-        return bool(json.loads(record.read_text(encoding="utf-8")).get("drop_variance", False))
-    except (OSError, ValueError, AttributeError):
-        return False  # from elsewhere, which does not say
+    folder = find_adapter(place).parent
+    return (folder / RECORD).is_file() and read_run(folder).drop_variance  # one from elsewhere does not say
 
 
 def load_adapter(unet: nn.Module, place: str | Path) -> Any:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
-from imagen.cascade.stages import StageDefaults
 from imagen.cascade.text import Text
 from imagen.cascade.variance import learns_variance
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
@@ -21,7 +20,8 @@ from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import LoopState, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
-from imagen.diffusion.timesteps import named_timesteps
+from imagen.diffusion.timesteps import chosen_timesteps
+from imagen.stages.spec import StageDefaults
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -51,8 +51,7 @@ class Stage(NamedTuple):
     @property
     def timesteps(self) -> int | list[int]:
         """The number of its steps, or the timesteps that the list named in its settings visits."""
-        steps = self.settings.num_inference_steps
-        return named_timesteps(steps, self.scheduler.config.num_train_timesteps) if isinstance(steps, str) else steps
+        return chosen_timesteps(self.settings.num_inference_steps, self.scheduler.config.num_train_timesteps)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from imagen.cascade.stages import cropped
+from imagen.cascade.route import cropped
 from imagen.data.decode import Unusable, decode
 
 OUTPUT_TYPES = ("pil", "np", "pt")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -15,41 +14,26 @@ from torch import Tensor
 
 from imagen.cascade.denoise import Stage
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.stages import FROM_PICTURE, check_int, check_steps, entry_side, per_stage, route
+from imagen.cascade.route import Wish, resolve
 from imagen.cascade.text import Text, pair
+from imagen.checks import check_int
 from imagen.diffusion.guidance import null_text
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.sampling import sampling_clone
 from imagen.diffusion.schedules import make_schedule
-from imagen.diffusion.timesteps import set_timesteps
+from imagen.diffusion.timesteps import chosen_timesteps, set_timesteps
+from imagen.stages.spec import StageDefaults, check_steps
 
 logger = logging.get_logger(__name__)
 
 
-class Asked(NamedTuple):
-    """A call's own settings of its stages, each None, one value, one per stage, or a dict by size."""
-
-    num_inference_steps: Any = None
-    guidance_scale: Any = None
-    aug_level: Any = None
-    lowres_consistency: Any = None
-
-
-def plan(
-    available: Mapping[str, Stage],
-    image: Any,
-    size: int | None,
-    asked: Asked,
-    shape: tuple[int | None, int | None] = (None, None),
-) -> tuple[list[Stage], list[Tensor]]:
+def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[Stage], list[Tensor]]:
     """The stages of a call, with its settings in place of the stored ones where it gives any.
 
     Args:
         available: the model's stages by slot, in order.
         image: picture(s) to start from, or None.
-        size: side to stop at, or None for as far as it goes.
-        asked: what the call sets in place of stored settings.
-        shape: height and width of the last stage's picture; both None for a square.
+        wish: what the call asks.
 
     Returns:
         the stages that run, in order, and the pictures to start from as (C, h, w) in [-1, 1] (none: an empty list).
@@ -57,42 +41,24 @@ def plan(
     Raises:
         ValueError: no such route through the stages, a value out of range, or a shape that a network cannot make.
     """
-    stored = {slot: stage.settings for slot, stage in available.items()}
-    if size is not None:
-        size = check_int("size", size, 1)
-    height, width = shape
-    if height is None or width is None:
-        if height != width:
-            raise ValueError(f"height is {height!r} and width {width!r}; give both or none")
-        height = width = 1
     given: list[Tensor] = []
     if image is not None and available:
         entries = [stage for stage in available.values() if stage.lowres_channels] or list(available.values())
-        given = load_pictures(image, entries[0].lowres_channels or entries[0].channels, (height, width))
-    sides = [entry_side(stored, size, (height, width), (picture.shape[1], picture.shape[2])) for picture in given]
-    slots = route(stored, size, min(sides) if sides else None)
-    from_picture = {slot: settings for slot, settings in stored.items() if settings.lowres_size is not None}
-    spread = {}
-    for name, value in asked._asdict().items():
-        takes = from_picture if name in FROM_PICTURE else stored
-        running = [slot for slot in slots if slot in takes]
-        if value is not None and not running:
-            raise ValueError(f"{name}={value!r} has no effect: no super-resolution stage runs")
-        spread[name] = per_stage(name, value, running, takes)
-    stages = []
-    for slot in slots:
-        values = {name: by_slot[slot] for name, by_slot in spread.items() if by_slot.get(slot) is not None}
-        stage = available[slot]._replace(settings=dataclasses.replace(stored[slot], **values))
-        _check_sampler(stage)
+        given = load_pictures(image, entries[0].lowres_channels or entries[0].channels, wish.aspect)
+    stored = {slot: stage.settings for slot, stage in available.items()}
+    sides = [(picture.shape[1], picture.shape[2]) for picture in given]
+    chosen = resolve(stored, wish, sides)
+    stages = [available[slot]._replace(settings=settings) for slot, settings in chosen.items()]
+    for stage in stages:
+        check_sampler(stage.slot, stage.scheduler, stage.settings)
         _check_consistency(stage)
-        stages.append(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
             raise ValueError(
                 f"{before.slot} makes pictures of {before.channels} channels and {after.slot} starts from "
                 f"{after.lowres_channels}; give size={before.settings.size}, or a stage that fits"
             )
-    return stages if shape == (None, None) else _shaped(stages, height, width), given
+    return stages if wish.height is None else _shaped(stages, *wish.aspect), given
 
 
 def _check_consistency(stage: Stage) -> None:
@@ -104,23 +70,23 @@ def _check_consistency(stage: Stage) -> None:
         )
 
 
-def _check_sampler(stage: Stage) -> None:
+def check_sampler(slot: str, scheduler: Any, settings: StageDefaults) -> None:
     """Everything that can be wrong with how a stage samples, before the stages ahead of it have run for nothing.
 
     Raises:
         ValueError: a scheduler that the loop cannot step, steps that it cannot take, no such noise schedule.
     """
-    levels = stage.scheduler.config.get("num_train_timesteps")
-    check_steps("num_inference_steps", stage.settings.num_inference_steps, levels)
+    levels = scheduler.config.get("num_train_timesteps")
+    check_steps("num_inference_steps", settings.num_inference_steps, levels)
     try:
-        clone = sampling_clone(stage.scheduler)
-        check_prediction_type(stage.scheduler.config.prediction_type)
+        clone = sampling_clone(scheduler)
+        check_prediction_type(scheduler.config.prediction_type)
         if len(clone.alphas_cumprod) != levels:
             raise ValueError(f"its scheduler has {len(clone.alphas_cumprod)} levels for num_train_timesteps={levels}")
-        set_timesteps(clone, stage.timesteps)
-        make_schedule(**{"kind": "cosine", **stage.settings.aug_schedule})
+        set_timesteps(clone, chosen_timesteps(settings.num_inference_steps, levels))
+        make_schedule(**{"kind": "cosine", **settings.aug_schedule})
     except (ValueError, IndexError) as error:
-        raise ValueError(f"stage {stage.slot}: {error}") from error
+        raise ValueError(f"stage {slot}: {error}") from error
 
 
 def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:

@@ -6,7 +6,11 @@ DPM-Solver++, whose author found 50 steps enough for the base stage and 15 to 25
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+from imagen.stages.spec import StageDefaults
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "if": {
@@ -42,18 +46,30 @@ def set_sampler(pipe: Any, slot: str, sampler: str) -> None:
     setattr(pipe, f"{slot}_scheduler", SAMPLERS[sampler].from_config(config))  # type: ignore[attr-defined]
 
 
-def apply_preset(pipe: Any, name: str) -> None:
-    """Set samplers and stored defaults of the stages that are there, for all later calls.
+def with_preset(name: str, stages: Mapping[str, StageDefaults]) -> dict[str, StageDefaults]:
+    """The stages of a model as a preset has them sample.
 
     Raises:
         ValueError: an unknown preset, or a stage that it says nothing of.
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    beyond = [slot for slot in pipe.stage_defaults if slot not in PRESETS[name]]
+    beyond = [slot for slot in stages if slot not in PRESETS[name]]
     if beyond:
         raise ValueError(f"preset {name!r} is for DeepFloyd IF's stages and says nothing of {beyond[0]}; use --steps")
-    for slot in pipe.stage_defaults:
-        settings = dict(PRESETS[name][slot])
-        set_sampler(pipe, slot, settings.pop("sampler"))
-        pipe.set_stage_defaults(slot, **settings)
+    return {slot: dataclasses.replace(stage, **_settings(name, slot)) for slot, stage in stages.items()}
+
+
+def _settings(name: str, slot: str) -> dict[str, Any]:
+    return {key: value for key, value in PRESETS[name][slot].items() if key != "sampler"}
+
+
+def apply_preset(pipe: Any, name: str) -> None:
+    """Set samplers and stored defaults of the stages that are there, for all later calls.
+
+    Raises:
+        ValueError: as :func:`with_preset`.
+    """
+    for slot in with_preset(name, pipe.stage_defaults):
+        set_sampler(pipe, slot, PRESETS[name][slot]["sampler"])
+        pipe.set_stage_defaults(slot, **_settings(name, slot))

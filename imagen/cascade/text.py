@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from imagen.cascade.stages import TextDefaults
 from imagen.diffusion.guidance import cat_text, null_text
 from imagen.text.encoder import as_read, check_loaded, encode, token_count
+from imagen.text.reading import TextDefaults
 
 
 class Text(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 from diffusers.utils import logging
 from torch import nn
 
-from imagen.cascade.stages import SLOTS, check_choice
+from imagen.checks import check_choice
+from imagen.stages.spec import SLOTS
 
 logger = logging.get_logger(__name__)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagen.cascade.folder import INDEX, check_folder, find_folder
-from imagen.cascade.stages import StageDefaults
+from imagen.stages.folder import INDEX, RECORD, SavedStage, find_folder, read_model, read_run
+from imagen.stages.spec import SLOTS, StageDefaults
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
@@ -37,12 +37,16 @@ def find_model(name: str) -> Model:
         ValueError: nothing there, or something else; stages that do not fit each other.
     """
     parts = [Path(name)] if Path(name).is_dir() else [Path(part.strip()) for part in name.split(",")]
-    if len(parts) > 1 or any((parts[0] / place).is_file() for place in ("stage.json", "model/stage.json")):
+    if len(parts) > 1 or any((parts[0] / place).is_file() for place in (RECORD, f"model/{RECORD}")):
         return _runs(parts)
     folder = find_folder(name)
     if not (folder / INDEX).is_file() and (folder / "state").is_dir():
         raise ValueError(f"model {name!r} is the folder of a run that has exported no stage yet: let it train on")
-    return Model(check_folder(folder), partial(_load_folder, folder))
+    return Model(_defaults(read_model(folder)), partial(_load_folder, folder))
+
+
+def _defaults(stages: Mapping[str, SavedStage]) -> dict[str, StageDefaults]:
+    return {slot: stage.defaults for slot, stage in stages.items()}
 
 
 def _load_folder(folder: Path, dtype: str) -> ImagenPipeline:
@@ -55,18 +59,17 @@ def _load_folder(folder: Path, dtype: str) -> ImagenPipeline:
 
 def _runs(folders: list[Path]) -> Model:
     from imagen.training.compose import check_chain
-    from imagen.training.export import SLOTS, read_stage
 
-    records = {}
+    stages: dict[str, SavedStage] = {}
+    places: dict[str, Path] = {}
     for folder in folders:
-        record = read_stage(folder)
-        if record["name"] in records:
-            raise ValueError(f"--model names two runs of the stage {record['name']}, the second is {str(folder)!r}")
-        records[record["name"]] = (folder, record)
-    ordered = {name: records[name] for name in SLOTS if name in records}
-    check_chain({name: record for name, (_, record) in ordered.items()})
-    stages = {SLOTS[name]: StageDefaults.from_dict(record["stage"]) for name, (_, record) in ordered.items()}
-    return Model(stages, partial(_compose, {name: folder for name, (folder, _) in ordered.items()}))
+        stage = read_run(folder)
+        if stage.slot in stages:
+            raise ValueError(f"--model names two runs of the stage {stage.slot}, the second is {str(folder)!r}")
+        stages[stage.slot], places[stage.slot] = stage, folder
+    ordered = {slot: stages[slot] for slot in SLOTS if slot in stages}
+    check_chain(ordered)
+    return Model(_defaults(ordered), partial(_compose, {slot: places[slot] for slot in ordered}))
 
 
 def _compose(folders: dict[str, Path], dtype: str) -> ImagenPipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from imagen.cli.png import free_stem, slug, write_png
+from imagen.stages.spec import OF_CALLS, SETTINGS, StageDefaults
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
@@ -24,34 +25,29 @@ class Picture(NamedTuple):
     seed: int
 
 
-def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image | None) -> dict[str, Any]:
-    """The settings that all pictures of the run share, enough to make them again."""
+def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[str, StageDefaults]) -> dict[str, Any]:
+    """The settings that all pictures of the run share, enough to make them again.
+
+    Args:
+        running: the stages that run with their settings, by slot.
+    """
     from importlib.metadata import version
 
-    stages = pipe.settings(
-        image,
-        args.size,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        aug_level=args.aug_level,
-        lowres_consistency=args.lowres_consistency,
-        shape=(args.height, args.width),
-    )
-    schedulers = {pipe.stage_defaults[slot].size: getattr(pipe, f"{slot}_scheduler") for slot in pipe.stage_defaults}
-    entered = {str(size): stage for size, stage in stages.items() if stage.lowres_size is not None}
+    names = stage_names(running)
+    settings: dict[str, dict[str, Any]] = {}
+    for name, flag in OF_CALLS.items():
+        takes = [slot for slot in running if running[slot].lowres_size is not None or not SETTINGS[name].from_picture]
+        settings[recorded(flag)] = {names[slot]: getattr(running[slot], name) for slot in takes}
     return {
         "negative_prompt": args.negative_prompt,
         "model": args.model,
         "image": args.image,
-        "size": max(stages),
+        "size": list(running.values())[-1].size,
         "height": args.height,
         "width": args.width,
         "preset": args.preset,
-        "steps": {str(size): stage.num_inference_steps for size, stage in stages.items()},
-        "guidance": {str(size): stage.guidance_scale for size, stage in stages.items()},
-        "aug_level": {size: stage.aug_level for size, stage in entered.items()},
-        "lowres_consistency": {size: stage.lowres_consistency for size, stage in entered.items()},
-        "sampler": {str(size): type(schedulers[size]).__name__ for size in stages},
+        **settings,
+        "sampler": {names[slot]: type(getattr(pipe, f"{slot}_scheduler")).__name__ for slot in running},
         "lora": args.lora,
         "dtype": args.dtype,
         "device": str(pipe._execution_device),
@@ -59,16 +55,24 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, image: Image.Image 
     }
 
 
+def stage_names(running: Mapping[str, StageDefaults]) -> dict[str, str]:
+    """What a record calls each stage: its side or, where two make pictures of one side, its slot."""
+    sides = [stage.size for stage in running.values()]
+    return {slot: str(stage.size) if sides.count(stage.size) == 1 else slot for slot, stage in running.items()}
+
+
+def recorded(flag: str) -> str:
+    """The key of a setting in a record: its option without dashes."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]) -> str:
     """The command line that makes this one picture again."""
     words = ["python", "sample.py", *([picture.prompt] if picture.prompt is not None else [])]
     words += ["--model", args.model, "--seed", str(picture.seed), "--size", str(settings["size"])]
-    for name in ("steps", "guidance", "aug_level", "lowres_consistency"):
-        if settings[name]:
-            words += [
-                f"--{name.replace('_', '-')}",
-                ",".join(f"{size}={value}" for size, value in settings[name].items()),
-            ]
+    for flag in OF_CALLS.values():
+        if values := settings[recorded(flag)]:
+            words += [flag, ",".join(f"{stage}={value}" for stage, value in values.items())]
     optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
     optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
     words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]
@@ -83,6 +87,7 @@ class Writer:
     Attributes:
         args, shared: the command line, and the settings that all its pictures share.
         out: the folder.
+        running: the stages that run, by slot.
         batch: the pictures the pipeline works on.
         finished: those of the last stage, of all batches.
         stems: file names of this batch's pictures, chosen when the first stage ends.
@@ -91,26 +96,32 @@ class Writer:
     args: argparse.Namespace
     shared: dict[str, Any]
     out: Path
+    running: Mapping[str, StageDefaults]
     batch: Sequence[Picture] = ()
     finished: list[Image.Image] = field(default_factory=list)
     stems: list[str] = field(default_factory=list)
 
     def begin(self, batch: Sequence[Picture]) -> None:
         """The next batch."""
-        suffixes = ["", *(f"_{size}px" for size in self.shared["steps"])]
+        suffixes = ["", *(self.suffix(slot) for slot in self.running)]
         self.batch, self.stems = batch, []
         for picture in batch:
             name = picture.prompt if picture.prompt is not None else Path(self.args.image or "unconditional").stem
             self.stems.append(free_stem(self.out, f"{slug(name)}_seed{picture.seed}", suffixes))
 
+    def suffix(self, slot: str) -> str:
+        """What the name of an earlier stage's file ends in."""
+        name = stage_names(self.running)[slot]
+        return f"_{name}px" if name.isdigit() else f"_{name}"
+
     def stage_end(self, pipe: Any, size: int, images: Sequence[Image.Image]) -> None:
         """The pipeline's callback_on_stage_end."""
-        final = size == self.shared["size"]
+        final = pipe.stage == list(self.running)[-1]
         for picture, stem, image in zip(self.batch, self.stems, images, strict=True):
             if final or self.args.save_stages:
                 settings = {"prompt": picture.prompt, "seed": picture.seed, **self.shared, "stage": size}
                 settings["command"] = command(self.args, picture, self.shared)
-                self.write(image, stem if final else f"{stem}_{size}px", settings)
+                self.write(image, stem if final else stem + self.suffix(pipe.stage), settings)
         if final:
             self.finished += images
 

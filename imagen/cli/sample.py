@@ -9,22 +9,25 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from PIL import Image, ImageOps
 
-from imagen.cascade.presets import PRESETS
-from imagen.cascade.stages import check_int, check_number, check_steps, cropped, entry_side, per_stage, route
+from imagen.cascade.presets import PRESETS, with_preset
+from imagen.cascade.route import Wish, cropped, option, resolve
+from imagen.checks import check_int
+from imagen.cli.load import load
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
 from imagen.diffusion.timesteps import RESPACINGS
+from imagen.diffusion.vocabulary import SamplerKind
+from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 MODEL_HELP = "a model, or the folders of training runs: runs/base64,runs/sr256; default: %(default)s"
-SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,8 +45,9 @@ def parser() -> Parser:
     """The options of sample.py."""
     p = Parser(
         prog="sample.py",
-        description="Sample pictures from prompts. STEPS, GUIDANCE and LEVEL are one value for all stages (50), one "
-        "for each stage that runs (50,20,10), or named by size (64=50,1024=10); else the model's own defaults hold.",
+        description="Sample pictures from prompts. STEPS, GUIDANCE and other settings of stages are one value for "
+        "all (50), one for each stage that runs (50,20,10), or named by side or slot (64=50,1024=10 or base=50); else "
+        "the model's own defaults hold.",
     )
     p.add_argument("prompt", nargs="*", metavar="PROMPT", help="what to show, in quotes; several make several pictures")
     p.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line (blank lines are skipped)")
@@ -61,11 +65,13 @@ def parser() -> Parser:
     p.add_argument("--width", type=int, metavar="PX", help="see --height")
     p.add_argument("--image", metavar="FILE", help="a picture to start the super-resolution stages from")
     p.add_argument("--preset", choices=PRESETS, help="sampler and steps for checkpoints of the DeepFloyd IF family")
-    p.add_argument("--steps", type=_values(_steps), metavar="STEPS", help="per stage: a number, or a list (smart50)")
-    p.add_argument("--guidance", type=_values(float), metavar="GUIDANCE", help="guidance scale per stage; 1 is off")
-    p.add_argument("--aug-level", type=_values(float), metavar="LEVEL", help="noise on each stage's input, 0 to 1")
-    p.add_argument("--lowres-consistency", type=_values(int), metavar="PX", help="keep colours over PX of the input")
-    p.add_argument("--sampler", choices=SAMPLERS, help="step rule of every stage; default: the model's own")
+    for name, flag in OF_CALLS.items():
+        declared = SETTINGS[name]
+        told = f"per stage: {declared.help}"
+        p.add_argument(flag, dest=name, type=_values(declared), metavar=declared.metavar, help=told)
+    p.add_argument(
+        "--sampler", choices=get_args(SamplerKind), help="step rule of every stage; default: the model's own"
+    )
     p.add_argument("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
     p.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     p.add_argument(
@@ -84,26 +90,27 @@ def parser() -> Parser:
     return p
 
 
-def _steps(text: str) -> int | str:
-    """A number of steps, or the name of a list of timesteps."""
-    return text if text in RESPACINGS else int(text)
-
-
-def _values(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse type for one value, a,b,c or size=a,size=b."""
+def _values(declared: Setting) -> Callable[[str], Any]:
+    """argparse type for one value, a,b,c or size=a,slot=b."""
 
     def parse(text: str) -> Any:
         try:
             entries = [entry.strip() for entry in text.split(",")]
             if any("=" in entry for entry in entries):
-                return {int(size): kind(value) for size, value in (entry.split("=") for entry in entries)}
-            return kind(text) if len(entries) == 1 else [kind(entry) for entry in entries]
+                named = [entry.split("=") for entry in entries]
+                return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in named}
+            return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
         except ValueError:
             steps = f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}"
-            wanted = steps if kind is _steps else "5  or  5,3,1.5  or  64=5,256=3"
+            wanted = steps if declared.metavar == "STEPS" else "5  or  5,3,1.5  or  64=5,256=3"
             raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
 
     return parse
+
+
+def wish(args: argparse.Namespace) -> Wish:
+    """What the command line asks of the stages."""
+    return Wish(args.size, args.height, args.width, {name: getattr(args, name) for name in OF_CALLS})
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -131,54 +138,29 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def check(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[Model, Image.Image | None, list[str]]:
+def check(
+    args: argparse.Namespace, prompts: Sequence[str]
+) -> tuple[Model, Image.Image | None, dict[str, StageDefaults]]:
     """Everything that can be said before the model is loaded: options, its folder, the picture to start from.
 
     Returns:
-        the model, fetched from the Hub if need be, the picture or None, and the slots of the stages that run.
+        the model, fetched from the Hub if need be, the picture or None, and the stages that run with their settings.
 
     Raises:
         ValueError: naming the option, its value and the remedy.
     """
     check_int("--seed", args.seed, 0, 2**62)
-    for name, value in (("--num-images", args.num_images), ("--batch-size", args.batch_size), ("--size", args.size)):
+    for name, value in (("--num-images", args.num_images), ("--batch-size", args.batch_size)):
         if value is not None:
             check_int(name, value, 1)
-    for name, given, most in (("--guidance", args.guidance, math.inf), ("--aug-level", args.aug_level, 1.0)):
-        for value in _each(given):
-            check_number(name, value, 0.0, most)
-    for value in _each(args.lowres_consistency):
-        check_int("--lowres-consistency", value, 0)
-    for value in _each(args.steps):
-        check_steps("--steps", value)
-    if (args.height is None) != (args.width is None):
-        raise ValueError(f"--height is {args.height} and --width {args.width}; give both or none")
+    asked = wish(args)
     image = _open_image(args.image) if args.image is not None else None
     if not prompts and image is None and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
     model = find_model(args.model)
-    stages = model.stages
-    shape = (1, 1) if args.height is None else (args.height, args.width)
-    check_int("--height", shape[0], 1)
-    check_int("--width", shape[1], 1)
-    side = entry_side(stages, args.size, shape, cropped(image.height, image.width, shape)) if image else None
-    running = route(stages, args.size, side)
-    later = {slot: stage for slot, stage in stages.items() if stage.lowres_size is not None}
-    entered = [slot for slot in running if slot in later]
-    per_stage("--steps", args.steps, running, stages)
-    per_stage("--guidance", args.guidance, running, stages)
-    for name, value in (("--aug-level", args.aug_level), ("--lowres-consistency", args.lowres_consistency)):
-        if value is not None and not entered:
-            raise ValueError(f"{name} {value} has no effect: no super-resolution stage runs; leave it out")
-        per_stage(name, value, entered, later)
-    return model, image, running
-
-
-def _each(given: Any) -> list[Any]:
-    """The values of an option per stage, in whichever form it was written."""
-    if given is None:
-        return []
-    return list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
+    stages = model.stages if args.preset is None else with_preset(args.preset, model.stages)
+    pictures = [] if image is None else [cropped(image.height, image.width, asked.aspect)]
+    return model, image, resolve(stages, asked, pictures, option)
 
 
 def _open_image(name: str) -> Image.Image:
@@ -201,80 +183,6 @@ def _out_folder(name: str) -> Path:
     return folder
 
 
-def _load_model(args: argparse.Namespace, model: Model) -> ImagenPipeline:
-    """The pipeline. Raises ValueError, one line for the many ways in which a broken folder fails in four libraries."""
-    try:
-        return model.load(args.dtype)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ValueError) and reason.startswith(f"model {args.model!r}"):
-            raise
-        raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
-
-
-def load(args: argparse.Namespace, model: Model, prompts: Sequence[str], running: Sequence[str]) -> ImagenPipeline:
-    """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
-
-    Args:
-        running: slots of the stages that run.
-
-    Raises:
-        ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder.
-    """
-    import diffusers
-    import torch
-    import transformers
-
-    from imagen.cascade.adapters import trained_without_variance
-    from imagen.cascade.presets import apply_preset, set_sampler
-    from imagen.cascade.variance import drop_variance, learns_variance
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
-    if args.offload and torch.device(device).type == "cpu":
-        raise ValueError("--offload has no effect: the pictures are made on the CPU; leave it out or give a --device")
-    pipe = _load_model(args, model)
-    try:
-        for word in args.lora:
-            stage, _, folder = word.rpartition("=")
-            slot = stage or "base"
-            unet = getattr(pipe, f"{slot}_unet", None)
-            if unet is not None and learns_variance(unet.config) and trained_without_variance(folder):
-                drop_variance(pipe, slot)
-            pipe.load_lora_weights(folder, slot)
-        if args.offload:
-            pipe.enable_model_cpu_offload(device=device)
-        else:
-            pipe.to(device)
-    except RuntimeError as error:
-        raise ValueError(f"model {args.model!r} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
-    reading = [slot for slot in running if getattr(pipe, f"{slot}_unet").config.text_dim is not None]
-    if bool(prompts) != bool(reading):
-        need = 'reads text: give a prompt, sample.py "a red circle"'
-        if prompts:
-            where = "reads no text" if len(running) == len(pipe.stage_defaults) else f"reads no text in {running[0]}"
-            need = f"{where}: leave the prompt out"
-        raise ValueError(f"model {args.model!r} {need}")
-    if reading and (pipe.tokenizer is None or pipe.text_encoder is None):
-        raise ValueError(
-            f"model {args.model!r} holds no tokenizer/ and text_encoder/: save it again with its text encoder"
-        )
-    if reading:
-        texts = [*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])]
-        pipe.reader.check(texts)
-    if args.preset is not None:
-        apply_preset(pipe, args.preset)
-    if args.sampler is not None:
-        for slot in pipe.stage_defaults:
-            set_sampler(pipe, slot, args.sampler)
-    return pipe
-
-
 def sample(
     args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], image: Any, writer: Writer
 ) -> None:
@@ -285,6 +193,7 @@ def sample(
     """
     import torch
 
+    settings = {name: getattr(args, name) for name in OF_CALLS}
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
@@ -298,10 +207,7 @@ def sample(
                 prompt=[str(picture.prompt) for picture in batch] if with_text else None,
                 negative_prompt=args.negative_prompt,
                 num_images_per_prompt=1 if with_text else len(batch),
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance,
-                aug_level=args.aug_level,
-                lowres_consistency=args.lowres_consistency,
+                **settings,
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
                 image=image,
                 size=args.size,
@@ -334,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, image, running = check(args, prompts)
             out = _out_folder(args.out)
             pipe = load(args, model, prompts, running)
-            writer = Writer(args, describe(args, pipe, image), out)
+            writer = Writer(args, describe(args, pipe, running), out, running)
         except ValueError as error:
             print(f"sample.py: error: {error}", file=sys.stderr)
             return 2

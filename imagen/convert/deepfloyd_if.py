@@ -15,15 +15,15 @@ from diffusers import DDPMScheduler
 from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, IFWatermarker
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
 
-from imagen.cascade.folder import find_folder
 from imagen.convert.configs import stage_settings, unet_arguments
 from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
 from imagen.pipeline import SAFETY, ImagenPipeline
+from imagen.stages.folder import find_folder
 from unets import BaseUNet
 
 #: Pipeline classes of the released stages -> our slot.
-SLOTS = {"IFPipeline": "base", "IFSuperResolutionPipeline": "sr256"}
+SLOT_OF = {"IFPipeline": "base", "IFSuperResolutionPipeline": "sr256"}
 STAGE_NAMES = {"base": "stage I", "sr256": "stage II"}
 MAX_LENGTH = 77
 TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
@@ -58,14 +58,14 @@ def open_source(name: str, variant: str | None = None) -> Source:
     """
     folder = find_folder(name, variant, patterns=_patterns(variant))
     kind = read_json(folder / "model_index.json").get("_class_name")
-    if kind not in SLOTS:
+    if kind not in SLOT_OF:
         raise ValueError(
-            f"{folder}: model_index.json is of a {kind}, expected {' (stage I) or '.join(SLOTS)} (stage II)"
+            f"{folder}: model_index.json is of a {kind}, expected {' (stage I) or '.join(SLOT_OF)} (stage II)"
         )
     where = folder / "unet" / "config.json"
     config = read_json(where)
     unet = on_meta(BaseUNet, where, **unet_arguments(config, str(where)))
-    if bool(unet.config.lowres_channels) != (SLOTS[kind] == "sr256"):
+    if bool(unet.config.lowres_channels) != (SLOT_OF[kind] == "sr256"):
         raise ValueError(
             f"{where}: in_channels is {config.get('in_channels')}, which does not fit the {kind} around it"
         )
@@ -76,12 +76,12 @@ def open_source(name: str, variant: str | None = None) -> Source:
         )
     check_weights(weights, shapes(unet))
     scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
-    if SLOTS[kind] == "sr256":
+    if SLOT_OF[kind] == "sr256":
         path = folder / "image_noising_scheduler" / "scheduler_config.json"
         noising = _scheduler(path).config
         if noising.trained_betas is not None or noising.beta_schedule != "squaredcos_cap_v2":
             raise ValueError(f"{path}: beta_schedule is {noising.beta_schedule!r}, expected 'squaredcos_cap_v2'")
-    return Source(folder, SLOTS[kind], unet, weights, scheduler, int(config["sample_size"]))
+    return Source(folder, SLOT_OF[kind], unet, weights, scheduler, int(config["sample_size"]))
 
 
 def _patterns(variant: str | None) -> list[str]:

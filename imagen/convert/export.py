@@ -7,14 +7,14 @@ from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DConditionModel, __version__
 
-from imagen.cascade.folder import check_folder, read_index
-from imagen.cascade.stages import StageDefaults
 from imagen.convert.configs import unet2d_config
-from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, SLOTS, TRANSFORMERS_STEM, on_meta, shapes
+from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, SLOT_OF, TRANSFORMERS_STEM, on_meta, shapes
 from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
+from imagen.stages.folder import read_index, read_model
+from imagen.stages.spec import StageDefaults
 
-PIPELINES = {slot: name for name, slot in SLOTS.items()}
+PIPELINES = {slot: name for name, slot in SLOT_OF.items()}
 FOLDERS = {"base": "IF-I", "sr256": "IF-II"}
 #: Parts that our folder and diffusers' hold alike, and the stem of their weights.
 SHARED = {
@@ -36,7 +36,7 @@ def export(source: Path, target: Path) -> list[str]:
         ValueError: no stage that IF's pipelines could hold, or weights that do not fit; naming what is needed.
     """
     check_new(target)
-    stages = {slot: stage for slot, stage in check_folder(source).items() if slot in FOLDERS}
+    stages = {slot: stage.defaults for slot, stage in read_model(source).items() if slot in FOLDERS}
     index = read_index(source)
     if not stages:
         raise ValueError(f"{source} holds no base or sr256 stage; IF's pipelines have no others")

@@ -14,7 +14,7 @@ alternative.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,9 +22,7 @@ from torch.nn import functional as F
 
 from imagen.diffusion.parameterization import q_sample
 from imagen.diffusion.schedules import CosineSchedule, Schedule
-
-ResizeMode = Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"]
-AugSpace = Literal["lowres", "upsampled"]
+from imagen.diffusion.vocabulary import AugSpace, ResizeMode
 
 
 def _area_weights(old: int, new: int, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from imagen.diffusion.parameterization import check_prediction_type, training_target
 from imagen.diffusion.schedules import alpha_sigma
-
-WeightingKind = Literal["uniform", "min_snr", "clamped_snr", "sigmoid"]
+from imagen.diffusion.vocabulary import WeightingKind
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ A); v is Salimans & Ho 2022, used by Imagen Video.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from imagen.diffusion.schedules import alpha_sigma
+from imagen.diffusion.vocabulary import PredictionType
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 

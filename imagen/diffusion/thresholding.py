@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-ThresholdKind = Literal["none", "static", "dynamic"]
+from imagen.diffusion.vocabulary import ThresholdKind
 
 
 def quantile(values: Tensor, p: float) -> Tensor:

@@ -57,6 +57,11 @@ def count_steps(steps: int | str) -> int:
     return steps if isinstance(steps, int) else sum(RESPACINGS[steps])
 
 
+def chosen_timesteps(steps: int | str, levels: int = 1000) -> int | list[int]:
+    """A setting of steps as the loop takes it: the number, or the timesteps of the list that it names."""
+    return named_timesteps(steps, levels) if isinstance(steps, str) else steps
+
+
 def set_timesteps(clone: Any, steps: int | Sequence[int]) -> None:
     """Set a scheduler to a number of steps of its own spacing, or to a falling list of timesteps.
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.cascade.folder import INDEX, check_folder, read_index
-from imagen.cascade.stages import StageDefaults, route
+from imagen.cascade.route import route
+from imagen.stages.folder import INDEX, read_index, read_run, read_saved
+from imagen.stages.load import load_network, load_scheduler
+from imagen.stages.spec import SLOTS, StageDefaults
 from imagen.training.batches import Texts, Words
-from imagen.training.compose import load_scheduler, load_unet
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
-from imagen.training.export import SLOTS, read_stage, stage_defaults
+from imagen.training.export import stage_defaults
 from imagen.training.randomness import derive_seed
 
 
@@ -29,18 +30,11 @@ def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]
     Raises:
         ConfigError: no pipeline and no stage there, or none that meets this stage's sizes, text or channels.
     """
-    folder, own = Path(str(config.grid.cascade)), SLOTS[config.stage.name]
+    folder, own = Path(str(config.grid.cascade)), config.stage.name
     try:
-        if (folder / INDEX).is_file():
-            stages = check_folder(folder)
-            networks = {slot: folder / f"{slot}_unet" for slot in stages}
-        else:
-            record = read_stage(folder)
-            slot = SLOTS[record["name"]]
-            stages = {slot: StageDefaults.from_dict(record["stage"])}
-            networks = {slot: record["unet"]}
-        stages = {**stages, own: stage_defaults(config)}
-        slots = route({slot: stages[slot] for slot in SLOTS.values() if slot in stages})
+        saved = read_saved(folder)
+        stages = {slot: stage.defaults for slot, stage in saved.items()} | {own: stage_defaults(config)}
+        slots = route({slot: stages[slot] for slot in SLOTS if slot in stages})
     except ValueError as error:
         raise ConfigError(f"grid.cascade: {error}") from error
     if own not in slots or len(slots) == 1:
@@ -51,7 +45,7 @@ def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]
         )
     for slot in slots:
         if slot != own:
-            _check_network(config, networks[slot])
+            _check_network(config, saved[slot].unet)
     return stages, slots
 
 
@@ -79,7 +73,7 @@ class CascadeGrid:
     def __init__(self, config: RunConfig, scheduler: Any, device: torch.device) -> None:
         from imagen.pipeline import ImagenPipeline
 
-        self.config, self.device, self.own = config, device, SLOTS[config.stage.name]
+        self.config, self.device, self.own = config, device, config.stage.name
         stages, self.slots = find_stages(config)
         folder = Path(str(config.grid.cascade))
         others = [slot for slot in self.slots if slot != self.own]
@@ -90,9 +84,9 @@ class CascadeGrid:
             pipe = ImagenPipeline.from_pretrained(folder, **unwanted)
             self.parts.update({name: getattr(pipe, name) for name in wanted})
         else:
-            record, slot = read_stage(folder), others[0]
-            self.parts[f"{slot}_unet"] = load_unet(record["unet"])
-            self.parts[f"{slot}_scheduler"] = load_scheduler(record["scheduler"])
+            stage = read_run(folder)
+            self.parts[f"{stage.slot}_unet"] = load_network(stage.unet)
+            self.parts[f"{stage.slot}_scheduler"] = load_scheduler(stage.scheduler)
         self.others = [self.parts[f"{slot}_unet"].eval().requires_grad_(False) for slot in others]
         scale = config.grid.guidance_scale
         if scale is not None:

@@ -1,117 +1,79 @@
 """Several stages, each of a run or of a composed pipeline, and a text encoder -> one pipeline folder.
 
-python -m imagen.training.compose --base64 runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
-python -m imagen.training.compose --base64 runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
+python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from imagen.cascade.folder import INDEX, check_complete, check_folder, read_index
-from imagen.cascade.stages import TextDefaults
+from imagen.stages.folder import INDEX, SavedStage, read_saved
+from imagen.stages.load import load_network, load_scheduler
+from imagen.stages.spec import SLOTS, slot_named
+from imagen.text.reading import TextDefaults
 from imagen.training.errors import ConfigError
-from imagen.training.export import SLOTS, read_stage
+
+if TYPE_CHECKING:
+    from imagen.pipeline import ImagenPipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def check_chain(stages: Mapping[str, Mapping[str, Any]]) -> None:
+def check_chain(stages: Mapping[str, SavedStage]) -> None:
     """Raises ConfigError where a stage does not start from the size that the one before it makes."""
-    before: tuple[str, int] | None = None
-    for name, record in stages.items():
-        size, lowres = record["stage"]["size"], record["stage"]["lowres_size"]
-        if before is not None and lowres != before[1]:
-            raise ConfigError(f"{name} starts from {lowres} px but {before[0]} makes {before[1]} px: train one anew")
-        before = (name, size)
-
-
-def text_reading(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, record in stages.items():
-        if "adapter_of" in record:
+    for (before, made), (slot, stage) in pairwise((slot, stage) for slot, stage in stages.items()):
+        if stage.defaults.lowres_size != made.defaults.size:
             raise ConfigError(
-                f"{name} is an adapter of {record['adapter_of']!r}, not a network: load it into a pipeline with "
+                f"{slot} starts from {stage.defaults.lowres_size} px but {before} makes {made.defaults.size} px: "
+                "train one anew"
+            )
+
+
+def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
+    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
+    first = next(iter(stages.values()))
+    for slot, stage in stages.items():
+        if stage.adapter_of is not None:
+            raise ConfigError(
+                f"{slot} is an adapter of {stage.adapter_of!r}, not a network: load it into a pipeline with "
                 "sample.py --lora or ImagenPipeline.load_lora_weights"
             )
-        found[name] = {key: record["text"][key] for key in ("padding", "null", "lowercase") if key in record["text"]}
-    first = next(iter(found))
-    for name, reading in found.items():
-        if TextDefaults.from_dict(reading) != TextDefaults.from_dict(found[first]):
-            raise ConfigError(f"{first} reads text as {found[first]}, {name} as {reading}: train one anew")
-    return found[first]
+        if stage.text != first.text:
+            raise ConfigError(f"{first.slot} reads text as {first.text}, {slot} as {stage.text}: train one anew")
+    return first.text
 
 
-def read_source(name: str, folder: Path) -> dict[str, Any]:
-    """What read_stage says of the stage `name`, of a run or of the pipeline that was composed in `folder`.
+def read_source(slot: str, folder: Path) -> SavedStage:
+    """The stage of that slot, of a run or of the pipeline that was composed in ``folder``.
 
     Raises:
         ConfigError: no such stage there.
     """
-    if not (folder / INDEX).is_file():
-        record = read_stage(folder)
-        if record["name"] != name:
-            raise ConfigError(
-                f"--{name} {str(folder)!r} holds the stage {record['name']}: pass it as --{record['name']}"
-            )
-        return record
     try:
-        index, stages, slot = read_index(folder), check_folder(folder), SLOTS[name]
+        found = read_saved(folder)
     except ValueError as error:
-        raise ConfigError(f"--{name}: {error}") from error
-    if slot not in stages:
-        raise ConfigError(f"--{name}: the pipeline {str(folder)!r} has no {name}, only {', '.join(stages) or 'text'}")
-    encoder = str(folder) if (folder / "text_encoder").is_dir() else None
-    return {
-        "name": name,
-        "stage": stages[slot].to_dict(),
-        "text": {"encoder": encoder, "max_length": index["max_length"], **(index.get("text") or {})},
-        "unet": folder / f"{slot}_unet",
-        "scheduler": folder / f"{slot}_scheduler",
-    }
+        raise ConfigError(f"--{slot}: {error}") from error
+    if slot in found:
+        return found[slot]
+    if not (folder / INDEX).is_file():
+        other = next(iter(found))
+        raise ConfigError(f"--{slot} {str(folder)!r} holds the stage {other}: pass it as --{other}")
+    raise ConfigError(f"--{slot}: the pipeline {str(folder)!r} has no {slot}, only {', '.join(found) or 'text'}")
 
 
-def load_unet(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The network saved in a folder, without the folder's name, which is nobody's business once composed.
-
-    Raises:
-        ConfigError: a folder without one.
-    """
-    import unets
-
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=dtype)
-        check_complete(folder, unet.state_dict())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder} holds no network: {' '.join(str(error).split())}") from error
-    unet.register_to_config(_name_or_path="")
-    return unet
-
-
-def load_scheduler(folder: Path) -> Any:
-    """The scheduler saved in a folder."""
-    import diffusers
-
-    from imagen.diffusion import sampling
-
-    kind = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
-    return (getattr(sampling, kind, None) or getattr(diffusers, kind)).from_pretrained(folder)
-
-
-def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dtype = torch.float32) -> ImagenPipeline:
     """An ImagenPipeline of exported stages.
 
     Args:
-        stages: stage name (base64, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
+        stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
         text: T5 folder or Hub id; None takes the one that the stages were trained with.
         dtype: of all weights.
 
@@ -119,47 +81,59 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
         ConfigError: no such stage, sizes that do not meet, or different text encoders.
     """
     from imagen.pipeline import ImagenPipeline
+
+    given = {slot_named(name): folder for name, folder in stages.items()}
+    saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
+    if not saved:
+        raise ConfigError("no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
+    check_chain(saved)
+    reading = text_reading(saved)
+    components = _text_parts(saved, text, dtype)
+    before: Any = None
+    for slot, stage in saved.items():
+        try:
+            unet, components[f"{slot}_scheduler"] = load_network(stage.unet, dtype), load_scheduler(stage.scheduler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        _check_meets(slot, unet, before, components.get("text_encoder"))
+        before = components[f"{slot}_unet"] = unet
+    return ImagenPipeline(
+        **components,
+        stages={slot: stage.defaults for slot, stage in saved.items()},
+        max_length=max(stage.max_length for stage in saved.values()),
+        text=reading.to_dict(),
+    )
+
+
+def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
     from imagen.text.encoder import load_text_encoder
 
-    records = {name: read_source(name, stages[name]) for name in SLOTS if name in stages}
-    if not records:
-        raise ConfigError("no stage given: pass at least one of --base64, --sr256, --sr1024 with its run_dir")
-    check_chain(records)
-    reading = text_reading(records)
-    trained = {record["text"]["encoder"] for record in records.values()} - {None}
+    trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
     if text is None and len(trained) > 1:
         raise ConfigError(
             f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
         )
-    components: dict[str, Any] = {}
-    before: Any = None
     source = text or next(iter(trained), None)
-    if source is not None:
-        try:
-            components["tokenizer"], encoder = load_text_encoder(source)
-            components["text_encoder"] = encoder.to(dtype)
-        except ValueError as error:
-            raise ConfigError(f"--text: {error}") from error
-    for name, record in records.items():
-        unet = load_unet(record["unet"], dtype)
-        width = unet.config.text_dim
-        if width is not None and "text_encoder" in components and components["text_encoder"].config.d_model != width:
-            raise ConfigError(
-                f"--text {source!r} has width {components['text_encoder'].config.d_model}, {name} needs {width}"
-            )
-        if before is not None and unet.config.lowres_channels != before.config.in_channels:
-            raise ConfigError(
-                f"{name} starts from {unet.config.lowres_channels} channels but the stage before it makes "
-                f"{before.config.in_channels}: train one anew"
-            )
-        before = components[f"{SLOTS[name]}_unet"] = unet
-        components[f"{SLOTS[name]}_scheduler"] = load_scheduler(record["scheduler"])
-    return ImagenPipeline(
-        **components,
-        stages={SLOTS[name]: record["stage"] for name, record in records.items()},
-        max_length=max(record["text"]["max_length"] for record in records.values()),
-        text=reading,
-    )
+    if source is None:
+        return {}
+    try:
+        tokenizer, encoder = load_text_encoder(source)
+    except ValueError as error:
+        raise ConfigError(f"--text: {error}") from error
+    return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
+
+
+def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
+    """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
+    width = unet.config.text_dim
+    if width is not None and encoder is not None and encoder.config.d_model != width:
+        raise ConfigError(f"the text encoder has width {encoder.config.d_model}, {slot} needs {width}: pass --text")
+    if before is not None and unet.config.lowres_channels != before.config.in_channels:
+        raise ConfigError(
+            f"{slot} starts from {unet.config.lowres_channels} channels but the stage before it makes "
+            f"{before.config.in_channels}: train one anew"
+        )
 
 
 def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
@@ -195,7 +169,7 @@ def check_out(pipeline: Any, out: Path) -> None:
         raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
     lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
     if lost:
-        stages = {f"{slot}_unet": name for name, slot in SLOTS.items()}
+        stages = {f"{slot}_unet": slot for slot in SLOTS}
         keep = next((f"--{stages[name]} {out}" for name in lost if name in stages), "another --out")
         raise ConfigError(
             f"--out {str(out)!r} holds {lost[0]}, which this pipeline lacks: add {keep}, or clear it first"
@@ -204,7 +178,7 @@ def check_out(pipeline: Any, out: Path) -> None:
 
 def command(
     out: Path,
-    base64: Path | None = None,
+    base: Path | None = None,
     sr256: Path | None = None,
     sr1024: Path | None = None,
     text: str | None = None,
@@ -215,25 +189,32 @@ def command(
 
     Args:
         out: folder to write; of a pipeline that is there the parts are replaced, other files stay.
-        base64: run_dir of the base stage, or a composed pipeline to take it from.
+        base: run_dir of the base stage, or a composed pipeline to take it from.
         sr256: the same for the 64 -> 256 stage.
         sr1024: the same for the 256 -> 1024 stage.
         text: T5 folder or Hub id; by default the one that the stages were trained with.
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.
     """
-    given = {"base64": base64, "sr256": sr256, "sr1024": sr1024}
+    given = {"base": base, "sr256": sr256, "sr1024": sr1024}
     pipeline = compose({name: path for name, path in given.items() if path is not None}, text, DTYPES[dtype])
     save(pipeline, out, max_shard_size)
     print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
+
+
+def _renamed(word: str) -> str:
+    """--base64 as --base: the earlier name is still read."""
+    option, equals, value = word.partition("=")
+    return f"--base{equals}{value}" if option == "--base64" else word
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from jsonargparse import auto_cli
 
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        auto_cli(command, args=arguments, as_positional=False)
+        auto_cli(command, args=[_renamed(word) for word in words], as_positional=False)
     except ConfigError as error:
         print(f"compose: error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from imagen.text.reading import Null, Padding, TextDefaults
 from imagen.training.data_config import DataConfig, check_pictures
 from imagen.training.errors import require
 from imagen.training.lora_config import LoraConfig
@@ -27,17 +28,17 @@ class TextConfig:
     """captions are cut to this many tokens, the paper gives none (our choice)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype the encoder computes in; its output is float32"""
-    padding: Literal["masked", "visible"] = "masked"
+    padding: Padding = "masked"
     """masked: the network never sees it; visible (IF): captions are padded to max_length and all positions are read"""
-    unconditional: Literal["zero", "empty"] = "zero"
+    unconditional: Null = "zero"
     """what stands for a dropped caption: one zero token, or (IF) the encoding of an empty one"""
     lowercase: bool = False
     """strip and lower-case captions, as IF's were"""
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """How captions are read, in the words of a stored model (imagen.cascade.stages.TextDefaults)."""
-        return {"padding": self.padding, "null": self.unconditional, "lowercase": self.lowercase}
+    def reading(self) -> TextDefaults:
+        """How captions are read, in the words of a stored model."""
+        return TextDefaults(self.padding, self.unconditional, self.lowercase)
 
     @property
     def used(self) -> bool:

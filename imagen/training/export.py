@@ -12,7 +12,6 @@ Every file is replaced as a whole, so that a reader never sees half of one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,39 @@ from safetensors.torch import save_file
 
 from imagen.cascade.adapters import WEIGHTS as ADAPTER
 from imagen.cascade.adapters import save_adapter
-from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
-from imagen.disk import sync, write_text
+from imagen.disk import sync
+from imagen.stages.folder import SavedStage, write_run
+from imagen.stages.spec import SETTINGS, StageDefaults
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
-from imagen.training.errors import ConfigError
 from imagen.training.origin import LEVELS, Origin, levels_error
 
-# 1 did not say how text is read: it was masked, and the null text zero; 2 had no lowres_consistency: it was 0
-FORMAT_VERSION = 3
-SLOTS = {"base64": "base", "sr256": "sr256", "sr1024": "sr1024"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KEPT = (*LEVELS, "timestep_spacing", "steps_offset")
 
 
 def stage_defaults(config: RunConfig) -> StageDefaults:
-    """What the pipeline stores of this stage."""
-    stage, sampling = config.stage, config.sampling
-    return StageDefaults(
-        size=stage.size,
-        lowres_size=stage.lowres_size,
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        threshold=sampling.threshold,
-        threshold_p=sampling.threshold_p,
-        threshold_cap=sampling.threshold_cap,
-        aug_level=sampling.aug_level,
-        aug_space=stage.aug_space,
-        aug_schedule=dataclasses.asdict(stage.aug_schedule),
-        lowres_mode=stage.lowres_mode,
-        lowres_consistency=sampling.lowres_consistency,
+    """What the pipeline stores of this stage. Raises: ValueError for values that do not go together."""
+    trained = {entry.name: getattr(config.stage, entry.name, None) for entry in dataclasses.fields(StageDefaults)}
+    settings = {name: getattr(config.sampling, name) for name in SETTINGS}
+    return StageDefaults(**{**trained, **settings, "aug_schedule": dataclasses.asdict(config.stage.aug_schedule)})
+
+
+def saved_stage(config: RunConfig, folder: Path) -> SavedStage:
+    """The stage of a run as its model folder describes it."""
+    text, lora = config.text, config.lora.used
+    return SavedStage(
+        slot=config.stage.name,
+        defaults=stage_defaults(config),
+        unet=folder / "unet",
+        scheduler=folder / "scheduler",
+        text=text.reading,
+        max_length=text.max_length,
+        encoder=text.encoder,
+        adapter_of=config.train.init_from if lora else None,
+        drop_variance=config.train.drop_variance and lora,
     )
 
 
@@ -96,36 +96,4 @@ def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int
         sync(file)
         file.replace(target)
     shutil.rmtree(partial)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "name": config.stage.name,
-        "step": step,
-        "images": step * config.train.batch_size,
-        "stage": stage_defaults(config).to_dict(),
-        "text": {"encoder": config.text.encoder, "max_length": config.text.max_length, **config.text.reading},
-        **({"adapter_of": config.train.init_from, "drop_variance": config.train.drop_variance} if lora.used else {}),
-    }
-    write_text(folder / "stage.json", json.dumps(record, indent=2) + "\n")
-
-
-def read_stage(folder: Path) -> dict[str, Any]:
-    """stage.json of an exported stage; `folder` is a run or its model folder. Adds the folders "unet" and "scheduler".
-
-    Raises:
-        ConfigError: no exported stage there, or one of a newer format.
-    """
-    root = folder / "model" if (folder / "model" / "stage.json").is_file() else folder
-    try:
-        record: dict[str, Any] = json.loads((root / "stage.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        if not folder.is_dir():
-            raise ConfigError(f"there is no folder {str(folder)!r}: give the run_dir of a training") from None
-        raise ConfigError(
-            f"{str(folder)!r} holds no exported stage (model/stage.json): give the run_dir of a training"
-        ) from None
-    if record.get("format_version", 0) > FORMAT_VERSION:
-        raise ConfigError(
-            f"{root / 'stage.json'} has format version {record['format_version']}, newer than {FORMAT_VERSION}: "
-            "update imagen"
-        )
-    return {**record, "unet": root / "unet", "scheduler": root / "scheduler"}
+    write_run(folder, saved_stage(config, folder), step=step, images=step * config.train.batch_size)

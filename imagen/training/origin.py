@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from imagen.cascade.stages import StageDefaults, TextDefaults
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
+from imagen.stages.folder import SavedStage, network_folder, stage_beside
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 from imagen.training.stage_config import ScheduleConfig
@@ -29,21 +29,12 @@ class Origin:
     Attributes:
         unet: kind and arguments of its network, as in a configuration.
         scheduler: its scheduler's config.
-        stage: its sampling defaults.
-        text: how it reads text; max_length: the most tokens.
+        stage: what is stored of it.
     """
 
     unet: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] | None = None
-    stage: StageDefaults | None = None
-    text: TextDefaults | None = None
-    max_length: int | None = None
-
-
-def network_folder(folder: str) -> Path:
-    """The folder of the network itself: ``folder``, or its unet folder where it is an exported stage."""
-    root = Path(folder)
-    return root / "unet" if (root / "unet").is_dir() else root
+    stage: SavedStage | None = None
 
 
 def no_network(folder: str) -> ConfigError:
@@ -75,21 +66,12 @@ def read_origin(folder: str) -> Origin:
     unet = None
     if config is not None:
         unet = {"kind": config.get("_class_name"), **{k: v for k, v in config.items() if not k.startswith("_")}}
-    slot = place.name.removesuffix("_unet")
-    index, record = _json(place.parent / "model_index.json"), _json(place.parent / "stage.json")
     try:
-        if index is not None and slot in (index.get("stages") or {}):
-            scheduler = _json(place.parent / f"{slot}_scheduler" / "scheduler_config.json")
-            stage = StageDefaults.from_dict(index["stages"][slot])
-            return Origin(unet, scheduler, stage, TextDefaults.from_dict(index.get("text")), index.get("max_length"))
-        scheduler = _json(place.parent / "scheduler" / "scheduler_config.json")
-        if record is None:
-            return Origin(unet, scheduler)
-        text = {key: value for key, value in record["text"].items() if key in TextDefaults.__dataclass_fields__}
-        stage = StageDefaults.from_dict(record["stage"])
-        return Origin(unet, scheduler, stage, TextDefaults.from_dict(text), record["text"]["max_length"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"train.init_from {folder!r} is no stage of imagen: {error!r}") from error
+        stage = stage_beside(place)
+    except ValueError as error:
+        raise ConfigError(f"train.init_from {folder!r} is no stage of imagen: {error}") from error
+    scheduler = place.parent / "scheduler" if stage is None else stage.scheduler
+    return Origin(unet, _json(scheduler / "scheduler_config.json"), stage)
 
 
 def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
@@ -137,23 +119,22 @@ def _schedule_difference(config: RunConfig, scheduler: Mapping[str, Any]) -> lis
 
 def differences(config: RunConfig, origin: Origin) -> list[str]:
     """Where a run would train a network on something else than it was trained on, and what to set: one line each."""
-    stage, text = config.stage, config.text
+    stage, text, there = config.stage, config.text, origin.stage
     pairs: list[tuple[str, Any, Any]] = []
-    if origin.text is not None and text.used:
+    if there is not None and text.used:
         pairs += [
-            ("text.padding", text.padding, origin.text.padding),
-            ("text.unconditional", text.unconditional, origin.text.null),
-            ("text.lowercase", text.lowercase, origin.text.lowercase),
-            ("text.max_length", text.max_length, origin.max_length),
+            ("text.padding", text.padding, there.text.padding),
+            ("text.unconditional", text.unconditional, there.text.null),
+            ("text.lowercase", text.lowercase, there.text.lowercase),
+            ("text.max_length", text.max_length, there.max_length),
         ]
     if origin.scheduler is not None:
         pairs.append(("stage.prediction_type", stage.prediction_type, origin.scheduler.get("prediction_type")))
-    there = origin.stage
-    if there is not None and there.lowres_size is not None and stage.lowres_size is not None:
+    if there is not None and there.defaults.lowres_size is not None and stage.lowres_size is not None:
         pairs += [
-            ("stage.aug_space", stage.aug_space, there.aug_space),
-            ("stage.lowres_mode", stage.lowres_mode, there.lowres_mode),
-            ("stage.aug_schedule.kind", stage.aug_schedule.kind, there.aug_schedule.get("kind", "cosine")),
+            ("stage.aug_space", stage.aug_space, there.defaults.aug_space),
+            ("stage.lowres_mode", stage.lowres_mode, there.defaults.lowres_mode),
+            ("stage.aug_schedule.kind", stage.aug_schedule.kind, there.defaults.aug_schedule.get("kind", "cosine")),
         ]
     found = [f"{key} is {ours!r}: set {key} {theirs}" for key, ours, theirs in pairs if ours != theirs]
     return found + ([] if origin.scheduler is None else _schedule_difference(config, origin.scheduler))

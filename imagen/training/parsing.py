@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from imagen.stages.spec import SETTINGS
 from imagen.training.config import RunConfig
 from imagen.training.errors import ConfigError
 
@@ -96,6 +97,8 @@ def build_parser(prog: str = "train.py", description: str = TRAIN) -> ArgumentPa
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
     parser.add_class_arguments(RunConfig)
+    for name, declared in SETTINGS.items():  # their one declaration holds their help
+        parser._option_string_actions[f"--sampling.{name}"].help = declared.help
     return parser
 
 

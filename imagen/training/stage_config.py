@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imagen.training.errors import require
+from imagen.diffusion.vocabulary import AugSpace, PredictionType, ResizeMode, SamplerKind, ScheduleKind, WeightingKind
+from imagen.stages.spec import SamplingSettings, slot_named
+from imagen.training.errors import ConfigError, require
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """A noise schedule (imagen.diffusion.schedules)."""
 
-    kind: Literal["cosine", "linear", "cosine_discrete"] = "cosine"
+    kind: ScheduleKind = "cosine"
     """cosine (the paper's base and first SR stage), linear (beta 1e-4 to 0.02), or cosine_discrete (DeepFloyd IF's, of
     1000 levels, on which alone it is trained)"""
     shift: float = 1.0
@@ -30,7 +32,7 @@ class ScheduleConfig:
 class LossConfig:
     """The weight of the loss as a function of the noise level (imagen.diffusion.losses)."""
 
-    kind: Literal["uniform", "min_snr", "clamped_snr", "sigmoid"] = "uniform"
+    kind: WeightingKind = "uniform"
     """uniform (the paper: 1 on the eps loss), min_snr (min(SNR, gamma)/SNR on the eps loss), clamped_snr or sigmoid
     (sigmoid(bias - log SNR) on the eps loss)"""
     gamma: float = 5.0
@@ -57,33 +59,34 @@ class LossConfig:
 class StageConfig:
     """Which stage of the cascade is trained, and on what target."""
 
-    name: Literal["base64", "sr256", "sr1024"] = "base64"
-    """the slot that this stage takes in a pipeline"""
+    name: Literal["base", "sr256", "sr1024", "base64"] = "base"
+    """the slot that this stage takes in a pipeline; base64 is an earlier name of base"""
     size: int = 64
     """side of the pictures this stage makes, in pixels"""
     lowres_size: int | None = None
     """side of the low-resolution or conditioning input in pixels; null for the base stage"""
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     """what the network predicts, in diffusers' words"""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     text_dropout: float = 0.1
     """share of captions replaced by the null text, for classifier-free guidance (paper, section 2.2)"""
-    aug_space: Literal["lowres", "upsampled"] = "lowres"
+    aug_space: AugSpace = "lowres"
     """noise the low-resolution picture before (the paper) or after (IF) it is resized"""
     aug_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """the schedule that turns an augmentation level into an amount of noise"""
-    lowres_mode: Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"] = "auto"
+    lowres_mode: ResizeMode = "auto"
     """how the low-resolution picture is enlarged: auto is bicubic, bilinear_corners IF's"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", slot_named(self.name))
         require(self.size > 0, f"stage.size {self.size} must be positive")
         require(0 <= self.text_dropout <= 1, f"stage.text_dropout {self.text_dropout} must lie in [0, 1]")
-        if self.name == "base64":
-            require(self.lowres_size is None, f"stage.lowres_size {self.lowres_size}: base64 takes none, use null")
+        if self.name == "base":
+            require(self.lowres_size is None, f"stage.lowres_size {self.lowres_size}: base takes none, use null")
             for name, default in (("aug_space", "lowres"), ("aug_schedule", ScheduleConfig()), ("lowres_mode", "auto")):
                 value = getattr(self, name)
-                require(value == default, f"stage.{name} {value!r}: base64 has no low-resolution input, leave it out")
+                require(value == default, f"stage.{name} {value!r}: base has no low-resolution input, leave it out")
         else:
             require(
                 self.lowres_size is not None and 0 < self.lowres_size <= self.size,
@@ -91,40 +94,21 @@ class StageConfig:
             )
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(SamplingSettings):
     """How the finished stage samples unless told otherwise; stored in stage.json, and used for the grids."""
 
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    sampler: SamplerKind = "ddpm"
     """ddpm is the paper's ancestral sampler"""
     gamma: float = 0.0
     """of ddpm: its variance between the small one, 0, and the large one, 1 (paper, appendix A, which gives no value)"""
-    num_inference_steps: int = 50
-    """evaluations of the network; the paper gives no number (our choice)"""
-    guidance_scale: float = 5.0
-    """classifier-free guidance weight; 1 is off"""
-    threshold: Literal["none", "static", "dynamic"] = "dynamic"
-    """what keeps the estimate of the picture in [-1, 1] at every step (paper, section 2.3)"""
-    threshold_p: float = 0.995
-    """quantile of |x0| for dynamic thresholding (paper, section 2.3)"""
-    threshold_cap: float | None = None
-    """upper bound of that quantile; null is the paper's, 1.5 is IF's"""
-    aug_level: float = 0.1
-    """noise-conditioning level of the low-resolution input, in [0, 1]"""
-    lowres_consistency: int = 0
-    """keep the input's mean colours over cells of so many of its pixels; 0 (the paper) is off"""
 
     def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(f"sampling.{error}") from None
         require(
             0 <= self.gamma <= (1 if self.sampler == "ddpm" else 0),
             f"sampling.gamma {self.gamma} must lie in [0, 1], and be 0 with another sampler than ddpm",
         )
-        steps = self.num_inference_steps
-        require(1 <= steps <= 1000, f"sampling.num_inference_steps {steps} must lie in [1, 1000]")
-        require(
-            math.isfinite(self.guidance_scale), f"sampling.guidance_scale {self.guidance_scale} must be a finite number"
-        )
-        require(0 < self.threshold_p <= 1, f"sampling.threshold_p {self.threshold_p} must lie in (0, 1]")
-        require(0 <= self.aug_level <= 1, f"sampling.aug_level {self.aug_level} must lie in [0, 1]")
-        cell = self.lowres_consistency
-        require(cell >= 0, f"sampling.lowres_consistency {cell} must be at least 0, which is off")

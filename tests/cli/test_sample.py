@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from imagen import ImagenPipeline
 from imagen.cli.png import free_stem, read_settings, slug
-from imagen.cli.sample import SAMPLERS, main
+from imagen.cli.sample import main
+from imagen.diffusion.vocabulary import SamplerKind
 from tests.factories import tiny_base, tiny_pipeline, tiny_sr
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,9 +168,9 @@ def test_slug_and_stem(tmp_path):
 
 
 def test_the_samplers_offered_are_those_there_are():
-    from imagen.diffusion.sampling import SAMPLERS as CLASSES
+    from imagen.diffusion.sampling import SAMPLERS
 
-    assert tuple(CLASSES) == SAMPLERS
+    assert get_args(SamplerKind) == tuple(SAMPLERS)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

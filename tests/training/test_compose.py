@@ -12,10 +12,11 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen import ImagenPipeline
 from imagen.cli.sample import main as sample
+from imagen.stages.folder import read_run
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.compose import compose, main
 from imagen.training.errors import ConfigError
-from imagen.training.export import read_stage, stage_scheduler
+from imagen.training.export import stage_scheduler
 from imagen.training.trainer import Trainer
 from tests.factories import tiny_base, tiny_pipeline
 
@@ -117,7 +118,7 @@ def test_runs_are_sampled_as_they_lie(config, t5, tmp_path, capsys):
         assert Image.open(one).tobytes() == Image.open(two).tobytes()
     (tmp_path / "new" / "state").mkdir(parents=True)
     for name, message in (
-        (f"{tmp_path / 'a'},{tmp_path / 'a'}", "names two runs of the stage base64"),
+        (f"{tmp_path / 'a'},{tmp_path / 'a'}", "names two runs of the stage base,"),
         (f"{tmp_path / 'a'},{tmp_path}", "holds no exported stage"),
         (str(tmp_path / "new"), "has exported no stage yet"),
     ):
@@ -144,9 +145,9 @@ def test_half_precision_and_shards(config, t5, tmp_path):
     [
         ([], "no stage given"),
         (["--base64", "/nowhere"], "there is no folder '/nowhere': give the run_dir of a training"),
-        (["--sr256", "{a}"], "holds the stage base64: pass it as --base64"),
+        (["--sr256", "{a}"], "holds the stage base: pass it as --base"),
         (["--base64", "{a}", "--text", "/nowhere"], "--text: no T5 encoder at '/nowhere'"),
-        (["--base64", "{a}", "--sr256", "{b}"], "sr256 starts from 8 px but base64 makes 10 px"),
+        (["--base64", "{a}", "--sr256", "{b}"], "sr256 starts from 8 px but base makes 10 px"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
@@ -166,8 +167,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
 
 def test_a_newer_export_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text('{"format_version": 99}')
-    with pytest.raises(ConfigError, match="format version 99, newer than 3"):
-        read_stage(tmp_path)
+    with pytest.raises(ValueError, match="stage.json has format_version 99, newer than the 3 this version"):
+        read_run(tmp_path)
 
 
 def test_the_encoder_s_width_must_fit(config, t5, tmp_path):

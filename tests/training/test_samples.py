@@ -154,7 +154,7 @@ def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, 
         return str(caught.value)
 
     assert "there is no folder" in message(grid={**GRID, "cascade": str(tmp_path / "none")})
-    assert "do not meet base64" in message(**{"stage.size": 12})
+    assert "do not meet base (" in message(**{"stage.size": 12})
     with_text = tiny_sr(2)
     with_text.save_config(sr_folder / "sr256_unet")
     assert "has text_dim 16, this run's unet None" in message()

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from imagen.cli.train import main
 from imagen.data import micro_positions
+from imagen.stages.folder import read_run
 from imagen.training.errors import ConfigError
-from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer, TrainingStopped, sums_by_time
 from unets import BaseUNet
 
@@ -262,15 +262,16 @@ def test_the_exported_stage_reproduces_the_average(config):
     settings = config(**{"train.steps": 4, "ema.decay": 0.5})
     trainer = Trainer(settings)
     trainer.fit()
-    stage = read_stage(Path(settings.run_dir))
-    unet = BaseUNet.from_pretrained(stage["unet"])
+    stage = read_run(Path(settings.run_dir))
+    unet = BaseUNet.from_pretrained(stage.unet)
     z, timestep = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     raw = trainer.unet(z, timestep)
     with trainer.ema.swapped_in(trainer.unet):
         expected = trainer.unet(z, timestep)
     assert torch.equal(unet(z, timestep), expected)
     assert not torch.equal(raw, expected)
-    assert (stage["name"], stage["step"], stage["images"], stage["stage"]["size"]) == ("base64", 4, 16, 8)
+    record = json.loads((Path(settings.run_dir) / "model" / "stage.json").read_text())
+    assert (stage.slot, stage.defaults.size, record["step"], record["images"]) == ("base", 8, 4, 16)
     config_file = json.loads((stage["scheduler"] / "scheduler_config.json").read_text())
     assert config_file["prediction_type"] == "sample"
     assert len(config_file["trained_betas"]) == 1000
