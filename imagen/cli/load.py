@@ -27,19 +27,17 @@ def _load_model(args: argparse.Namespace, model: Model) -> ImagenPipeline:
 def load(
     args: argparse.Namespace, model: Model, prompts: Sequence[str], running: Mapping[str, StageDefaults]
 ) -> ImagenPipeline:
-    """The model on its device, with the sampler asked for; what it cannot do is refused here, before sampling.
+    """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
 
     Args:
         running: the stages that run, by slot.
 
     Raises:
-        ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder, steps that a sampler
-            cannot take.
+        ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder.
     """
     import diffusers
     import transformers
 
-    from imagen.cascade.plan import check_sampler
     from imagen.cascade.presets import apply_preset, set_sampler
 
     diffusers.utils.logging.disable_progress_bar()
@@ -60,8 +58,6 @@ def load(
     if args.sampler is not None:
         for slot in pipe.stage_defaults:
             set_sampler(pipe, slot, args.sampler)
-    for slot, settings in running.items():
-        check_sampler(slot, getattr(pipe, f"{slot}_scheduler"), settings)
     return pipe
 
 

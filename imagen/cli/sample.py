@@ -240,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, image, running = check(args, prompts)
             out = _out_folder(args.out)
             pipe = load(args, model, prompts, running)
+            asked = wish(args)
+            running = pipe.settings(image, asked.size, asked.height, asked.width, **asked.settings).slots
             writer = Writer(args, describe(args, pipe, running), out, running)
         except ValueError as error:
             print(f"sample.py: error: {error}", file=sys.stderr)

@@ -168,5 +168,5 @@ def test_an_adapter_s_run_keeps_to_its_network(config: Any, converted: Path, tmp
     shutil.copytree(converted, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"train\.init_from"):
         Trainer(config(BASE, LORA, steps, {"train.init_from": tmp_path / "other" / "base_unet"}))
-    with pytest.raises(ConfigError, match="base64 is an adapter of .*load_lora_weights"):
+    with pytest.raises(ConfigError, match="base is an adapter of .*load_lora_weights"):
         compose({"base64": Path(config(BASE).run_dir)})

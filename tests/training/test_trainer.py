@@ -272,7 +272,7 @@ def test_the_exported_stage_reproduces_the_average(config):
     assert not torch.equal(raw, expected)
     record = json.loads((Path(settings.run_dir) / "model" / "stage.json").read_text())
     assert (stage.slot, stage.defaults.size, record["step"], record["images"]) == ("base", 8, 4, 16)
-    config_file = json.loads((stage["scheduler"] / "scheduler_config.json").read_text())
+    config_file = json.loads((stage.scheduler / "scheduler_config.json").read_text())
     assert config_file["prediction_type"] == "sample"
     assert len(config_file["trained_betas"]) == 1000
 
