@@ -26,6 +26,7 @@ EVERYTHING = sorted(
 CORE = {"imagen.diffusion", "unets", "imagen.text", "imagen.data"}
 MAY_IMPORT = {
     **{part: {part} for part in CORE},
+    "imagen.errors": set(),
     "imagen.disk": set(),
     "imagen.text": {"imagen.text", "imagen.disk"},
     "imagen.cascade": {"imagen.cascade", *CORE},
@@ -35,6 +36,8 @@ MAY_IMPORT = {
     "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
     "imagen": {"imagen", "imagen.pipeline"},
 }
+for part in MAY_IMPORT.keys() - {"imagen.errors", "unets"}:  # a user's mistake has one class, whoever finds it
+    MAY_IMPORT[part] = {*MAY_IMPORT[part], "imagen.errors"}
 # What people start: nothing but a call of imagen.cli, and nobody imports it.
 ENTRIES = ("train", "sample", "imagen.text.cache.__main__")
 MAY_IMPORT["imagen.cli"] = {"imagen.cli", *MAY_IMPORT}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import null_text
+from imagen.errors import ConfigError
 from imagen.training.cached import open_cache, read_cache
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.objective import Batch, Objective
 from imagen.training.randomness import Draws, draw_noise
 

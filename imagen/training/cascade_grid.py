@@ -13,10 +13,10 @@ from torch import Tensor
 
 from imagen.cascade.folder import INDEX, check_folder, read_index
 from imagen.cascade.stages import StageDefaults, route
+from imagen.errors import ConfigError
 from imagen.training.batches import Texts, Words
 from imagen.training.compose import load_scheduler, load_unet
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage, stage_defaults
 from imagen.training.randomness import derive_seed
 

@@ -17,7 +17,7 @@ import torch
 
 from imagen.cascade.folder import INDEX, check_complete, check_folder, read_index
 from imagen.cascade.stages import TextDefaults
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 from imagen.training.export import SLOTS, read_stage
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

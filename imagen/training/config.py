@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from imagen.errors import require
 from imagen.training.data_config import DataConfig, check_pictures
-from imagen.training.errors import require
 from imagen.training.lora_config import LoraConfig
 from imagen.training.optim_config import OptimConfig
 from imagen.training.stage_config import SamplingConfig, StageConfig

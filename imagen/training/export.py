@@ -25,9 +25,9 @@ from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
 from imagen.disk import sync, write_text
+from imagen.errors import ConfigError
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
-from imagen.training.errors import ConfigError
 from imagen.training.origin import LEVELS, Origin, levels_error
 
 # 1 did not say how text is read: it was masked, and the null text zero; 2 had no lowres_consistency: it was 0

@@ -24,8 +24,8 @@ from imagen.data import (
     StreamDataset,
     collate,
 )
+from imagen.errors import ConfigError
 from imagen.training.config import DataConfig, RunConfig
-from imagen.training.errors import ConfigError
 
 
 def make_records(data: DataConfig) -> Records:

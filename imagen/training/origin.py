@@ -14,8 +14,8 @@ from diffusers import DDPMScheduler
 from imagen.cascade.stages import StageDefaults, TextDefaults
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
+from imagen.errors import ConfigError
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.stage_config import ScheduleConfig
 
 #: What makes a scheduler's levels.

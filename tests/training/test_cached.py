@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
+from imagen.errors import ConfigError
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
-from imagen.training.errors import ConfigError
 from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer
 

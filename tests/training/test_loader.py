@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 from imagen.training.loader import make_loader, make_source, outlive_one_signal
 
 

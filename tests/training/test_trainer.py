@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from imagen.cli.train import main
 from imagen.data import micro_positions
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 from imagen.training.export import read_stage
 from imagen.training.trainer import Trainer, TrainingStopped, sums_by_time
 from unets import BaseUNet
