@@ -24,8 +24,9 @@ from imagen.data import (
     StreamDataset,
     collate,
 )
+from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
-from imagen.training.config import DataConfig, RunConfig
+from imagen.training.config import RunConfig
 
 
 def make_records(data: DataConfig) -> Records:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imagen.data.config import DataConfig
 from imagen.errors import require
 
 
@@ -128,3 +129,22 @@ class SamplingConfig:
         require(0 <= self.aug_level <= 1, f"sampling.aug_level {self.aug_level} must lie in [0, 1]")
         cell = self.lowres_consistency
         require(cell >= 0, f"sampling.lowres_consistency {cell} must be at least 0, which is off")
+
+
+def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
+    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
+    crop = data.crop
+    require(
+        low != size or data.conditioning is not None,
+        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
+    )
+    require(
+        low is not None or data.conditioning is None,
+        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
+        "train it as sr256 or sr1024 with stage.lowres_size",
+    )
+    if crop is not None and low is not None:
+        require(
+            crop <= size and crop * low % size == 0,
+            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,22 +87,3 @@ class DataConfig:
             value = getattr(self, name)
             unread = not self.streaming and value != type(self).__dataclass_fields__[name].default
             require(not unread, f"data.{name} {value} is for streams: set data.streaming true, or leave it out")
-
-
-def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
-    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
-    crop = data.crop
-    require(
-        low != size or data.conditioning is not None,
-        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
-    )
-    require(
-        low is not None or data.conditioning is None,
-        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
-        "train it as sr256 or sr1024 with stage.lowres_size",
-    )
-    if crop is not None and low is not None:
-        require(
-            crop <= size and crop * low % size == 0,
-            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
-        )
