@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decode import NothingUsable, Unusable
+    from .make import Want, make_source
     from .order import StepSampler, micro_positions, sample_index
     from .pictures import PictureDataset
     from .prepare import Prepare
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "decode": ("NothingUsable", "Unusable"),
+    "make": ("Want", "make_source"),
     "order": ("StepSampler", "micro_positions", "sample_index"),
     "pictures": ("PictureDataset",),
     "prepare": ("Prepare",),
@@ -48,7 +50,9 @@ __all__ = [
     "StreamBatches",
     "StreamDataset",
     "Unusable",
+    "Want",
     "collate",
+    "make_source",
     "micro_positions",
     "sample_index",
 ]
