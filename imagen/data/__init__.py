@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .order import StepSampler, micro_positions, sample_index
     from .pictures import PictureDataset
     from .prepare import Prepare
-    from .records import Fields, FolderRecords, Record, Records
+    from .records import FolderRecords, Places, Record, Records
     from .shapes.dataset import ShapesDataset
     from .sources import Note, Sample, Source, collate
     from .stream_batches import StreamBatches, StreamDataset
@@ -26,7 +26,7 @@ _HOMES = {
     "order": ("StepSampler", "micro_positions", "sample_index"),
     "pictures": ("PictureDataset",),
     "prepare": ("Prepare",),
-    "records": ("Fields", "FolderRecords", "Record", "Records"),
+    "records": ("FolderRecords", "Places", "Record", "Records"),
     "shapes.dataset": ("ShapesDataset",),
     "sources": ("Note", "Sample", "Source", "collate"),
     "stream_batches": ("StreamBatches", "StreamDataset"),
@@ -34,11 +34,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "Fields",
     "FolderRecords",
     "Note",
     "NothingUsable",
     "PictureDataset",
+    "Places",
     "Prepare",
     "Record",
     "Records",

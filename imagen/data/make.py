@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, cast
 
 from .config import DataConfig
+from .fields import Kind
 from .pictures import PictureDataset
 from .prepare import Prepare
-from .records import Fields, FolderRecords, Records
+from .records import CLASS, FolderRecords, Places, Records
 from .shapes.dataset import ShapesDataset
 from .stream_batches import StreamDataset
 from .streams import Stream
@@ -20,18 +23,17 @@ class Want:
 
     Attributes:
         size: side of the whole picture in pixels.
-        lowres_size: side of its low-res picture; None wants none.
-        channels, lowres_channels: of the two.
+        lowres_size: side of the same picture made small, a divisor of ``size``; None wants none.
+        channels: of both.
         captions: ``"required"``: a picture without a caption is skipped; ``"optional"``: its caption is empty.
-        text: most tokens and width of texts that come encoded; None: they are not wanted.
+        fields: what else, by name, and of which kind each is; a `data` section says where it comes from.
     """
 
     size: int
     lowres_size: int | None = None
     channels: int = 3
-    lowres_channels: int = 3
     captions: Literal["required", "optional"] = "required"
-    text: tuple[int, int] | None = None
+    fields: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset | ShapesDataset | StreamDataset:
@@ -41,12 +43,16 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         seed: of what is drawn: order of a stream, crops, flips, captions, and the pictures of the shapes world.
 
     Raises:
-        ValueError: nothing there, not what the configuration says, or sizes that the source cannot make.
+        ValueError: nothing there, not what the configuration says, sizes that the source cannot make, or a field that
+            is wanted and not named or named and not wanted.
         OSError: it cannot be read.
     """
+    _check_fields(data.places, want.fields)
     if data.kind == "shapes":
         split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
-        return ShapesDataset(want.size, seed, split, data.crop, want.lowres_size, data.category)
+        return ShapesDataset(
+            want.size, seed, split, data.crop, want.lowres_size, data.category, data.places, want.fields
+        )
     prepare = Prepare(
         want.size,
         data.crop,
@@ -56,8 +62,7 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         captions=want.captions,
         template=data.template,
         channels=want.channels,
-        lowres_channels=want.lowres_channels,
-        text=want.text,
+        kinds=want.fields,
     )
     if data.streaming:
         return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
@@ -72,18 +77,18 @@ def make_records(data: DataConfig) -> Records:
     """
     path = data.path or ""  # DataConfig has checked it
     if data.kind == "folder":
-        return FolderRecords(path, data.captions, data.conditioning, data.embedding)
+        return FolderRecords(path, data.captions, _in_folder(data))
     if data.kind == "table":
         from .table import TableRecords
 
-        return TableRecords(path, _fields(data))
+        return TableRecords(path, _places(data))
     if data.kind == "hub":
         from .hub import HubRecords
 
-        return HubRecords(path, data.split, _fields(data))
+        return HubRecords(path, data.split, _places(data))
     from .tar import ShardRecords
 
-    return ShardRecords(_listed(path), _fields(data))
+    return ShardRecords(_listed(path), _places(data))
 
 
 def make_stream(data: DataConfig) -> Stream:
@@ -96,14 +101,39 @@ def make_stream(data: DataConfig) -> Stream:
     if data.kind == "hub":
         from .hub import HubStream
 
-        return HubStream(path, data.split, _fields(data))
+        return HubStream(path, data.split, _places(data))
     from .shard_stream import ShardStream
 
-    return ShardStream(_listed(path), _fields(data))
+    return ShardStream(_listed(path), _places(data))
 
 
-def _fields(data: DataConfig) -> Fields:
-    return Fields(data.image_column, data.caption_column, data.conditioning, data.embedding)
+def _check_fields(places: Mapping[str, str], wanted: Mapping[str, Kind]) -> None:
+    """An option that nobody reads is a mistake, not something to pass over."""
+    for name in wanted:
+        if name not in places:
+            raise ValueError(f"data.fields lacks {name!r}, which is read here: say where it is, {{{name}: ...}}")
+    for name in places:
+        if name not in wanted:
+            raise ValueError(
+                f"data.fields {name!r} is read by nothing here, which reads {', '.join(wanted) or 'none'}: leave it out"
+            )
+
+
+def _places(data: DataConfig) -> Places:
+    return Places(data.image_column, data.caption_column, data.places)
+
+
+def _in_folder(data: DataConfig) -> dict[str, str | Path]:
+    """Another folder is told from an ending by a slash in it, or by being there."""
+    places: dict[str, str | Path] = {
+        name: Path(place) if "/" in place or (place != CLASS and Path(place).is_dir()) else place
+        for name, place in data.fields.items()
+    }
+    if data.conditioning is not None:
+        places["conditioning"] = Path(data.conditioning)
+    if data.embedding is not None:
+        places["embedding"] = data.embedding
+    return places
 
 
 def _listed(path: str) -> list[str]:

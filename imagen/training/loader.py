@@ -20,6 +20,7 @@ from imagen.data import (
     collate,
     make,
 )
+from imagen.data.fields import Encoded, Kind, Paired
 from imagen.errors import ConfigError
 from imagen.training.config import RunConfig
 
@@ -34,13 +35,17 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
         ConfigError: nothing there, or sizes that the source cannot make.
     """
     data, stage, unet = config.data, config.stage, config.unet
+    fields: dict[str, Kind] = {}
+    if data.conditioning is not None and stage.lowres_size is not None:
+        fields["conditioning"] = Paired(stage.lowres_size, unet.get("lowres_channels", 3))
+    if data.embedding is not None:
+        fields["embedding"] = Encoded(config.text.max_length, unet.get("text_dim", 4096))
     want = make.Want(
         stage.size,
-        stage.lowres_size,
+        stage.lowres_size if data.conditioning is None else None,
         channels=unet.get("in_channels", 3),
-        lowres_channels=unet.get("lowres_channels", 3),
         captions="required" if config.text.used and data.embedding is None else "optional",
-        text=None if data.embedding is None else (config.text.max_length, unet.get("text_dim", 4096)),
+        fields=fields,
     )
     try:
         return make.make_source(data, want, config.train.seed if seed is None else seed)
