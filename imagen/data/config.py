@@ -8,8 +8,8 @@ from typing import Literal
 
 from imagen.errors import require
 
-# Names that pictures have anyway or by a key of their own.
-TAKEN = ("image", "caption", "key", "notes", "lowres", "conditioning", "embedding")
+OWN = ("conditioning", "embedding")  # fields with a key of their own
+TAKEN = ("image", "caption", "key", "notes", "lowres", *OWN)  # no names for others
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DataConfig:
     @property
     def places(self) -> Mapping[str, str]:
         """Where all fields are: those of `fields`, and those that have a key of their own."""
-        own = {"conditioning": self.conditioning, "embedding": self.embedding}
+        own = {name: getattr(self, name) for name in OWN}
         return {**{name: place for name, place in own.items() if place is not None}, **self.fields}
 
     def _check_fields(self) -> None:

@@ -35,7 +35,7 @@ class Paired:
     Attributes:
         size: side of the whole picture in pixels, a divisor of the image's.
         channels: that it is decoded to.
-        resize: ``"area"``: means over areas; ``"nearest"``: the stored pixel in the middle of each area.
+        resize: ``"area"``: means over areas; ``"nearest"``: the stored pixel in the middle of each.
         binary: a mask: 1 where half of the stored range or more is reached (by half of the area or more), else 0. A
             picture of the numbers 0 and 1 alone is read as it is.
     """
@@ -51,11 +51,6 @@ class Paired:
                 f"size is {self.size}, channels {self.channels} and resize {self.resize!r}; "
                 "expected positive numbers, and 'area' or 'nearest'"
             )
-
-    @property
-    def kernel(self) -> Image.Resampling:
-        """PIL's name of the resizing."""
-        return Image.Resampling.NEAREST if self.resize == "nearest" else Image.Resampling.BOX
 
     def decode(self, raw: Any, name: str, root: Path | None = None) -> Decoded:
         """The whole picture as stored, with notes on its repairs; of a mask, pixels of -1 and 1.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from .config import DataConfig
+from .config import OWN, DataConfig
 from .fields import Kind
 from .pictures import PictureDataset
 from .prepare import Prepare
@@ -111,7 +111,8 @@ def _check_fields(places: Mapping[str, str], wanted: Mapping[str, Kind]) -> None
     """An option that nobody reads is a mistake, not something to pass over."""
     for name in wanted:
         if name not in places:
-            raise ValueError(f"data.fields lacks {name!r}, which is read here: say where it is, {{{name}: ...}}")
+            key = f"data.{name}" if name in OWN else f"data.fields.{name}"
+            raise ValueError(f"{key} is missing: it is read here, so say where it is")
     for name in places:
         if name not in wanted:
             raise ValueError(

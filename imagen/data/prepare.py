@@ -14,7 +14,7 @@ from .decode import Pixels, Unusable, decode
 from .fields import Kind, Paired, Value
 from .records import NOTHING, Record
 from .sources import Note, Sample
-from .transforms import Square, cut, cut_square, extent, mirror, resize_square, to_tensor
+from .transforms import Square, cut, cut_square, extent, mirror, nearest_square, resize_square, to_tensor
 
 
 class Prepare:
@@ -122,7 +122,10 @@ class Prepare:
             (height, width), (high, wide) = stored, extent(pair.picture)
             if abs(width * high - wide * height) >= max(height, high):  # more than rounding
                 raise Unusable(f"is {width} x {height} but its {name} picture {wide} x {high}: of another shape")
-            pairs[name] = resize_square(cut_square(pair.picture, where), kind.size, kind.kernel)
+            if kind.resize == "nearest":
+                pairs[name] = nearest_square(cut_square(pair.picture, where), kind.size)
+            else:
+                pairs[name] = resize_square(cut_square(pair.picture, where), kind.size, Image.Resampling.BOX)
             repairs += pair.repairs
         return pairs, repairs
 

@@ -256,8 +256,10 @@ def test_what_is_named_and_what_is_wanted_must_agree(tmp_path: Path) -> None:
     config = beside(tmp_path)
     with pytest.raises(ValueError, match=r"data.fields 'mask' is read by nothing here, which reads label"):
         make_source(config, Want(16, fields={"label": Label(3)}))
-    with pytest.raises(ValueError, match=r"data.fields lacks 'depth', which is read here"):
+    with pytest.raises(ValueError, match=r"data.fields.depth is missing: it is read here"):
         make_source(config, Want(16, fields={**WANTED, "depth": Paired(16)}))
+    with pytest.raises(ValueError, match=r"data.conditioning is missing: it is read here"):
+        make_source(config, Want(16, fields={**WANTED, "conditioning": Paired(16)}))
     with pytest.raises(ValueError, match="size of mask is 5; expected a divisor of size, which is 16"):
         make_source(config, Want(16, fields={**WANTED, "mask": Paired(5)}))
     with pytest.raises(ValueError, match=r"there is no folder '.*/masks'"):
