@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ EVERYTHING = sorted(
 )
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
-BASE = {"imagen.checks", "imagen.disk"}
+BASE = {"imagen.checks", "imagen.disk", "imagen.errors"}
 ROOMS = {"imagen.diffusion", "imagen.text", "imagen.data"}
 CORE = {"unets", *ROOMS, *BASE}
 BELOW_PIPELINE = {"imagen.cascade", "imagen.stages", *CORE}
@@ -225,9 +226,9 @@ def test_every_command_line_option_is_documented() -> None:
 
 
 def config_fields() -> list[tuple[Path, str, str, bool]]:
-    """(file, class, field, documented) of every frozen dataclass in imagen/training/config*.py and imagen/cli."""
+    """(file, class, field, documented) of every dataclass in a file config.py or X_config.py, in any part."""
     fields = []
-    for path in (p for p in CODE if p.parent.name in {"training", "cli"} and "config" in p.name):
+    for path in (p for p in CODE if p.parts[0] == "imagen" and p.stem.split("_")[-1] == "config"):
         for cls in (n for n in tree(path).body if isinstance(n, ast.ClassDef)):
             if not any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
                 continue
@@ -245,7 +246,11 @@ def config_fields() -> list[tuple[Path, str, str, bool]]:
 def test_every_config_option_is_documented_and_read() -> None:
     text = {path: (ROOT / path).read_text(encoding="utf-8") for path in CODE}
     problems = []
-    for path, cls, name, documented in config_fields():
+    fields = config_fields()
+    classes = Counter(cls for _, cls, _, _ in fields)
+    assert len(fields) >= 90, f"only {len(fields)} options found, of {dict(classes)}: where have the others gone?"
+    assert {"DataConfig", "TrainConfig", "StageConfig", "OptimConfig", "LoraConfig"} <= classes.keys()
+    for path, cls, name, documented in fields:
         if not documented:
             problems.append(f"{path}: {cls}.{name} is not documented")
         if not any(re.search(rf"\.{name}\b(?!\s*=[^=])|[\"']{name}[\"']", source) for source in text.values()):
@@ -268,7 +273,8 @@ sys.addaudithook(watch)
 for module in modules:
     importlib.import_module(module)
     libraries = sorted({"torch", "diffusers", "transformers"} & set(sys.modules))
-    assert module != "imagen" or not libraries, f"import imagen loaded {libraries}"
+    light = module == "imagen" or module.endswith(".config")
+    assert not light or not libraries, f"import {module} loaded {libraries}"
     assert not opened, f"import {module} opened {opened}"
     assert not network, f"import {module} used the network: {network}"
     heavy = sorted(extras & set(sys.modules))
@@ -279,8 +285,11 @@ assert not sys.modules["torch"].cuda.is_initialized(), "the GPU was touched"
 
 @pytest.mark.timeout(600)
 def test_an_import_opens_no_file_no_network_and_no_gpu() -> None:
-    """And `import imagen` is instant: the pipeline, and diffusers and transformers with it, comes when first named."""
-    modules = ["imagen", "imagen.diffusion", "unets", "imagen.data", "imagen.text"]
+    """And `import imagen` is instant: the pipeline, and diffusers and transformers with it, comes when first named.
+    So is reading a configuration, whose mistakes are told before anything heavy loads.
+    """
+    modules = ["imagen", "imagen.data.config", "imagen.training.config", "imagen.diffusion", "unets"]
+    modules += ["imagen.data.pictures", "imagen.data.tar", "imagen.data.hub", "imagen.data.table", "imagen.text"]
 
     command = [sys.executable, "-c", WATCH_IMPORT, str(ROOT / "x")[:-1], " ".join(EXTRAS), *modules]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

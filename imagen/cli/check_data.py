@@ -35,7 +35,7 @@ class Examined:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where training would not stop over bad pictures, 1 where it would, 2 for a user's error."""
-    from imagen.training.errors import ConfigError
+    from imagen.errors import ConfigError
     from imagen.training.parsing import parse
 
     try:

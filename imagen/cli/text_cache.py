@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagen.errors import ConfigError
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 
 if TYPE_CHECKING:
     from imagen.text.cache.build import Result

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -138,6 +138,8 @@ def _from_array(array: NDArray[Any]) -> Pixels:
         raise Unusable(f"{pixels.shape[0]} x {pixels.shape[1]} pixels are more than the limit of {limit}")
     if pixels.dtype == np.uint8:
         return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
     if pixels.dtype == np.uint16:
         return pixels.astype(np.float32) / np.float32(32767.5) - np.float32(1)
     if pixels.dtype.kind != "f":

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .decode import Raw, Unusable
-from .records import USUAL, Captions, Fields, Record
+from .decode import Unusable
+from .fields import ClassName, picture_of
+from .records import USUAL, Captions, Places, Record
 from .streams import Item
-from .table import bytes_cell, caption_cell, pick_columns
+from .table import caption_cell, pick_columns
 
 
 class Columns:
@@ -19,36 +20,37 @@ class Columns:
     Args:
         path: names the dataset in errors.
         names: of its columns; features: their types by name, where they are known.
-        fields: as :class:`HubRecords`.
+        places: as :class:`HubRecords`.
     """
 
-    def __init__(self, path: str, names: Sequence[str], features: Mapping[str, Any], fields: Fields) -> None:
-        self.fields = pick_columns(names, fields, f"column of dataset {path!r}")
-        self.image = str(self.fields.image)
-        self.pictures = [name for name in (self.fields.image, self.fields.conditioning) if name is not None]
-        chosen = (self.fields.image, self.fields.caption, self.fields.conditioning, self.fields.embedding)
+    def __init__(self, path: str, names: Sequence[str], features: Mapping[str, Any], places: Places) -> None:
+        self.places = pick_columns(names, places, f"column of dataset {path!r}")
+        self.image = str(self.places.image)
+        chosen = (self.places.image, self.places.caption, *self.places.fields.values())
         self.read = [name for name in dict.fromkeys(chosen) if name is not None]
-        label = None if self.fields.caption is None else features.get(self.fields.caption)
-        self.label_names: list[str] | None = getattr(label, "names", None)
+        self.classes = {name: getattr(features.get(name), "names", None) for name in self.read}
 
     def captions(self, row: Mapping[str, Any]) -> Captions:
         """The row's captions, or the name of its class; empty without any."""
-        if self.fields.caption is None:
+        if self.places.caption is None:
             return ()
-        cell = row[self.fields.caption]
-        if self.label_names is not None and cell is not None:
-            if cell not in range(len(self.label_names)):
-                return ()  # -1: not labelled
-            cell = self.label_names[cell].replace("_", " ")
-        return caption_cell(cell)
+        cell = self._cell(row, self.places.caption)
+        return caption_cell(cell.name.replace("_", " ") if isinstance(cell, ClassName) else cell)
 
     def record(self, row: Mapping[str, Any]) -> Record:
-        """The row's picture, captions, pair and encoding of its text."""
-        fields = self.fields
-        image = row[self.image]
-        pair = None if fields.conditioning is None else _raw(row[fields.conditioning], fields.conditioning)
-        embedding = None if fields.embedding is None else row[fields.embedding]
-        return Record(_name(image), _raw(image, self.image), self.captions(row), pair, embedding)
+        """The row's picture, captions and fields."""
+        cell = row[self.image]
+        image = picture_of(cell, Path(), f"column {self.image!r} has no picture")
+        name = str(cell.get("path") or "") if isinstance(cell, dict) else ""
+        fields = {name: self._cell(row, column) for name, column in self.places.fields.items()}
+        return Record(name, image, self.captions(row), fields, Path())
+
+    def _cell(self, row: Mapping[str, Any], column: str) -> Any:
+        """The cell; of class labels with its name, and None where a row has no label, which is -1."""
+        cell, names = row[column], self.classes[column]
+        if names is None or cell is None:
+            return cell
+        return ClassName(cell, names[cell]) if cell in range(len(names)) else None
 
 
 class HubRecords:
@@ -57,17 +59,17 @@ class HubRecords:
     Args:
         path: id on the Hub, a folder that ``save_to_disk`` wrote, or anything else that ``load_dataset`` takes.
         split: of the dataset.
-        fields: columns; None takes the first usual one of pictures and captions, and none of the others.
+        places: columns; None takes the first usual one of pictures and captions.
 
     Raises:
         ValueError: ``datasets`` is not installed, no such dataset or split, or a column that it does not have.
     """
 
-    def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
+    def __init__(self, path: str, split: str = "train", places: Places = USUAL) -> None:
         rows = _load(path, split)
-        self.columns = Columns(path, rows.column_names, rows.features, fields)
-        self.rows = _undecoded(rows.select_columns(self.columns.read), self.columns.pictures)
-        caption = self.columns.fields.caption
+        self.columns = Columns(path, rows.column_names, rows.features, places)
+        self.rows = _undecoded(rows.select_columns(self.columns.read), self.columns.read)
+        caption = self.columns.places.caption
         self.texts = None if caption is None else self.rows.select_columns([caption])
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class HubRecords:
         return () if self.texts is None else self.columns.captions(self.texts[number])
 
     def record(self, number: int) -> Record:
-        """The row's picture, captions and pair."""
+        """The row's picture, captions and fields."""
         return self.columns.record(self.rows[number])
 
 
@@ -90,20 +92,20 @@ class HubStream:
     """Rows of a dataset that is read over the network as it is used, file by file. The key is ``file N row M``.
 
     Args:
-        path, split, fields: as :class:`HubRecords`.
+        path, split, places: as :class:`HubRecords`.
 
     Raises:
         ValueError: as :class:`HubRecords`. Reading raises what ``datasets`` does once it has given up trying again.
     """
 
-    def __init__(self, path: str, split: str = "train", fields: Fields = USUAL) -> None:
+    def __init__(self, path: str, split: str = "train", places: Places = USUAL) -> None:
         rows = _load(path, split, streaming=True)
         self.path, self.split = path, split
         names = rows.column_names or list(next(iter(rows), {}))
-        self.columns = Columns(path, names, rows.features or {}, fields)
+        self.columns = Columns(path, names, rows.features or {}, places)
         if set(names) != set(self.columns.read):  # which costs something for every row
             rows = rows.select_columns(self.columns.read)
-        self.rows = _undecoded(rows, self.columns.pictures) if rows.features else rows.decode(False)
+        self.rows = _undecoded(rows, self.columns.read) if rows.features else rows.decode(False)
 
     def __len__(self) -> int:
         return int(self.rows.num_shards)
@@ -158,17 +160,3 @@ def _undecoded(rows: Any, columns: list[str]) -> Any:
         if isinstance(rows.features[column], datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
-
-
-def _name(cell: Any) -> str:
-    return str(cell.get("path") or "") if isinstance(cell, dict) else ""
-
-
-def _raw(cell: Any, column: str) -> Raw:
-    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-        return Path(cell["path"])
-    if isinstance(cell, str):
-        return Path(cell)
-    if cell is None:
-        raise Unusable(f"column {column!r} has no picture")
-    return bytes_cell(cell, column)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import gcd
 from typing import Literal
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from .decode import Pixels, Unusable, decode
-from .embedding import read_embedding
-from .records import Record
+from .fields import Kind, Paired, Value
+from .records import NOTHING, Record
 from .sources import Note, Sample
-from .transforms import Square, cut, cut_square, extent, mirror, resize_square, to_tensor
+from .transforms import Square, cut, cut_square, extent, mirror, nearest_square, resize_square, to_tensor
 
 
 class Prepare:
@@ -23,15 +26,15 @@ class Prepare:
     Args:
         size: side of the whole picture in pixels.
         crop: side in pixels of a random window of the picture; None gives the whole picture.
-        lowres_size: side of the low-res picture, must divide ``size``: samples then hold ``lowres``, over the same
-            window, whose corner falls on a low-res pixel. It is the record's conditioning picture or, without one, the
-            picture itself made small.
+        lowres_size: side of the low-res picture, must divide ``size``: samples then hold ``lowres``, the picture itself
+            made small, over the same window, whose corner falls on a low-res pixel.
         square: where a picture that is not square is cut, ``"center"`` or ``"random"``.
         flip: mirror half of the pictures. Off by default: captions may name left and right.
         captions: ``"required"``: an item without a caption is skipped; ``"optional"``: its caption is empty.
         template: with ``{}`` where the caption (a class name, say) goes; None leaves captions alone.
-        channels, lowres_channels: of ``image`` and of ``lowres``.
-        text: most tokens and width of the records' encoded texts, which samples then hold; None: they have none.
+        channels: of ``image`` and of ``lowres``.
+        kinds: of the records' fields that samples hold; others are not read. A paired picture is over the same window,
+            whose corner falls on one of its pixels.
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -47,20 +50,23 @@ class Prepare:
         captions: Literal["required", "optional"] = "required",
         template: str | None = None,
         channels: int = 3,
-        lowres_channels: int = 3,
-        text: tuple[int, int] | None = None,
+        kinds: Mapping[str, Kind] = NOTHING,
     ) -> None:
         self.size, self.lowres_size = size, lowres_size
         self.crop = size if crop is None else crop
         self.square, self.flip, self.required, self.template = square, flip, captions == "required", template
-        self.channels, self.lowres_channels, self.text = channels, lowres_channels, text
+        self.channels, self.kinds = channels, kinds
+        self.paired = {name: kind for name, kind in kinds.items() if isinstance(kind, Paired)}
         if not 0 < self.crop <= size:
             raise ValueError(f"size is {size} and crop {crop}; expected 0 < crop <= size")
-        if lowres_size is not None and (lowres_size < 1 or size % lowres_size or self.crop * lowres_size % size):
-            raise ValueError(
-                f"lowres_size is {lowres_size}; expected a divisor of size, which is {size}, "
-                f"such that crop, which is {self.crop}, covers whole low-res pixels"
-            )
+        small = {"lowres_size": lowres_size, **{f"size of {name}": kind.size for name, kind in self.paired.items()}}
+        for name, side in small.items():
+            if side is not None and (side < 1 or size % side or self.crop * side % size):
+                raise ValueError(
+                    f"{name} is {side}; expected a divisor of size, which is {size}, "
+                    f"such that crop, which is {self.crop}, covers whole low-res pixels"
+                )
+        self.cells = gcd(size, *(side for side in small.values() if side))  # on which the corners of windows lie
         if square not in ("center", "random") or captions not in ("required", "optional"):
             raise ValueError(
                 f"square is {square!r} and captions is {captions!r}; "
@@ -70,43 +76,58 @@ class Prepare:
             raise ValueError(f"template is {template!r}; expected {{}} where the caption goes")
 
     def __call__(self, key: str, record: Record, rng: np.random.Generator) -> tuple[Sample, list[Note]]:
-        """The sample, image (C, crop, crop) and lowres (C, crop · lowres_size / size, same) or None; and its repairs.
+        """The sample, image (C, crop, crop), lowres (C, crop · lowres_size / size, same) or None, and fields; and its
+        repairs.
 
         Raises:
             Unusable: why it cannot be made.
         """
         if self.required and not record.captions:
             raise Unusable("has no caption")
-        embedding = None if self.text is None else read_embedding(record.embedding, *self.text)
+        fields: dict[str, Value] = {
+            name: kind.read(record.fields.get(name), name, record.root)
+            for name, kind in self.kinds.items()
+            if not isinstance(kind, Paired)
+        }
         where = 0.5 if self.square == "center" else rng.random()
         decoded = decode(record.image, record.name, self.channels)
         pixels = resize_square(cut_square(decoded.picture, where), self.size)
-        small, more = self._small(record, extent(decoded.picture), pixels, where)
-        if self.flip and rng.random() < 0.5:
-            pixels, small = mirror(pixels), None if small is None else mirror(small)
-        cells = self.lowres_size or self.size
-        wide = self.crop * cells // self.size  # the window in low-res pixels
-        left, top = (int(c) for c in rng.integers(cells - wide + 1, size=2))
-        image = to_tensor(cut(pixels, left, top, wide, cells))
-        lowres = None if small is None else to_tensor(cut(small, left, top, wide, cells))
-        notes = [Note(key, "repaired", repair) for repair in (*decoded.repairs, *more)]
-        return Sample(key, image, self._draw_caption(record.captions, rng), lowres, embedding=embedding), notes
+        pairs, more = self._paired(record, extent(decoded.picture), where)
+        small = self._small(pixels)
+        flipped = self.flip and rng.random() < 0.5
+        wide = self.crop * self.cells // self.size  # the window in cells
+        left, top = (int(c) for c in rng.integers(self.cells - wide + 1, size=2))
 
-    def _small(
-        self, record: Record, stored: tuple[int, int], pixels: Pixels, where: float
-    ) -> tuple[Pixels | None, tuple[str, ...]]:
-        """The whole low-res picture, and what was repaired in the conditioning picture it comes from."""
+        def shown(whole: Pixels) -> Tensor:
+            return to_tensor(cut(mirror(whole) if flipped else whole, left, top, wide, self.cells))
+
+        lowres = None if small is None else shown(small)
+        fields.update((name, self.paired[name].finish(shown(pair))) for name, pair in pairs.items())
+        notes = [Note(key, "repaired", repair) for repair in (*decoded.repairs, *more)]
+        return Sample(key, shown(pixels), self._draw_caption(record.captions, rng), lowres, fields=fields), notes
+
+    def _small(self, pixels: Pixels) -> Pixels | None:
+        """The whole low-res picture."""
         if self.lowres_size is None:
-            return None, ()
-        if record.conditioning is None:
-            # by area, as the cascade reduces a picture that it starts from (imagen.diffusion.augmentation.resize)
-            return resize_square(pixels, self.lowres_size, Image.Resampling.BOX), ()
-        pair = decode(record.conditioning, "", self.lowres_channels)
-        (height, width), (high, wide) = stored, extent(pair.picture)
-        if abs(width * high - wide * height) >= max(height, high):  # more than rounding
-            raise Unusable(f"is {width} x {height} but its conditioning picture {wide} x {high}: of another shape")
-        small = resize_square(cut_square(pair.picture, where), self.lowres_size, Image.Resampling.BOX)
-        return small, tuple(f"conditioning picture: {repair}" for repair in pair.repairs)
+            return None
+        # by area, as the cascade reduces a picture that it starts from (imagen.diffusion.augmentation.resize)
+        return resize_square(pixels, self.lowres_size, Image.Resampling.BOX)
+
+    def _paired(self, record: Record, stored: tuple[int, int], where: float) -> tuple[dict[str, Pixels], list[str]]:
+        """The whole pictures that are paired with one of the extent `stored`, and what was repaired in them."""
+        pairs: dict[str, Pixels] = {}
+        repairs: list[str] = []
+        for name, kind in self.paired.items():
+            pair = kind.decode(record.fields.get(name), name, record.root)
+            (height, width), (high, wide) = stored, extent(pair.picture)
+            if abs(width * high - wide * height) >= max(height, high):  # more than rounding
+                raise Unusable(f"is {width} x {height} but its {name} picture {wide} x {high}: of another shape")
+            if kind.resize == "nearest":
+                pairs[name] = nearest_square(cut_square(pair.picture, where), kind.size)
+            else:
+                pairs[name] = resize_square(cut_square(pair.picture, where), kind.size, Image.Resampling.BOX)
+            repairs += pair.repairs
+        return pairs, repairs
 
     def _draw_caption(self, captions: tuple[str, ...], rng: np.random.Generator) -> str:
         """One of several; a single one is taken without drawing."""

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from .decode import IMAGE_SUFFIXES, Raw, Unusable
 
 Captions = tuple[str, ...]
+CLASS = "class"  # for a field: the name of the folder that a picture lies in
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Fields:
-    """What holds an item's parts: columns of a table or dataset; in shards endings of files, and a key of ``.json``.
+class Places:
+    """Where an item's parts are: columns of a table or dataset; in shards endings of files, and keys of ``.json``.
 
     Attributes:
         image, caption: None takes the usual ones (in shards, ``image`` is not asked).
-        conditioning: the paired pictures; None: there are none.
-        embedding: the text's encoding; None: captions are encoded when they are used.
+        fields: by name, whatever else an item has; in shards ``json:KEY`` is a key of the ``.json`` file.
     """
 
     image: str | None = None
     caption: str | None = None
-    conditioning: str | None = None
-    embedding: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def free(self, usual: Sequence[str]) -> list[str]:
+        """The usual places of a caption that are not a field's: a number in a column `label` is none."""
+        return [place for place in usual if place not in self.fields.values()]
 
 
-USUAL = Fields()
+USUAL = Places()
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,15 @@ class Record:
         name: of the image file, whose ending is compared with its content.
         image: a file, its bytes, or a decoded picture.
         captions: all that the item has, of which training draws one; empty without any.
-        conditioning: the paired input of an image-to-image stage; None without.
-        embedding: the text's encoding, see :func:`imagen.data.embedding.read_embedding`; None without.
+        fields: what else it has, by name and as it is stored; what that means is for :mod:`imagen.data.fields` to say.
+        root: folder that paths in texts are relative to; None: a text is no path.
     """
 
     name: str
     image: Raw
     captions: Captions = ()
-    conditioning: Raw | None = None
-    embedding: Any = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    root: Path | None = None
 
 
 class Records(Protocol):
@@ -73,8 +78,9 @@ class FolderRecords:
         root: the folder.
         captions: ``"file"``: each line of the ``.txt`` file beside a picture is a caption; ``"class"``: the name of the
             folder that the picture lies in, its underscores read as spaces.
-        conditioning: another folder with the paired pictures, at the same paths (their endings may differ).
-        embedding: ending of the file beside a picture that holds its text's encoding, ``npy`` for example.
+        fields: where each is: a path is another folder with a file at each picture's path, whose ending may differ (a
+            picture is taken before other files); a text is the ending of a file beside each picture, ``t5.npy`` for
+            example; ``"class"`` is the name of the folder that the picture lies in.
 
     Raises:
         ValueError: no such folder, or no pictures in it.
@@ -84,16 +90,16 @@ class FolderRecords:
         self,
         root: str | Path,
         captions: Literal["file", "class"] = "file",
-        conditioning: str | Path | None = None,
-        embedding: str | None = None,
+        fields: Mapping[str, str | Path] = NOTHING,
     ) -> None:
         self.root, self.kind = Path(root), captions
-        self.embedding = None if embedding is None else f".{embedding.lstrip('.')}"
-        self.paths = _find_images(self.root, self.embedding)
-        self.pairs: dict[str, Path] | None = None
-        if conditioning is not None:
-            pairs = _find_images(Path(conditioning))
-            self.pairs = {path.relative_to(conditioning).with_suffix("").as_posix(): path for path in pairs}
+        self.beside = {
+            name: place if place == CLASS else f".{place.lstrip('.')}"
+            for name, place in fields.items()
+            if isinstance(place, str)
+        }
+        self.pairs = {name: _by_stem(place) for name, place in fields.items() if isinstance(place, Path)}
+        self.paths = _find_images(self.root, tuple(self.beside.values()))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -105,6 +111,8 @@ class FolderRecords:
     def captions(self, number: int) -> Captions:
         """Lines of the caption file, or the class name; empty where there is no file."""
         path = self.paths[number]
+        if self.kind == "file" and ".txt" in self.beside.values():
+            return ()  # it holds a field
         if self.kind == "class":
             return (path.parent.name.replace("_", " "),)
         try:
@@ -115,14 +123,16 @@ class FolderRecords:
             raise Unusable(f"caption cannot be read: {error.strerror}") from error
 
     def record(self, number: int) -> Record:
-        """The picture's path, its captions, its pair and its text's encoding."""
-        path, pair = self.paths[number], None
-        if self.pairs is not None:
-            pair = self.pairs.get(path.relative_to(self.root).with_suffix("").as_posix())
-            if pair is None:
-                raise Unusable("has no picture of its name in the conditioning folder")
-        embedding = None if self.embedding is None else path.with_suffix(self.embedding)
-        return Record(path.name, path, self.captions(number), pair, embedding)
+        """The picture's path, its captions and its fields."""
+        path = self.paths[number]
+        fields: dict[str, Any] = {}
+        for name, pairs in self.pairs.items():
+            fields[name] = pairs.get(path.relative_to(self.root).with_suffix("").as_posix())
+            if fields[name] is None:
+                raise Unusable(f"has no file of its name in the {name} folder")
+        for name, ending in self.beside.items():
+            fields[name] = path.parent.name if ending == CLASS else path.with_suffix(ending)
+        return Record(path.name, path, self.captions(number), fields)
 
 
 def caption_lines(data: bytes, name: str) -> Captions:
@@ -139,18 +149,33 @@ def caption_lines(data: bytes, name: str) -> Captions:
     return tuple(line for line in lines if line) or ("",)
 
 
-def _find_images(root: Path, embedding: str | None = None) -> list[Path]:
-    """Sorted; files with the ending of embeddings are none, though arrays may be pictures, too."""
+def _find_images(root: Path, others: tuple[str, ...]) -> list[Path]:
+    """Sorted; files that end like fields are none, though masks and arrays may be pictures, too."""
+    paths = _find_files(root, lambda path: _is_image(path) and not path.name.endswith(others))
+    if not paths:
+        raise ValueError(f"no pictures in {str(root)!r}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return paths
+
+
+def _by_stem(root: Path) -> dict[str, Path]:
+    """Files by their paths inside the folder, without ending."""
+    paths = sorted(_find_files(root, lambda path: True), key=_is_image)  # of one path, the last is taken
+    if not paths:
+        raise ValueError(f"no files in {str(root)!r}; expected one for each picture")
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+
+
+def _find_files(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Sorted by their paths inside the folder; hidden ones are passed over."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {str(root)!r}; expected one with pictures")
     paths = [
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not (embedding and path.name.endswith(embedding))
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+        if wanted(path) and not any(part.startswith(".") for part in path.relative_to(root).parts) and path.is_file()
     ]
-    if not paths:
-        raise ValueError(f"no pictures in {str(root)!r}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES

@@ -14,9 +14,9 @@ from typing import Any
 import fsspec
 
 from .decode import Unusable
-from .records import USUAL, Captions, Fields, Record
+from .records import USUAL, Captions, Places, Record
 from .streams import Item
-from .tar import endings_of, find_shards, item_captions, item_record, member_fault, members, split_name
+from .tar import find_shards, item_captions, item_record, member_fault, members, split_name
 
 TRIES = 4  # of a connection that breaks, with pauses of 1, 2 and 4 seconds between them
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
@@ -29,15 +29,15 @@ class ShardStream:
     Args:
         shards: paths, globs and folders, or whatever fsspec opens (``https://``, ``s3://``, ``hf://``, ...); in a URL
             ``{000..127}`` stands for a row of numbers.
-        fields: as there.
+        places: as there.
 
     Raises:
         ValueError: nothing found. Reading raises OSError where a shard is not there or its connection keeps breaking.
     """
 
-    def __init__(self, shards: Sequence[str], fields: Fields = USUAL) -> None:
+    def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.urls = [url for pattern in shards for url in _urls(pattern)]
-        self.fields = endings_of(fields)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.urls)
@@ -55,10 +55,10 @@ class ShardStream:
         return (item for _, item in self._items(shard, self._captions) if not isinstance(item, Unusable))
 
     def _record(self, key: str, files: dict[str, bytes]) -> Record:
-        return item_record(key, files, files.__getitem__, self.fields)
+        return item_record(key, files, files.__getitem__, self.places)
 
     def _captions(self, _key: str, files: dict[str, bytes]) -> Captions:
-        return item_captions(files, files.__getitem__, self.fields.caption)
+        return item_captions(files, files.__getitem__, self.places)
 
     def _items(self, shard: int, make: Callable[[str, dict[str, bytes]], Any]) -> Iterator[tuple[str, Any]]:
         """What ``make`` makes of each item; a broken connection is opened again and read past what was given."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from .fields import Value
 
 
 class Note(NamedTuple):
@@ -27,10 +29,9 @@ class Sample:
         key: names the sample in logs; unique in its source.
         image: (C, H, W) float32 in [-1, 1].
         caption: empty when there is none.
-        lowres: (C, h, w) float32 in [-1, 1], the same window at the previous stage's resolution or of the picture's
-            conditioning image; None for a stage that starts from noise alone.
-        embedding: (L, D) float32, the text's encoding where the source holds it; None: the caption is to be encoded.
+        lowres: (C, h, w) float32 in [-1, 1], the same window of the picture made small; None where nobody wants it.
         notes: what was repaired to make it, and which items were skipped before it.
+        fields: what else it has, by name, see :mod:`imagen.data.fields`.
     """
 
     key: str
@@ -38,7 +39,7 @@ class Sample:
     caption: str = ""
     lowres: Tensor | None = None
     notes: tuple[Note, ...] = ()
-    embedding: Tensor | None = None
+    fields: Mapping[str, Value] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -52,11 +53,12 @@ class Source(Protocol):
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Stack samples into ``image`` (B, C, H, W), ``caption``, ``key`` and ``notes`` (lists) and, if there, ``lowres``
-    and ``embedding`` (B, L, D), padded to the longest, with ``embedding_mask`` (B, L) bool.
+    """Stack samples into ``image`` (B, C, H, W), ``caption``, ``key`` and ``notes`` (lists), ``lowres`` if there, and
+    every field under its name: pictures (B, C, h, w), numbers (B,) int64, and sequences (B, L, D), padded to the
+    longest, with ``NAME_mask`` (B, L) bool.
 
     Raises:
-        ValueError: shapes differ, or only some of the samples have a low-res picture.
+        ValueError: shapes differ, or only some of the samples have a low-res picture or a field.
     """
     batch: dict[str, Any] = {
         "key": [sample.key for sample in samples],
@@ -64,18 +66,24 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         "caption": [sample.caption for sample in samples],
         "notes": [note for sample in samples for note in sample.notes],
     }
-    lowres = [sample.lowres for sample in samples if sample.lowres is not None]
-    if lowres and len(lowres) < len(samples):
-        missing = next(sample.key for sample in samples if sample.lowres is None)
-        raise ValueError(f"sample {missing!r} has no lowres but others of its batch have; give it to all or to none")
-    if lowres:
-        batch["lowres"] = _stack(lowres, "lowres")
-    texts = [sample.embedding for sample in samples if sample.embedding is not None]
-    if texts:
-        batch["embedding"] = pad_sequence(texts, batch_first=True)
-        lengths = torch.tensor([len(text) for text in texts])
-        batch["embedding_mask"] = torch.arange(batch["embedding"].shape[1]) < lengths[:, None]
+    parts = [{**({} if sample.lowres is None else {"lowres": sample.lowres}), **sample.fields} for sample in samples]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        missing = [sample.key for sample, part in zip(samples, parts, strict=True) if name not in part]
+        if missing:
+            raise ValueError(
+                f"sample {missing[0]!r} has no {name} but others of its batch have; give it to all or to none"
+            )
+        batch.update(_batched([part[name] for part in parts], name))
     return batch
+
+
+def _batched(values: Sequence[Value], name: str) -> dict[str, Tensor]:
+    tensors = [value if isinstance(value, Tensor) else torch.tensor(value) for value in values]
+    if tensors[0].ndim != 2:
+        return {name: _stack(tensors, name)}
+    padded = pad_sequence(tensors, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in tensors])
+    return {name: padded, f"{name}_mask": torch.arange(padded.shape[1]) < lengths[:, None]}
 
 
 def _stack(tensors: Sequence[Tensor], name: str) -> Tensor:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from .decode import Raw, Unusable
-from .records import USUAL, Captions, Fields, Record
+from .decode import Unusable
+from .fields import picture_of
+from .records import USUAL, Captions, Places, Record
 
 IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "captions", "label")
@@ -25,20 +26,20 @@ class TableRecords:
 
     Args:
         path: the table, or a folder with one of ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``.
-        fields: columns; where image and caption are None, the first that the table has of ``IMAGE_COLUMNS`` and
-            ``CAPTION_COLUMNS``.
+        places: columns; where image and caption are None, the first that the table has of ``IMAGE_COLUMNS`` and
+            ``CAPTION_COLUMNS``. Fields are given as they stand there; a text may be a path relative to the table.
 
     Raises:
         ValueError: no such table, an unknown kind, no rows, or a column that it does not have.
     """
 
-    def __init__(self, path: str | Path, fields: Fields = USUAL) -> None:
+    def __init__(self, path: str | Path, places: Places = USUAL) -> None:
         self.path = _find_table(Path(path))
         names, self.rows = _read(self.path)
         if not len(self.rows):
             raise ValueError(f"{str(self.path)!r} has no rows")
-        self.fields = pick_columns(names, fields, f"column of {str(self.path)!r}")
-        self.image = str(self.fields.image)
+        self.places = pick_columns(names, places, f"column of {str(self.path)!r}")
+        self.image = str(self.places.image)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,30 +53,21 @@ class TableRecords:
 
     def captions(self, number: int) -> Captions:
         """The row's captions; empty without any."""
-        column = self.fields.caption
+        column = self.places.caption
         return () if column is None else caption_cell(self._row(number).get(column))
 
     def record(self, number: int) -> Record:
-        """The row's picture, captions, pair and encoding of its text (a file's path, or the numbers themselves)."""
-        row, fields = self._row(number), self.fields
-        pair = None if fields.conditioning is None else self._raw(row.get(fields.conditioning), fields.conditioning)
-        embedding = None if fields.embedding is None else row.get(fields.embedding)
-        if isinstance(embedding, str) and embedding:
-            embedding = self.path.parent / embedding
-        return Record(
-            self.key(number), self._raw(row.get(self.image), self.image), self.captions(number), pair, embedding
-        )
+        """The row's picture, captions and fields."""
+        row, root = self._row(number), self.path.parent
+        image = picture_of(row.get(self.image), root, f"column {self.image!r} has no picture")
+        fields = {name: row.get(column) for name, column in self.places.fields.items()}
+        return Record(self.key(number), image, self.captions(number), fields, root)
 
     def _row(self, number: int) -> Mapping[str, Any]:
         row = self.rows[number]
         if isinstance(row, Unusable):
             raise row
         return row
-
-    def _raw(self, cell: Any, column: str) -> Raw:
-        if isinstance(cell, str) and cell:
-            return self.path.parent / cell
-        return bytes_cell(cell, column)
 
 
 def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, needed: bool = False) -> Any:
@@ -91,13 +83,12 @@ def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], 
     return found
 
 
-def pick_columns(names: Sequence[str], fields: Fields, what: str) -> Fields:
-    """`fields` with the usual columns in place of None. Raises ValueError for one that is not among `names`."""
-    return Fields(
-        pick_column(names, fields.image, IMAGE_COLUMNS, f"image {what}", needed=True),
-        pick_column(names, fields.caption, CAPTION_COLUMNS, f"caption {what}"),
-        pick_column(names, fields.conditioning, (), f"conditioning {what}"),
-        pick_column(names, fields.embedding, (), f"embedding {what}"),
+def pick_columns(names: Sequence[str], places: Places, what: str) -> Places:
+    """`places` with the usual columns in place of None. Raises ValueError for one that is not among `names`."""
+    return Places(
+        pick_column(names, places.image, IMAGE_COLUMNS, f"image {what}", needed=True),
+        pick_column(names, places.caption, places.free(CAPTION_COLUMNS), f"caption {what}"),
+        {name: pick_column(names, column, (), f"{name} {what}") for name, column in places.fields.items()},
     )
 
 
@@ -113,18 +104,6 @@ def caption_cell(cell: Any) -> Captions:
     if any("\ud800" <= letter <= "\udfff" for text in cells for letter in text):  # half an emoji, or a foreign byte
         raise Unusable("caption is not UTF-8: save the table as UTF-8, with whole characters")
     return tuple(" ".join(text.split()) for text in cells)
-
-
-def bytes_cell(cell: Any, column: str) -> bytes:
-    """The bytes of an image cell: bytes, or a mapping that holds them, as Hugging Face writes.
-
-    Raises:
-        Unusable: none there.
-    """
-    data = cell.get("bytes") if isinstance(cell, Mapping) else cell
-    if not isinstance(data, bytes):
-        raise Unusable(f"column {column!r} has no picture")
-    return data
 
 
 def _find_table(path: Path) -> Path:

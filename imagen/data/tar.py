@@ -7,13 +7,13 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .decode import IMAGE_SUFFIXES, Unusable
-from .records import USUAL, Captions, Fields, Record, caption_lines
+from .records import USUAL, Captions, Places, Record, caption_lines
 from .table import CAPTION_COLUMNS, caption_cell
 
 
@@ -36,16 +36,15 @@ class ShardRecords:
 
     Args:
         shards: paths or globs; a folder stands for its ``*.tar``.
-        fields: key of the caption in ``.json`` (None takes the first usual one); endings of the paired picture,
-            ``cond.png`` for example, and of the text's encoding, ``t5.npy`` for example.
+        places: key of the caption in ``.json`` (None takes the first usual one); of fields the endings of their files,
+            ``cond.png`` for example, or ``json:KEY``.
 
     Raises:
         ValueError: nothing found, a compressed shard, or no item in any of them.
     """
 
-    def __init__(self, shards: Sequence[str], fields: Fields = USUAL) -> None:
-        self.shards = find_shards(shards)
-        self.fields = endings_of(fields)
+    def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
+        self.shards, self.places = find_shards(shards), places
         self.items = [item for number, path in enumerate(self.shards) for item in read_index(path, number)]
         if not self.items:
             raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
@@ -66,12 +65,12 @@ class ShardRecords:
     def captions(self, number: int) -> Captions:
         """From ``.txt``, ``.json`` or ``.cls``; empty without any."""
         item = self._item(number)
-        return item_captions(item.files, partial(self._read, item), self.fields.caption)
+        return item_captions(item.files, partial(self._read, item), self.places)
 
     def record(self, number: int) -> Record:
-        """The item's picture, captions, pair and encoding of its text."""
+        """The item's picture, captions and fields."""
         item = self._item(number)
-        return item_record(item.key, item.files, partial(self._read, item), self.fields)
+        return item_record(item.key, item.files, partial(self._read, item), self.places)
 
     def _item(self, number: int) -> Member:
         item = self.items[number]
@@ -91,52 +90,60 @@ class ShardRecords:
         return data
 
 
-def item_captions(endings: Collection[str], read: Callable[[str], bytes], caption: str | None) -> Captions:
-    """Captions of an item whose files have these endings, from ``.txt``, ``.json`` or ``.cls``; empty without any.
+def item_captions(endings: Collection[str], read: Callable[[str], bytes], places: Places) -> Captions:
+    """Captions of an item whose files have these endings, from ``.txt``, ``.json`` or ``.cls``, but where a field is;
+    empty without any.
 
     Raises:
         Unusable: the file with the captions cannot be read.
     """
-    if "txt" in endings or "cls" in endings:
-        ending = "txt" if "txt" in endings else "cls"
+    taken = [_file_and_key(place) for place in places.fields.values()]
+    ending = next((one for one in ("txt", "cls") if one in endings and (one, None) not in taken), None)
+    if ending is not None:
         return caption_lines(read(ending), f"caption .{ending}")
     if "json" not in endings:
         return ()
+    values = _json_of(read)
+    usual = [name for name in CAPTION_COLUMNS if ("json", name) not in taken]
+    names = usual if places.caption is None else [places.caption]
+    return caption_cell(next((values[name] for name in names if name in values), None))
+
+
+def _json_of(read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
         values = json.loads(read("json"))
     except ValueError as error:
         raise Unusable(f".json is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise Unusable(".json is no JSON object")
-    names = CAPTION_COLUMNS if caption is None else (caption,)
-    return caption_cell(next((values[name] for name in names if name in values), None))
+    return values
 
 
-def endings_of(fields: Fields) -> Fields:
-    """The same, its endings as :func:`split_name` gives them."""
-    conditioning, embedding = (
-        None if ending is None else ending.lstrip(".").lower() for ending in (fields.conditioning, fields.embedding)
-    )
-    return replace(fields, conditioning=conditioning, embedding=embedding)
-
-
-def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes], fields: Fields) -> Record:
-    """The record of an item whose files have these endings, of which ``fields`` says what some are.
+def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes], places: Places) -> Record:
+    """The record of an item whose files have these endings, of which ``places`` says what some are.
 
     Raises:
-        Unusable: no picture, no pair, no encoding or damaged captions.
+        Unusable: no picture, no file or key of a field, or damaged captions.
     """
-    conditioning = fields.conditioning
-    others = (conditioning, fields.embedding)
+    files = {name: _file_and_key(place) for name, place in places.fields.items()}
+    others = [ending for ending, _ in files.values()]
     pictures = [ending for ending in endings if Path(f"x.{ending}").suffix in IMAGE_SUFFIXES and ending not in others]
     ending = min(pictures, default=None)
     if ending is None:
         raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
-    for what, needed in (("conditioning picture", conditioning), ("embedding", fields.embedding)):
-        if needed is not None and needed not in endings:
-            raise Unusable(f"has no {what} .{needed}")
-    pair, embedding = (None if part is None else read(part) for part in (conditioning, fields.embedding))
-    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, fields.caption), pair, embedding)
+    fields: dict[str, Any] = {}
+    for name, (needed, column) in files.items():
+        if needed not in endings:
+            raise Unusable(f"has no {name} .{needed}")
+        fields[name] = read(needed) if column is None else _json_of(read).get(column)
+    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, places), fields)
+
+
+def _file_and_key(place: str) -> tuple[str, str | None]:
+    """The ending of the file that a field is in, as :func:`split_name` gives it, and the key of one in ``.json``."""
+    if place.startswith("json:"):
+        return "json", place.removeprefix("json:")
+    return place.lstrip(".").lower(), None
 
 
 def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:

@@ -53,6 +53,13 @@ def resize_square(picture: Picture, size: int, kernel: Image.Resampling = Image.
     return stacked if pixels.dtype == np.uint8 else stacked.clip(-1, 1)  # bicubic overshoots; PIL clips 8 bits itself
 
 
+def nearest_square(picture: Picture, size: int) -> Pixels:
+    """A square resized to (size, size, C) without a value that was not there: the pixel in the middle of each area."""
+    pixels = to_pixels(picture)
+    middle = (2 * np.arange(size) + 1) * len(pixels) // (2 * size)
+    return pixels[middle][:, middle]
+
+
 def cut(pixels: Pixels, left: int, top: int, wide: int, cells: int) -> Pixels:
     """The window of ``wide`` cells whose corner is at (left, top), where ``cells`` cells span the square picture."""
     scale = pixels.shape[0] // cells

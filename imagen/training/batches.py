@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import null_text
+from imagen.errors import ConfigError
 from imagen.training.cached import open_cache, read_cache
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.objective import Batch, Objective
 from imagen.training.randomness import Draws, draw_noise
 
@@ -123,6 +123,11 @@ class Texts:
         return null_text(count, dim, self.device) if empty is None else empty
 
 
+def lowres_of(raw: Mapping[str, Any]) -> Tensor | None:
+    """What pictures of a collated batch start from, where they come with it: their pair, or themselves made small."""
+    return raw.get("conditioning", raw.get("lowres"))
+
+
 class BatchMaker:
     """Callable: loader batch, its draws and rows -> `Batch` on the device, in the dtype of the weights."""
 
@@ -145,7 +150,7 @@ class BatchMaker:
         text = self.texts(words)
         lowres = None
         if self.config.stage.lowres_size is not None:
-            given = raw.get("lowres")
+            given = lowres_of(raw)
             lowres = self.objective.make_lowres(image) if given is None else given.to(self.device, self.dtype)
         return Batch(
             image=image,

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from imagen.errors import ConfigError
 from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import Identity, Manifest, MissingCaption, TextCache
 from imagen.text.folders import local_folder
 from imagen.training.config import RunConfig, TextConfig
-from imagen.training.errors import ConfigError
 
 
 def with_cache(config: RunConfig) -> RunConfig:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.route import route
+from imagen.errors import ConfigError
 from imagen.stages.folder import INDEX, read_index, read_run, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, StageDefaults
 from imagen.training.batches import Texts, Words
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.export import stage_defaults
 from imagen.training.randomness import derive_seed
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagen.disk import sync, write_text
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 
 FORMAT_VERSION = 1
 PREFIX, DAMAGED, PARTIAL = "step-", "damaged-", "partial-"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from imagen.errors import ConfigError
 from imagen.stages.folder import INDEX, SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, slot_named
 from imagen.text.reading import TextDefaults
-from imagen.training.errors import ConfigError
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline

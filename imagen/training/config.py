@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from imagen.data.config import DataConfig
+from imagen.errors import require
 from imagen.text.reading import Null, Padding, TextDefaults
-from imagen.training.data_config import DataConfig, check_pictures
-from imagen.training.errors import require
 from imagen.training.lora_config import LoraConfig
 from imagen.training.optim_config import OptimConfig
-from imagen.training.stage_config import SamplingConfig, StageConfig
+from imagen.training.stage_config import SamplingConfig, StageConfig, check_pictures
 
 
 @dataclass(frozen=True)

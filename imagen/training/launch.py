@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
 from imagen.cascade.adapters import check_targets
+from imagen.errors import ConfigError
 from imagen.training.cascade_grid import find_stages
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.export import stage_defaults, stage_scheduler
 from imagen.training.network import check_size, make_unet, set_checkpointing
 from imagen.training.objective import Objective

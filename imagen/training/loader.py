@@ -1,77 +1,28 @@
-"""The source that a configuration names, and a loader of this process's share of every global batch."""
+"""The source that a run trains on, and a loader of this process's share of every global batch."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from imagen.data import (
-    Fields,
-    FolderRecords,
     PictureDataset,
-    Prepare,
-    Records,
     ShapesDataset,
     Source,
     StepSampler,
-    Stream,
     StreamBatches,
     StreamDataset,
     collate,
+    make,
 )
-from imagen.training.config import DataConfig, RunConfig
-from imagen.training.errors import ConfigError
-
-
-def make_records(data: DataConfig) -> Records:
-    """The stored pictures that `data` names, of any kind but shapes.
-
-    Raises:
-        ValueError: they are not there, or are not what the configuration says.
-    """
-    path = data.path or ""  # DataConfig has checked it
-    if data.kind == "folder":
-        return FolderRecords(path, data.captions, data.conditioning, data.embedding)
-    if data.kind == "table":
-        from imagen.data.table import TableRecords
-
-        return TableRecords(path, _fields(data))
-    if data.kind == "hub":
-        from imagen.data.hub import HubRecords
-
-        return HubRecords(path, data.split, _fields(data))
-    from imagen.data.tar import ShardRecords
-
-    return ShardRecords(_listed(path), _fields(data))
-
-
-def make_stream(data: DataConfig) -> Stream:
-    """The stored pictures that `data` names, to be read from start to end.
-
-    Raises:
-        ValueError: as :func:`make_records`.
-    """
-    path = data.path or ""
-    if data.kind == "hub":
-        from imagen.data.hub import HubStream
-
-        return HubStream(path, data.split, _fields(data))
-    from imagen.data.shard_stream import ShardStream
-
-    return ShardStream(_listed(path), _fields(data))
-
-
-def _fields(data: DataConfig) -> Fields:
-    return Fields(data.image_column, data.caption_column, data.conditioning, data.embedding)
-
-
-def _listed(path: str) -> list[str]:
-    return [part.strip() for part in path.split(",")]
+from imagen.data.fields import Encoded, Kind, Paired
+from imagen.errors import ConfigError
+from imagen.training.config import RunConfig
 
 
 def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset | StreamDataset:
@@ -84,26 +35,20 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
         ConfigError: nothing there, or sizes that the source cannot make.
     """
     data, stage, unet = config.data, config.stage, config.unet
-    seed = config.train.seed if seed is None else seed
+    fields: dict[str, Kind] = {}
+    if data.conditioning is not None and stage.lowres_size is not None:
+        fields["conditioning"] = Paired(stage.lowres_size, unet.get("lowres_channels", 3))
+    if data.embedding is not None:
+        fields["embedding"] = Encoded(config.text.max_length, unet.get("text_dim", 4096))
+    want = make.Want(
+        stage.size,
+        stage.lowres_size if data.conditioning is None else None,
+        channels=unet.get("in_channels", 3),
+        captions="required" if config.text.used and data.embedding is None else "optional",
+        fields=fields,
+    )
     try:
-        if data.kind == "shapes":
-            split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
-            return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
-        prepare = Prepare(
-            stage.size,
-            data.crop,
-            stage.lowres_size,
-            data.square,
-            data.flip,
-            captions="required" if config.text.used and data.embedding is None else "optional",
-            template=data.template,
-            channels=unet.get("in_channels", 3),
-            lowres_channels=unet.get("lowres_channels", 3),
-            text=None if data.embedding is None else (config.text.max_length, unet.get("text_dim", 4096)),
-        )
-        if data.streaming:
-            return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
-        return PictureDataset(make_records(data), prepare, seed)
+        return make.make_source(data, want, config.train.seed if seed is None else seed)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from imagen.cascade.adapters import attach
 from imagen.cascade.variance import learns_variance
+from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
 from imagen.training.config import RunConfig
 from imagen.training.ema import trained_state
-from imagen.training.errors import ConfigError
 from imagen.training.origin import no_network
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 from imagen.training.stage_config import LossConfig

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from imagen.training.errors import require
+from imagen.errors import require
 
 
 @dataclass(frozen=True)

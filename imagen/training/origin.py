@@ -13,9 +13,9 @@ from diffusers import DDPMScheduler
 
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
+from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage, network_folder, stage_beside
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.stage_config import ScheduleConfig
 
 #: What makes a scheduler's levels.

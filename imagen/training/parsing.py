@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from imagen.errors import ConfigError
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 
 UNET_KINDS = ("BaseUNet", "EfficientUNet")
 TRAIN = (

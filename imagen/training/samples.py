@@ -26,7 +26,7 @@ from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
-from imagen.training.batches import Texts, Words
+from imagen.training.batches import Texts, Words, lowres_of
 from imagen.training.cascade_grid import CascadeGrid
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
@@ -95,11 +95,9 @@ class GridMaker:
         """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
         if self.config.stage.lowres_size is None:
             return self._words(), None, None
-        held = self._held_out()
-        words = Words.of(collate(held))
-        truth = torch.stack([sample.image for sample in held]).to(self.device, self.dtype)
-        given = [sample.lowres for sample in held if sample.lowres is not None]
-        return words, torch.stack(given).to(truth) if given else self.objective.make_lowres(truth), truth
+        held = collate(self._held_out())
+        truth, given = held["image"].to(self.device, self.dtype), lowres_of(held)
+        return Words.of(held), self.objective.make_lowres(truth) if given is None else given.to(truth), truth
 
     def sample(self, unet: Any, words: Words, lowres: Tensor | None) -> Tensor:
         """(B, C, H, W) in [-1, 1] with `unet` as it is, grid.batch_size pictures at once."""

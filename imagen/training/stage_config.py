@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imagen.data.config import DataConfig
 from imagen.diffusion.vocabulary import AugSpace, PredictionType, ResizeMode, SamplerKind, ScheduleKind, WeightingKind
+from imagen.errors import ConfigError, require
 from imagen.stages.spec import SamplingSettings, slot_named
-from imagen.training.errors import ConfigError, require
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,23 @@ class SamplingConfig(SamplingSettings):
         require(
             0 <= self.gamma <= (1 if self.sampler == "ddpm" else 0),
             f"sampling.gamma {self.gamma} must lie in [0, 1], and be 0 with another sampler than ddpm",
+        )
+
+
+def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
+    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
+    crop = data.crop
+    require(
+        low != size or data.conditioning is not None,
+        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
+    )
+    require(
+        low is not None or data.conditioning is None,
+        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
+        "train it as sr256 or sr1024 with stage.lowres_size",
+    )
+    if crop is not None and low is not None:
+        require(
+            crop <= size and crop * low % size == 0,
+            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
         )

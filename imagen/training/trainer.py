@@ -21,13 +21,13 @@ from torch import Tensor
 
 from imagen.data import micro_positions
 from imagen.disk import write_text
+from imagen.errors import ConfigError
 from imagen.training.batches import BatchMaker, Texts
 from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
 from imagen.training.checkpoint import State, StateFolder
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA, trained_state
-from imagen.training.errors import ConfigError
 from imagen.training.export import export_stage
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source

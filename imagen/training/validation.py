@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from imagen.data import Note, StreamDataset, collate
+from imagen.errors import ConfigError, require
 from imagen.training.batches import BatchMaker, Texts
 from imagen.training.config import RunConfig, ValidationConfig
-from imagen.training.errors import ConfigError, require
 from imagen.training.loader import make_source
 from imagen.training.objective import Objective
 from imagen.training.randomness import Draws, derive_seed, draw_batch

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from imagen.errors import ConfigError
 from imagen.training.batches import Texts, Words
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.loader import make_loader
 
 CAPTIONS = 2048

@@ -14,9 +14,9 @@ from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.data import collate
 from imagen.diffusion.levels import level_log_snrs
+from imagen.errors import ConfigError
 from imagen.training.batches import Words
 from imagen.training.compose import compose, load_scheduler
-from imagen.training.errors import ConfigError
 from imagen.training.metrics import Progress
 from imagen.training.randomness import draw_batch
 from imagen.training.trainer import Trainer

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Fields, FolderRecords, PictureDataset, Prepare, Records, StreamDataset, collate
+from imagen.data import FolderRecords, PictureDataset, Places, Prepare, Records, StreamDataset, collate
 from imagen.data.decode import Unusable
-from imagen.data.embedding import read_embedding
+from imagen.data.fields import Encoded
 from imagen.data.hub import HubRecords, HubStream
 from imagen.data.shard_stream import ShardStream
 from imagen.data.table import TableRecords
@@ -46,7 +46,7 @@ def folder(root: Path) -> Records:
     for number in range(3):
         (root / f"{number}.png").write_bytes(png(number))
         (root / f"{number}.t5.npy").write_bytes(npy(text(number)))
-    return FolderRecords(root, embedding="t5.npy")
+    return FolderRecords(root, fields={"embedding": "t5.npy"})
 
 
 def csv_table(root: Path) -> Records:
@@ -54,14 +54,14 @@ def csv_table(root: Path) -> Records:
     with (root / "list.csv").open("w", newline="") as stream:
         rows = [("image", "text", "encoded"), *((f"{n}.png", "words", f"{n}.t5.npy") for n in range(3))]
         csv.writer(stream).writerows(rows)
-    return TableRecords(root / "list.csv", Fields(embedding="encoded"))
+    return TableRecords(root / "list.csv", Places(fields={"embedding": "encoded"}))
 
 
 def json_table(root: Path) -> Records:
     folder(root)
     rows = [{"file_name": f"{n}.png", "encoded": text(n).tolist()} for n in range(3)]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return TableRecords(root, Fields(embedding="encoded"))
+    return TableRecords(root, Places(fields={"embedding": "encoded"}))
 
 
 def saved_dataset(root: Path) -> str:
@@ -74,11 +74,11 @@ def saved_dataset(root: Path) -> str:
 
 
 def hub(root: Path) -> Records:
-    return HubRecords(saved_dataset(root), fields=Fields(embedding="t5"))
+    return HubRecords(saved_dataset(root), places=Places(fields={"embedding": "t5"}))
 
 
 def hub_stream(root: Path) -> Any:
-    return HubStream(saved_dataset(root), fields=Fields(embedding="t5"))
+    return HubStream(saved_dataset(root), places=Places(fields={"embedding": "t5"}))
 
 
 def shard(root: Path) -> list[str]:
@@ -92,16 +92,16 @@ def shard(root: Path) -> list[str]:
 
 
 def shards(root: Path) -> Records:
-    return ShardRecords(shard(root), Fields(embedding=".t5.npy"))
+    return ShardRecords(shard(root), Places(fields={"embedding": ".t5.npy"}))
 
 
 def shard_stream(root: Path) -> Any:
-    return ShardStream(shard(root), Fields(embedding="t5.npy"))
+    return ShardStream(shard(root), Places(fields={"embedding": "t5.npy"}))
 
 
 @pytest.mark.parametrize("make", [folder, csv_table, json_table, hub, shards, hub_stream, shard_stream])
 def test_every_source_gives_them(tmp_path: Path, make: Any) -> None:
-    prepare = Prepare(8, captions="optional", text=(5, WIDTH))
+    prepare = Prepare(8, captions="optional", kinds={"embedding": Encoded(5, WIDTH)})
     stored = make(tmp_path)
     if make in (hub_stream, shard_stream):
         samples = StreamDataset(stored, prepare, 0, 1, 1).head(3)
@@ -138,7 +138,7 @@ BAD = [
 @pytest.mark.parametrize(("raw", "reason"), BAD)
 def test_a_bad_one_is_told(raw: Any, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
-        read_embedding(raw, 4, WIDTH)
+        Encoded(4, WIDTH).read(raw, "embedding")
 
 
 def test_a_picture_with_a_bad_one_is_replaced(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_picture_with_a_bad_one_is_replaced(tmp_path: Path) -> None:
     broken[0, 0] = np.nan
     (tmp_path / "1.t5.npy").write_bytes(npy(broken))
     (tmp_path / "2.t5.npy").unlink()
-    dataset = PictureDataset(records, Prepare(8, captions="optional", text=(5, WIDTH)))
+    dataset = PictureDataset(records, Prepare(8, captions="optional", kinds={"embedding": Encoded(5, WIDTH)}))
     for number, reason in ((1, "not finite"), (2, "cannot be read: No such file")):
         sample = dataset[number]
         assert sample.key == "0.png"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from imagen.data import FolderRecords, PictureDataset, Prepare
 from imagen.data.decode import Unusable, decode
+from imagen.data.fields import Paired
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -221,20 +222,20 @@ def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> Non
     save(tmp_path / "after", "a.png", Image.fromarray(ramp))
     np.save(save(tmp_path / "before", "a.npy.png", caption=None).with_name("a.npy"), ramp[::2, ::2])
     (tmp_path / "before" / "a.npy.png").unlink()
-    records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
-    prepare = Prepare(32, crop=16, lowres_size=16, square="random", flip=True, channels=1, lowres_channels=1)
-    dataset = PictureDataset(records, prepare)
+    records = FolderRecords(tmp_path / "after", fields={"conditioning": tmp_path / "before"})
+    kinds = {"conditioning": Paired(16, channels=1)}
+    dataset = PictureDataset(records, Prepare(32, crop=16, square="random", flip=True, channels=1, kinds=kinds))
     for index in range(20):
         sample = dataset[index]
-        assert sample.lowres is not None
+        assert sample.lowres is None
         assert sample.image.shape == (1, 16, 16)
-        assert sample.lowres.shape == (1, 8, 8)
+        assert sample.fields["conditioning"].shape == (1, 8, 8)
         blocks = sample.image.reshape(1, 8, 2, 8, 2).mean((2, 4))
-        assert (blocks - sample.lowres).abs().max() < 0.03
+        assert (blocks - sample.fields["conditioning"]).abs().max() < 0.03
     save(tmp_path / "after", "b.png")
-    records = FolderRecords(tmp_path / "after", conditioning=tmp_path / "before")
-    _, notes = PictureDataset(records, Prepare(32, lowres_size=16)).examine(1)
-    assert [note.reason for note in notes] == ["has no picture of its name in the conditioning folder"]
+    records = FolderRecords(tmp_path / "after", fields={"conditioning": tmp_path / "before"})
+    _, notes = PictureDataset(records, Prepare(32, kinds=kinds)).examine(1)
+    assert [note.reason for note in notes] == ["has no file of its name in the conditioning folder"]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Fields, FolderRecords, PictureDataset, Prepare, Records, Unusable
+from imagen.data import FolderRecords, PictureDataset, Places, Prepare, Records, Unusable
 from imagen.data.hub import HubRecords
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords
@@ -50,7 +50,7 @@ def make_csv(root: Path) -> Records:
     with (root / "list.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerows([("where", "what"), *((f"{n}.png", caption) for n, caption in enumerate(CAPTIONS))])
-    return TableRecords(root / "list.csv", Fields("where", "what"))
+    return TableRecords(root / "list.csv", Places("where", "what"))
 
 
 def rows(**more: Any) -> dict[str, list[Any]]:
@@ -202,7 +202,7 @@ def test_a_table_that_does_not_fit_is_refused(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        TableRecords(tmp_path / name, Fields(**options))
+        TableRecords(tmp_path / name, Places(**options))
     with pytest.raises(ValueError, match="no table"):
         TableRecords(tmp_path / "nowhere")
 
@@ -234,7 +234,7 @@ def test_members_that_cannot_be_trusted_are_told(tmp_path: Path) -> None:
         add(archive, "good.png", encoded(1))
         add(archive, "good.cond.png", encoded(2))
         add(archive, "good.cls", b"owl")
-    records = ShardRecords([str(tmp_path)], Fields(conditioning=".cond.png"))
+    records = ShardRecords([str(tmp_path)], Places(fields={"conditioning": ".cond.png"}))
     reasons, good = {}, {}
     for number in range(len(records)):
         try:
@@ -251,7 +251,7 @@ def test_members_that_cannot_be_trusted_are_told(tmp_path: Path) -> None:
     assert reasons == expected
     assert [*good] == ["a.tar/good"]
     record = good["a.tar/good"]
-    assert (record.image, record.conditioning, record.captions) == (encoded(1), encoded(2), ("owl",))
+    assert (record.image, record.fields, record.captions) == (encoded(1), {"conditioning": encoded(2)}, ("owl",))
 
 
 def test_a_cut_off_shard_gives_what_it_has(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
+from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
 from imagen.text.pretrain import train_tokenizer
 from imagen.text.reading import TextDefaults
 from imagen.training.cached import with_cache
 from imagen.training.changes import changed_keys
-from imagen.training.errors import ConfigError
 from imagen.training.trainer import Trainer
 
 WIDTH = 16

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from imagen.errors import ConfigError
 from imagen.training.checkpoint import State, StateFolder
-from imagen.training.errors import ConfigError
 from imagen.training.metrics import BINS, MetricsFile, Window
 
 

@@ -12,10 +12,10 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen import ImagenPipeline
 from imagen.cli.sample import main as sample
+from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
 from imagen.text.pretrain import train_tokenizer
 from imagen.training.compose import compose, main
-from imagen.training.errors import ConfigError
 from imagen.training.export import stage_scheduler
 from imagen.training.trainer import Trainer
 from tests.factories import tiny_base, tiny_pipeline

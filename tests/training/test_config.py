@@ -11,9 +11,9 @@ import yaml
 from imagen.cascade.adapters import check_targets
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
+from imagen.errors import ConfigError
 from imagen.training.changes import changed_keys, flatten
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.network import make_unet
 from imagen.training.parsing import known_keys, parse, to_yaml
 from tests.convert.released import IF_I_XL

@@ -8,9 +8,12 @@ import time
 
 import pytest
 import torch
+import yaml
 
-from imagen.training.errors import ConfigError
+from imagen.data.config import DataConfig
+from imagen.errors import ConfigError
 from imagen.training.loader import make_loader, make_source, outlive_one_signal
+from imagen.training.parsing import parse, to_yaml
 
 
 def test_workers_change_nothing_and_resuming_takes_up_the_order(config):
@@ -60,3 +63,12 @@ def test_a_worker_outlives_one_sigterm_and_not_the_second():
 def test_sizes_that_the_source_cannot_make_are_told(config):
     with pytest.raises(ConfigError, match="data: lowres_size is 5; expected a divisor"):
         make_source(config(**{"stage.name": "sr256", "stage.size": 8, "stage.lowres_size": 5}))
+
+
+def test_fields_are_named_in_a_file_or_on_the_command_line_and_read_or_told(config, write_config):
+    path = str(write_config(**{"data.fields": {"label": "shape"}}))
+    settings = parse(["--config", path, "--data.fields.tone", "color"])
+    assert settings.data.fields == {"label": "shape", "tone": "color"}
+    assert DataConfig(**yaml.safe_load(to_yaml(settings))["data"]) == settings.data
+    with pytest.raises(ConfigError, match="data: data.fields 'label' is read by nothing here, which reads none"):
+        make_source(settings)

@@ -12,8 +12,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from imagen.errors import ConfigError
 from imagen.training.config import OptimConfig
-from imagen.training.errors import ConfigError
 from imagen.training.optimizers import MuonAdamW, make_optimizer, schedule_factor, set_learning_rate
 from imagen.training.origin import Origin
 

@@ -14,7 +14,7 @@ from imagen import ImagenPipeline
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 from imagen.training.trainer import Trainer
 from tests.factories import tiny_sr
 from unets import BaseUNet

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from imagen.cli.train import main
 from imagen.data import micro_positions
+from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.training.errors import ConfigError
 from imagen.training.trainer import Trainer, TrainingStopped, sums_by_time
 from unets import BaseUNet
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imagen.errors import ConfigError
 from imagen.evaluation.curves import keys_under
 from imagen.evaluation.curves import read_metrics as read_curve
 from imagen.training.batches import Texts
 from imagen.training.config import RunConfig
-from imagen.training.errors import ConfigError
 from imagen.training.network import make_unet
 from imagen.training.objective import Objective
 from imagen.training.trainer import Trainer

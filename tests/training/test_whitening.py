@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from imagen.errors import ConfigError
 from imagen.training.batches import Words
-from imagen.training.errors import ConfigError
 from imagen.training.loader import make_loader
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, tiny_text_encoder, tiny_tokenizer

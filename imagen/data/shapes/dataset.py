@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from math import cos, gcd, pi, sin
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..fields import ClassName, Kind, Label
+from ..records import NOTHING
 from ..sources import Sample
-from .language import Category, Facts, Split, caption, sample_facts
+from .language import COLORS, SHAPES, Category, Facts, Split, caption, sample_facts
 from .layout import Scene, place
 from .render import LEAST_PERIOD, PERIOD, WHOLE, Window, render
 
 ON_OBJECT = 0.9  # share of crops aimed at an object
+FACTS = {"shape": SHAPES, "color": tuple(COLORS)}  # what labels may say, and their words in order
 PATTERN_CELLS = 8  # an eighth of the picture holds whole periods of every pattern
 
 
@@ -37,9 +41,12 @@ class ShapesDataset(Dataset[Sample]):
             on a low-res pixel, and where the low-res picture cannot show patterns on an eighth of the picture, so that
             patterns have the same phase in every window.
         category: ``"single"``, ``"relation"``, ``"counting"`` or ``"background"`` only; None mixes them.
+        fields: what samples hold beside picture and caption, by name: a word of :data:`FACTS`, about the first object
+            that the caption names.
+        kinds: of the fields; without, each is the word's place among those of its fact.
 
     Raises:
-        ValueError: sizes that do not fit each other, or a negative seed.
+        ValueError: sizes that do not fit each other, a negative seed, or a field that no scene has.
     """
 
     def __init__(
@@ -50,6 +57,8 @@ class ShapesDataset(Dataset[Sample]):
         crop: int | None = None,
         lowres_size: int | None = None,
         category: Category | None = None,
+        fields: Mapping[str, str] = NOTHING,
+        kinds: Mapping[str, Kind] = NOTHING,
     ) -> None:
         if size < 1 or seed < 0:
             raise ValueError(f"size is {size} and seed is {seed}; expected size >= 1 and seed >= 0")
@@ -58,6 +67,15 @@ class ShapesDataset(Dataset[Sample]):
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size):
             raise ValueError(f"lowres_size is {lowres_size}; expected a divisor of size, which is {size}")
         self.size, self.seed, self.split, self.category = size, seed, split, category
+        self.facts: dict[str, tuple[str, Label]] = {}
+        for name, fact in fields.items():
+            kind = kinds.get(name) or Label(names=FACTS.get(fact, (fact,)))
+            if fact not in FACTS or not isinstance(kind, Label):
+                raise ValueError(
+                    f"field {name!r} is {fact!r} and a {type(kind).__name__}; the shapes world has a Label, "
+                    f"{' or '.join(map(repr, FACTS))}"
+                )
+            self.facts[name] = (fact, kind)
         self.lowres_size = lowres_size
         self.crop = size if crop is None else crop
         self.cells = self._grid()
@@ -117,14 +135,20 @@ class ShapesDataset(Dataset[Sample]):
         return (x0, y0, x0 + side, y0 + side)
 
     def sample(self, index: int) -> Sample:
-        """The sample of an index (>= 0): image (3, crop, crop), lowres (3, crop · lowres_size / size, same) or None."""
-        _, text, scene = self.scene(index)
+        """The sample of an index (>= 0): image (3, crop, crop), lowres (3, crop · lowres_size / size, same) or None,
+        and fields.
+        """
+        facts, text, scene = self.scene(index)
         window = self._window(index, scene)
         lowres = None
         if self.lowres_size is not None:
             lowres = _tensor(render(scene, self.crop * self.lowres_size // self.size, window))
         image = _tensor(render(scene, self.crop, window))
-        return Sample(f"shapes/{self.split}/{self.seed}/{index}", image, text, lowres)
+        fields = {}
+        for name, (fact, kind) in self.facts.items():
+            word = getattr(facts.things[0], fact)
+            fields[name] = kind.read(ClassName(FACTS[fact].index(word), word), name)
+        return Sample(f"shapes/{self.split}/{self.seed}/{index}", image, text, lowres, fields=fields)
 
 
 def _tensor(picture: np.ndarray) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from imagen.training.errors import require
+from imagen.errors import require
+
+OWN = ("conditioning", "embedding")  # fields with a key of their own
+TAKEN = ("image", "caption", "key", "notes", "lowres", *OWN)  # no names for others
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class DataConfig:
     embedding: str | None = None
     """texts encoded before, (tokens, width) each, in place of the captions: an ending such as t5.npy of files beside
     the pictures or in shards, or a column of them or of the numbers"""
+    fields: dict[str, str] = field(default_factory=dict)
+    """what else the pictures come with, by name: a column (kinds table and hub), an ending of files beside the pictures
+    or in shards, json:KEY in shards; for kind folder also another folder, or class for the name of a picture's own; for
+    kind shapes the shape or color of the first object"""
     streaming: bool = False
     """read kinds hub and shards from start to end as they come, over a network too, instead of at random"""
     lanes: int = 1
@@ -61,6 +68,26 @@ class DataConfig:
         template = self.template
         require(template is None or "{}" in template, f"data.template {template!r} needs {{}} where the caption goes")
         self._check_unread()
+        self._check_fields()
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """Where all fields are: those of `fields`, and those that have a key of their own."""
+        own = {name: getattr(self, name) for name in OWN}
+        return {**{name: place for name, place in own.items() if place is not None}, **self.fields}
+
+    def _check_fields(self) -> None:
+        for name, place in self.fields.items():
+            require(
+                name.isidentifier() and name not in TAKEN,
+                f"data.fields {name!r} must be a word of letters, and none of {', '.join(TAKEN)}",
+            )
+            require(bool(place), f"data.fields.{name} is empty: say where it is, a column or an ending for example")
+            sequence = name.removesuffix("_mask")
+            require(
+                name == sequence or sequence not in self.places,
+                f"data.fields {name!r} is what batches call the mask of {sequence!r}: choose another name",
+            )
 
     def _check_unread(self) -> None:
         """An option of another kind of data is a mistake, not something to pass over."""
@@ -88,22 +115,3 @@ class DataConfig:
             value = getattr(self, name)
             unread = not self.streaming and value != type(self).__dataclass_fields__[name].default
             require(not unread, f"data.{name} {value} is for streams: set data.streaming true, or leave it out")
-
-
-def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
-    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
-    crop = data.crop
-    require(
-        low != size or data.conditioning is not None,
-        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
-    )
-    require(
-        low is not None or data.conditioning is None,
-        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
-        "train it as sr256 or sr1024 with stage.lowres_size",
-    )
-    if crop is not None and low is not None:
-        require(
-            crop <= size and crop * low % size == 0,
-            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
-        )
