@@ -123,3 +123,14 @@ def test_the_first_noise_is_the_same_in_every_dtype(pipe):
     for index in (0, 1, 3):  # the states: bit for bit
         assert torch.equal(narrow[index].double(), wide[index])
     torch.testing.assert_close(narrow[4].double(), wide[4], rtol=0, atol=1e-5)  # noise of the low-res picture, enlarged
+
+
+def test_a_network_sees_no_more_pixels_at_once_than_its_limit(pipe, monkeypatch):
+    """Which changes memory and no picture, also where the parts divide neither pictures nor halves of guidance."""
+    whole = sample(pipe, PROMPTS, num_images_per_prompt=2)
+    monkeypatch.setattr("imagen.cascade.denoise.PIXELS_PER_CALL", 3 * 64 * 64 + 1)
+    with Calls(pipe.base_unet) as base, Calls(pipe.sr1024_unet) as last:
+        parts = sample(pipe, PROMPTS, num_images_per_prompt=2)
+    torch.testing.assert_close(parts.images, whole.images, atol=1e-4, rtol=0)
+    assert [len(call["z"]) for call in base.samples] == [8, 8]  # of 16 px all fit
+    assert [len(call["z"]) for call in last.samples] == [3, 3, 2, 3, 3, 2]

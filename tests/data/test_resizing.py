@@ -87,3 +87,11 @@ def test_windows_of_picture_and_small_copy_lie_on_the_same_pixels() -> None:
     assert len({mirrored for *_, mirrored in tops}) == 2
     assert {top for top, *_ in tops} == {left for _, left, _ in tops} == {0, 4, 8, 12, 16}
     assert len(tops) > 20, "top and left are drawn apart, and every window is one of the picture's"
+
+
+def test_half_of_the_pictures_are_mirrored() -> None:
+    prepare, record = Prepare(2, flip=True), Record("", noise(2, 2, 3), ("a star",))
+    plain = Prepare(2)("a", record, np.random.default_rng(0))[0].image
+    made = [prepare("a", record, np.random.default_rng(seed))[0].image for seed in range(1000)]
+    assert all(torch.equal(image, plain) or torch.equal(image, plain.flip(-1)) for image in made)
+    assert abs(sum(torch.equal(image, plain) for image in made) - 500) < 4 * 250**0.5

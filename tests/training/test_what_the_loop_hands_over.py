@@ -118,3 +118,26 @@ def test_every_picture_of_every_step_has_noise_a_time_and_a_level_of_its_own(con
     noise = torch.cat([rows["z"], rows["lowres"]]).flatten(1).double()
     alike = torch.nn.functional.cosine_similarity(noise[:, None], noise[None], dim=-1) - torch.eye(24)
     assert alike.abs().max() < 0.6  # rows of the state 192 numbers, the enlarged ones 48 and their neighbours'
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_captions_are_dropped_at_the_stage_s_own_share(config: Callable[..., RunConfig], share: float) -> None:
+    trainer = Trainer(config(**{"stage.text_dropout": share, "train.steps": 2, "train.batch_size": 8}))
+    make, dropped = trainer.batch_maker.__call__, []
+
+    def spy(raw: dict[str, Any], draws: Any, *rest: Any) -> Any:
+        batch = make(raw, draws, *rest)
+        dropped.append(batch.drop.double().mean().item())
+        return batch
+
+    trainer.batch_maker = spy  # type: ignore[assignment]
+    trainer.fit()
+    assert dropped == [share, share]
+
+
+@pytest.mark.parametrize(("seconds", "done"), [(50, 6), (70, 1)])
+def test_the_time_limit_is_in_minutes(config: Callable[..., RunConfig], seconds: int, done: int) -> None:
+    trainer = Trainer(config(**{"train.time_limit": 1.0}))
+    trainer._began -= seconds
+    assert trainer.fit() == (done == 6)
+    assert trainer.step == done
