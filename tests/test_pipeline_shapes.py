@@ -103,3 +103,10 @@ def test_what_a_stage_starts_from_has_whole_pixels_too():
     with Calls(pipe.sr256_unet) as calls:
         assert sample(pipe, image=start, height=40, width=32).images.shape[-2:] == (40, 32)
     assert calls.samples[0]["lowres"].shape[-2:] == (40, 32)
+
+
+def test_the_middle_of_a_picture_that_is_too_tall_is_taken():
+    image = torch.arange(10)[:, None].expand(1, 10, 4) / 10
+    for aspect, rows in (((2, 1), slice(1, 9)), ((1, 1), slice(3, 7))):
+        (loaded,) = load_pictures(image, 1, aspect)
+        torch.testing.assert_close(loaded / 2 + 0.5, image[:, rows])

@@ -141,3 +141,14 @@ def test_the_time_limit_is_in_minutes(config: Callable[..., RunConfig], seconds:
     trainer._began -= seconds
     assert trainer.fit() == (done == 6)
     assert trainer.step == done
+
+
+def test_pictures_asked_for_are_counted_from_the_first_step_of_a_run(config: Callable[..., RunConfig]) -> None:
+    """A share of them may be unusable where a stream does not say how many there are."""
+    first = Trainer(config(**{"train.accumulation": 2}))
+    first._stop_signal = 1
+    assert not first.fit()
+    assert (first.step, first.bad.read) == (1, 4)
+    again = Trainer(config(**{"train.accumulation": 2}))
+    assert again.fit()
+    assert again.bad.read == 24
