@@ -7,7 +7,9 @@ import torch
 
 from imagen import ImagenPipeline
 from imagen.cascade.pictures import load_pictures
-from tests.factories import Calls, sample, tiny_pipeline
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
+from tests.factories import Calls, sample, tiny_pipeline, tiny_sr
 
 PROMPT = "a red circle"
 
@@ -76,3 +78,35 @@ def test_the_middle_of_a_picture_of_another_shape_is_taken():
 def test_a_shape_that_no_stage_can_make_names_the_nearest(pipe, shape, message):
     with pytest.raises(ValueError, match=message):
         sample(pipe, PROMPT, **shape)
+
+
+def test_both_sides_of_a_picture_must_fill_the_input(pipe):
+    """31 x 16 is as wide as the last stage's input of 32 x 16 and a row short of it; 32 x 15 a column."""
+    for shape in ((31, 16), (32, 15)):
+        assert list(sample(pipe, PROMPT, image=torch.rand(3, *shape), height=64, width=32).stages) == [32, 64]
+    assert list(sample(pipe, PROMPT, image=torch.rand(3, 32, 16), height=64, width=32).stages) == [64]
+
+
+def test_what_a_stage_starts_from_has_whole_pixels_too():
+    """From 4 to 32 px a pixel is eight wide, and more than the network's strides divide."""
+    pipe = ImagenPipeline(
+        sr256_unet=tiny_sr(text_dim=None),
+        sr256_scheduler=make_scheduler("ddim", CosineSchedule(), "sample"),
+        stages={"sr256": {"size": 32, "lowres_size": 4, "num_inference_steps": 1}},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    start = torch.rand(3, 8, 8)
+    with pytest.raises(
+        ValueError, match="height=36 is not a multiple of 8, which these stages need; the nearest is 32"
+    ):
+        sample(pipe, image=start, height=36, width=32)
+    with Calls(pipe.sr256_unet) as calls:
+        assert sample(pipe, image=start, height=40, width=32).images.shape[-2:] == (40, 32)
+    assert calls.samples[0]["lowres"].shape[-2:] == (40, 32)
+
+
+def test_the_middle_of_a_picture_that_is_too_tall_is_taken():
+    image = torch.arange(10)[:, None].expand(1, 10, 4) / 10
+    for aspect, rows in (((2, 1), slice(1, 9)), ((1, 1), slice(3, 7))):
+        (loaded,) = load_pictures(image, 1, aspect)
+        torch.testing.assert_close(loaded / 2 + 0.5, image[:, rows])

@@ -124,3 +124,35 @@ def test_shapes_are_checked() -> None:
         augment_lowres(lowres, torch.zeros(1), lowres, 8)
     with pytest.raises(ValueError, match="aug_space='pixel' is unknown"):
         augment_lowres(lowres, torch.zeros(2), lowres, 8, "pixel")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "new"), [((12, 18), (4, 6)), ((13, 10), (4, 7)), ((5, 9), (2, 4))])
+def test_reducing_noise_is_the_share_of_every_pixel(size: tuple[int, int], new: tuple[int, int]) -> None:
+    """Written out pixel by pixel; noise, because of a ramp every symmetric kernel gives the same."""
+    x = picture(1, 2, *size)
+    expected = torch.zeros(1, 2, *new, dtype=torch.float64)
+    tall, wide = size[0] / new[0], size[1] / new[1]
+    for top in range(new[0]):
+        for left in range(new[1]):
+            for row in range(size[0]):
+                for column in range(size[1]):
+                    down = min(row + 1, (top + 1) * tall) - max(row, top * tall)
+                    across = min(column + 1, (left + 1) * wide) - max(column, left * wide)
+                    share = max(down, 0) * max(across, 0) / (tall * wide)
+                    expected[..., top, left] += share * x[..., row, column]
+    torch.testing.assert_close(resize(x, new), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(resize(x, new, "area"), expected, rtol=0, atol=1e-12)
+
+
+def test_levels_and_noise_go_with_their_pictures_and_half_precision_comes_back() -> None:
+    lowres, noise = picture(3, 3, 4, 6), torch.randn(3, 3, 4, 6, dtype=torch.float64)
+    level = torch.tensor([0.0, 0.4, 1.0])
+    together = augment_lowres(lowres, level, noise, (12, 18))
+    assert together.shape == (3, 3, 12, 18)
+    for index in range(3):
+        row = slice(index, index + 1)
+        alone = augment_lowres(lowres[row], level[row], noise[row], (12, 18))
+        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-12)
+    half = augment_lowres(lowres.bfloat16(), level, noise.bfloat16(), (12, 18))
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - together).abs().max() < 0.05

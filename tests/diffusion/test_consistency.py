@@ -93,3 +93,30 @@ def test_it_comes_after_guidance_and_thresholding() -> None:
     x0 = x0_fn(torch.zeros(1, 3, 4, 4), torch.tensor([500.0])).x0
     assert (seen[0] == 1).all()
     assert (x0 == 0.75).all()
+
+
+def areas(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Means over equal areas, whole pixels or not, written out: each pixel counts by its share of the area."""
+    shares = []
+    for side, count in zip(x.shape[-2:], cells, strict=True):
+        edges = np.arange(side)
+        rows = [np.clip(np.minimum(edges + 1, e) - np.maximum(edges, s), 0, 1) for s, e in _intervals(side, count)]
+        shares.append(torch.from_numpy(np.stack(rows) * count / side))
+    return shares[0] @ x @ shares[1].T
+
+
+def _intervals(side: int, count: int) -> list[tuple[float, float]]:
+    return [(side * n / count, side * (n + 1) / count) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "cell", "cells"), [((64, 64), 5, (13, 13)), ((64, 24), 5, (13, 5)), ((7, 9), 2, (4, 4))]
+)
+def test_cells_that_do_not_divide_are_rounded_to_the_nearest_number(
+    shape: tuple[int, int], cell: int, cells: tuple[int, int]
+) -> None:
+    large = (2 * shape[0], 2 * shape[1])
+    lowres, x0 = drawn(1, 3, *shape, seed=5, scale=0.1), drawn(1, 3, *large, seed=6, scale=0.1)
+    missing = areas(lowres, cells) - areas(x0, cells)
+    added = resize(missing, large, "bilinear")
+    torch.testing.assert_close(match_lowres(lowres, cell)(x0), x0 + added, rtol=0, atol=1e-12)

@@ -265,3 +265,18 @@ def test_a_network_reads_its_text_whitened(kind: str, tmp_path: Path) -> None:
     loaded = type(unet).from_pretrained(tmp_path, torch_dtype=torch.float64)
     assert torch.equal(loaded.whitening.matrix, unet.whitening.matrix)
     assert "whitening.matrix" not in plain.state_dict()
+
+
+def test_whitening_of_narrow_text_is_that_of_its_exact_values() -> None:
+    """Text that comes in bfloat16 is whitened in float32: only what comes out is rounded, to three digits."""
+    whitening, tokens = whitened(12, ridge=0.0)
+    whitening, text = whitening.float(), (tokens + 3).bfloat16()[None]
+    mean, matrix = (value.double() for value in (whitening.mean, whitening.matrix))
+    exact = (text.double() - mean) @ matrix
+    made = whitening(text)
+    assert made.dtype == torch.bfloat16
+    assert ((made.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-2).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(whitening(text), made)
+    rounded = ((text - whitening.mean.bfloat16()) @ whitening.matrix.bfloat16()).double()
+    assert (rounded - exact).abs().max() > 0.5, "numbers that could show no mistake"

@@ -1,0 +1,97 @@
+"""Every option of sample.py reaches the call, and the settings and the command inside the picture say it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imagen import ImagenPipeline
+from imagen.cli.png import read_settings
+from imagen.cli.sample import parser
+
+WORDS = [
+    *("--negative-prompt", "a green star", "--size", "64", "--height", "64", "--width", "32"),
+    *("--steps", "32=2,64=1", "--guidance", "2.5", "--aug-level", "32=0.3,64=0.2", "--lowres-consistency", "2,4"),
+    *("--sampler", "ddim", "--batch-size", "2", "--num-images", "2", "--seed", "5", "--dtype", "bfloat16"),
+    *("--device", "cpu", "--save-stages", "--grid"),
+]
+CALL = {  # argument of the call -> its value
+    "negative_prompt": "a green star",
+    "num_inference_steps": {32: 2, 64: 1},
+    "guidance_scale": 2.5,
+    "aug_level": {32: 0.3, 64: 0.2},
+    "lowres_consistency": [2, 4],
+    "size": 64,
+    "height": 64,
+    "width": 32,
+    "num_images_per_prompt": 1,
+}
+SETTINGS = {  # of the picture that is written
+    "negative_prompt": "a green star",
+    "size": 64,
+    "height": 64,
+    "width": 32,
+    "steps": {"32": 2, "64": 1},
+    "guidance": {"32": 2.5, "64": 2.5},
+    "aug_level": {"32": 0.3, "64": 0.2},
+    "lowres_consistency": {"32": 2, "64": 4},
+    "sampler": {"32": "DDIMScheduler", "64": "DDIMScheduler"},
+    "dtype": "bfloat16",
+    "device": "cpu",
+    "preset": None,
+    "lora": [],
+}
+ELSEWHERE = {"help", "prompt", "prompts", "model", "out", "image", "preset", "offload", "lora"}  # below, or own tests
+
+
+def test_every_option_has_a_value_here() -> None:
+    assert {word[2:].replace("-", "_") for word in WORDS if word.startswith("--")} | ELSEWHERE == {
+        action.dest for action in parser()._actions
+    }
+
+
+def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    original, calls = ImagenPipeline.__call__, []
+
+    def spy(self: ImagenPipeline, *args: Any, **given: Any) -> Any:
+        calls.append({**given, "dtype": self.base_unet.dtype, "seeds": [g.initial_seed() for g in given["generator"]]})
+        return original(self, *args, **given)
+
+    monkeypatch.setattr(ImagenPipeline, "__call__", spy)
+    start = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 8, 3), dtype=np.uint8)).save(start)
+    assert run("a red circle", "two blue star", "--image", str(start), *WORDS) == 0
+    assert [call["prompt"] for call in calls] == [["a red circle"] * 2, ["two blue star"] * 2]
+    assert [call["seeds"] for call in calls] == [[5, 6], [7, 8]]
+    for call in calls:
+        assert {name: call[name] for name in CALL} == CALL
+        assert call["dtype"] == torch.bfloat16
+        assert np.array_equal(np.asarray(call["image"]), np.asarray(Image.open(start)))
+    picture = run.out / "two-blue-star_seed8.png"
+    assert Image.open(picture).size == (32, 64)
+    assert Image.open(run.out / "two-blue-star_seed8_32px.png").size == (16, 32)
+    assert (run.out / "grid_seed5.png").is_file()
+    settings = read_settings(picture)
+    assert {name: settings[name] for name in SETTINGS} == SETTINGS
+    assert (settings["prompt"], settings["seed"], settings["image"]) == ("two blue star", 8, str(start))
+
+    again = parser().parse_args(shlex.split(settings["command"])[2:])
+    asked = {"steps": {32: 2, 64: 1}, "guidance": {32: 2.5, 64: 2.5}, "aug_level": {32: 0.3, 64: 0.2}}
+    asked |= {"lowres_consistency": {32: 2, 64: 4}, "sampler": "ddim", "dtype": "bfloat16", "image": str(start)}
+    asked |= {"negative_prompt": "a green star", "size": 64, "height": 64, "width": 32, "seed": 8}
+    assert {name: getattr(again, name) for name in asked} == asked
+    assert again.prompt == ["two blue star"]
+
+
+def test_the_command_inside_names_preset_and_adapters(run: Any) -> None:
+    from imagen.cli.record import Picture, command
+
+    words = ["a red circle", "--model", "m", "--preset", "if-fast", "--lora", "a", "--lora", "sr256=b"]
+    args = parser().parse_args(words)
+    empty: dict[str, Any] = {"steps": {}, "guidance": {}, "aug_level": {}, "lowres_consistency": {}, "size": 64}
+    again = parser().parse_args(shlex.split(command(args, Picture("a red circle", 3), empty))[2:])
+    assert (again.preset, again.lora, again.model, again.seed) == ("if-fast", ["a", "sr256=b"], "m", 3)

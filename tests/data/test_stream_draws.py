@@ -1,0 +1,95 @@
+"""What is random in a stream is drawn anew for every record of every lane."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagen.data import Prepare, Record, StreamBatches, StreamDataset, Unusable
+from imagen.data.sources import Note, Sample
+from imagen.data.streams import ShardLengths
+
+LANES, EACH = 3, 40
+
+
+class Same:
+    """Shards of records that are all alike, so that only what is drawn for them differs; some cannot be used."""
+
+    def __init__(self, shards: int, records: int, every_bad: int = 0) -> None:
+        self.shards, self.records, self.every_bad = shards, records, every_bad
+        self.picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return self.shards
+
+    def name(self, shard: int) -> str:
+        return f"s{shard}"
+
+    def read(self, shard: int) -> Iterator[tuple[str, Any]]:
+        for number in range(self.records):
+            bad = self.every_bad and number % self.every_bad == 0
+            yield f"{shard}-{number}", Unusable("bad") if bad else Record("", self.picture, ("a star",))
+
+    def captions(self, shard: int) -> Iterator[tuple[str, ...]]:
+        return iter(())
+
+
+class Told:
+    """In place of Prepare: the first number that a record's randomness gives."""
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+
+    def __call__(self, key: str, record: Any, rng: np.random.Generator) -> tuple[Sample, list[Note]]:
+        self.drawn.append(int(rng.integers(2**62)))
+        return Sample(key, torch.zeros(1, 1, 1)), []
+
+
+def test_every_record_of_every_lane_has_draws_of_its_own() -> None:
+    told = Told()
+    source = StreamDataset(Same(4, 50), told, seed=3, lanes=LANES, block=5)  # type: ignore[arg-type]
+    for number in range(LANES):
+        lane = source.lane(number, ShardLengths(None))
+        for draw in itertools.islice(lane.draws(), EACH):
+            source.sample(number, draw)
+    assert len({*told.drawn}) == LANES * EACH
+
+
+def test_bad_records_of_all_lanes_are_replaced_by_different_ones() -> None:
+    """Every second record of a block is bad: the places drawn for them are not the same in two lanes."""
+    source = StreamDataset(Same(3, 64, every_bad=2), Prepare(8), seed=1, lanes=LANES, block=64)
+    places: list[tuple[int, ...]] = []
+    for number in range(LANES):
+        lane = source.lane(number, ShardLengths(None))
+        samples = [(draw, source.sample(number, draw)) for draw in itertools.islice(lane.draws(), 64)]
+        replaced = [sample.key.split("-")[1] for draw, sample in samples if draw.key != sample.key]
+        assert len(replaced) == 32
+        places.append(tuple(map(int, replaced)))
+    assert len({*places}) == LANES
+    assert all(len({*one}) > 12 for one in places), "not the same one for all"
+
+
+def test_every_block_of_every_lane_is_shuffled_in_its_own_way() -> None:
+    source = StreamDataset(Same(LANES, 96), Prepare(8), seed=1, lanes=LANES, block=12)
+    orders: list[tuple[int, ...]] = []
+    for number in range(LANES):
+        keys = [draw.key for draw in itertools.islice(source.lane(number, ShardLengths(None)).draws(), 96)]
+        for start in range(0, 96, 12):
+            orders.append(tuple(int(key.split("-")[1]) - start for key in keys[start : start + 12]))
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len({*orders}) == LANES * 8
+
+
+def test_windows_of_one_batch_are_drawn_apart_and_after_a_resume_as_before() -> None:
+    source = StreamDataset(Same(4, 40), Prepare(64, crop=4), seed=2, lanes=4, block=3)
+    whole = list(StreamBatches(source, 16, 0, 3, accumulation=2))
+    windows = torch.cat([batch["image"] for batch in whole]).flatten(1)
+    assert len(windows.unique(dim=0)) > 40, "48 windows, of 61 x 61 that there are"
+    later = list(StreamBatches(source, 16, 2, 3, accumulation=2))
+    for one, other in zip(whole[4:], later, strict=True):
+        assert one["key"] == other["key"]
+        assert torch.equal(one["image"], other["image"])

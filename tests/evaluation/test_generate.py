@@ -1,0 +1,52 @@
+"""Pictures for a suite, in batches: each prompt with its own seed and its own picture to start from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagen.evaluation.generate import sample
+from imagen.evaluation.suites import suite
+from tests.factories import tiny_pipeline
+
+
+def drawn(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_pictures_to_start_from_and_seeds_go_with_their_prompts_whatever_the_batches(batch_size: int) -> None:
+    pipe = tiny_pipeline(max_length=128)
+    prompts, images = suite("heldout", 8)[3:], drawn(5)  # seeds from 3 on
+    told: list[tuple[int, int]] = []
+    made = sample(
+        pipe,
+        prompts,
+        64,
+        {"num_inference_steps": 1},
+        batch_size,
+        images,
+        lambda done, total: told.append((done, total)),
+    )
+    assert list(made) == [32, 64]
+    assert told == [(min(n + batch_size, 5), 5) for n in range(0, 5, batch_size)]
+    for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        generator = torch.Generator().manual_seed(prompt.seed)
+        alone = pipe(prompt.text, image=image, generator=generator, num_inference_steps=1)
+        for side, pictures in made.items():
+            assert len(pictures) == 5
+            difference = np.asarray(pictures[index], int) - np.asarray(alone.stages[side][0], int)
+            assert np.abs(difference).max() <= 1  # another batch size, another rounding
+
+
+def test_without_pictures_each_prompt_has_its_own_seed() -> None:
+    pipe = tiny_pipeline(max_length=128)
+    prompts = suite("heldout", 5)[1:]
+    made = sample(pipe, prompts, 16, {"num_inference_steps": 1, "guidance_scale": None}, 3)[16]
+    for prompt, picture in zip(prompts, made, strict=True):
+        generator = torch.Generator().manual_seed(prompt.seed)
+        alone = pipe(prompt.text, generator=generator, size=16, num_inference_steps=1).images[0]
+        assert np.abs(np.asarray(picture, int) - np.asarray(alone, int)).max() <= 1
