@@ -28,9 +28,13 @@ def finish(
     The checker sees what leaves as "pil" or "np" and blacks out what it refuses (with a warning); the watermark is put
     on "pil" pictures; tensors ("pt") leave as they are, for a later stage or a checker of the caller's own.
 
+    The mark lies in the lower right corner, 62 / 1024 of the square root of the picture's area to a side: one of fewer
+    than 273 pixels (16 x 16, say) has no room for a pixel of it, and leaves unmarked. diffusers' class takes a picture
+    whose shorter side is below ``sample_size`` for a part of a larger one, and would put the mark beside it.
+
     Args:
         x: (B, C, H, W) in [-1, 1].
-        side: the stage's size, to which the watermark is scaled.
+        side: the stage's size, for the watermark; of a picture with a shorter side it is that side.
         safety_checker, feature_extractor, watermarker: the pipeline's, or None.
 
     Returns:
@@ -51,8 +55,11 @@ def finish(
     if output_type == "np":
         return pixels
     images = to_pil(pixels)
-    visible = side * MARK_SIDE >= 1024  # of smaller pictures the mark has no pixel, and its class stops
-    return watermarker.apply_watermark(images, side) if watermarker is not None and visible else images
+    width, height = images[0].size
+    has_pixels = width * height * MARK_SIDE**2 >= 1024**2  # without any the watermark's class stops
+    if watermarker is None or not has_pixels:
+        return images
+    return watermarker.apply_watermark(images, min(side, width, height))
 
 
 def load_checker(folder: Path, options: Mapping[str, Any]) -> Any:

@@ -37,6 +37,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised, X0Fn
+from imagen.diffusion.handed import Handed
 from imagen.diffusion.levels import evaluation_timesteps, level_log_snrs
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, trained_betas
@@ -240,8 +241,8 @@ class LoopState:
     """What a callback sees after each completed step, and may change.
 
     step: 0 ... total - 1. timestep: where x0_fn was evaluated last. z: (B, C, H, W), the state after the step in
-    variance-preserving form; change it in place or assign another of its shape. x0: the estimate. stop: set True to end
-    the loop.
+    variance-preserving form; change it in place (through torch: not by z.data or numpy) or assign another of its shape.
+    x0: the estimate. stop: set True to end the loop.
     """
 
     step: int
@@ -317,13 +318,11 @@ def sample_loop(
         half_done = i + 1 < len(times) and not getattr(clone, "state_in_first_order", True)  # Heun's first half
         if callback is None or half_done:
             continue
-        report = LoopState(step, total, times[i], state / scales[i + 1], denoised.x0)
+        given = Handed(state / scales[i + 1])
+        report = LoopState(step, total, times[i], given.z, denoised.x0)
         callback(report)
-        changed = report.z.to(state)
-        if changed.shape != state.shape:
-            raise ValueError(f"the callback made z {tuple(changed.shape)}; expected {tuple(state.shape)}, as it was")
-        if not torch.equal(changed, state / scales[i + 1]):  # asked by value: it may have been changed in place
-            state = changed * scales[i + 1]
+        if given.changed(report.z):
+            state = report.z.to(state) * scales[i + 1]
         if report.stop:
             return report.z
         step += 1

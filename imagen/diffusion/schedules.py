@@ -160,6 +160,17 @@ class DiscreteCosineSchedule:
         clamped = _float64("log_snr", log_snr).clamp(-self.max_log_snr, self.max_log_snr)
         return t_from_timestep(timestep_at(clamped, self.levels())).to(log_snr.dtype)
 
+    def steepness(self, t: Tensor) -> Tensor:
+        """-d log_snr / dt, float64, from the levels on either side (at both ends from the one there is).
+
+        The broken line between the levels has no slope at a level, where training times lie; this is the difference of
+        its neighbours, and between two levels the line through theirs.
+        """
+        time, half = t.double(), 0.5 / NUM_TIMESTEPS
+        before = (time - 2 * half).clamp(half, 1 - half)
+        after = (time + 2 * half).clamp(half, 1 - half)
+        return (self.log_snr(before) - self.log_snr(after)) / (after - before)
+
 
 KnownSchedule = CosineSchedule | LinearSchedule | DiscreteCosineSchedule
 _SCHEDULES: dict[str, type[CosineSchedule] | type[LinearSchedule] | type[DiscreteCosineSchedule]] = {
@@ -188,8 +199,11 @@ def make_schedule(kind: str, shift: float = 1.0, max_log_snr: float = MAX_LOG_SN
 def steepness(schedule: Schedule, t: Tensor) -> Tensor:
     """-d log_snr / dt at times ``t`` in [0, 1]: at least 0, float64, of any shape; 0 where log-SNR is clamped.
 
-    Its inverse is the density of log-SNR when ``t`` is drawn evenly.
+    Its inverse is the density of log-SNR when ``t`` is drawn evenly. Of a schedule of levels it is a difference of
+    neighbouring ones.
     """
+    if isinstance(schedule, DiscreteCosineSchedule):
+        return schedule.steepness(t.detach())
     time = t.detach().double().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(schedule.log_snr(time).sum(), time)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,10 +91,12 @@ class MuonAdamW(GroupedOptimizer):
 
     def _muon(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         momenta = self._state(params, "momentum_buffer", torch.zeros_like)
+        changed = [*params, *momenta]
+        flat = [tensor.flatten(1) for tensor in changed]
         muon(
-            [p.flatten(1) for p in params],
+            flat[: len(params)],
             [p.grad.flatten(1) for p in params if p.grad is not None],
-            [buffer.flatten(1) for buffer in momenta],
+            flat[len(params) :],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=0.95,
@@ -105,6 +107,9 @@ class MuonAdamW(GroupedOptimizer):
             adjust_lr_fn="match_rms_adamw",
             has_complex=False,
         )
+        for tensor, matrix in zip(changed, flat, strict=True):
+            if not tensor.is_contiguous():  # of a channels-last weight the matrix is a copy, and only that was updated
+                tensor.copy_(matrix.view(tensor.shape))
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         adamw(
@@ -139,6 +144,19 @@ def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
         return 1.0
     done = min(1.0, (step - start) / max(1, steps - start))
     return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take over the state that `optimizer.state_dict()` gave in an earlier run; hyperparameters stay as they are now.
+
+    The tensors take their parameter's strides, whatever layout the earlier run had: torch's fused kernels walk through
+    memory and would pair a channels-last weight with another element's mean.
+    """
+    optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

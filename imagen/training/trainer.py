@@ -34,7 +34,7 @@ from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
 from imagen.training.network import prepare_unet, set_checkpointing
 from imagen.training.objective import Objective
-from imagen.training.optimizers import make_optimizer, schedule_factor, set_learning_rate
+from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.origin import with_origin
 from imagen.training.parsing import to_yaml
 from imagen.training.randomness import derive_seed, draw_batch
@@ -300,9 +300,7 @@ class Trainer:
         self.skipped_in_a_row = state.facts["skipped_in_a_row"]
         self.window = Window(state.facts["window"])
         self.ema.load(state.tensors["ema"], state.facts["ema_updates"])
-        saved = dict(state.optimizer)
-        saved["param_groups"] = self.optimizer.state_dict()["param_groups"]  # hyperparameters are the configuration's
-        self.optimizer.load_state_dict(saved)
+        restore_optimizer(self.optimizer, state.optimizer)
 
     # --- signals -----------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import (
     SAMPLERS,
     ImagenDDPMScheduler,
-    LoopState,
     make_scheduler,
     sample_loop,
     sampling_clone,
@@ -261,45 +260,6 @@ def test_zero_terminal_snr_is_finite() -> None:
         scheduler = cls(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         assert level_log_snrs(scheduler)[-1] == -20
         assert sample_loop(constant(0.5), noise(), scheduler, 4).isfinite().all()
-
-
-def test_callbacks_see_each_step_and_may_change_or_stop_it() -> None:
-    for kind in SAMPLERS:
-        states: list[LoopState] = []
-        scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
-        plain = sample_loop(constant(0.5), noise(), scheduler, 6, callback=states.append)
-        assert [(s.step, s.total) for s in states] == [(i, 6) for i in range(6)]
-        assert torch.equal(states[-1].z, plain)
-        assert all(torch.equal(s.x0, torch.full_like(s.x0, 0.5)) for s in states)
-        # At the noisy end a variance-preserving state has the size of the noise, whatever the sampler works with.
-        assert 0.5 < states[0].z.std() < 1.5, kind
-
-
-def test_a_callback_changes_the_state() -> None:
-    def halve(state: LoopState) -> None:
-        if state.step == 1:
-            state.z = state.z / 2
-
-    def halve_in_place(state: LoopState) -> None:
-        if state.step == 1:
-            state.z.div_(2)
-
-    def stop(state: LoopState) -> None:
-        state.stop = state.step == 1
-
-    def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
-        return Denoised(0.3 * z)
-
-    for kind in ("ddim", "euler"):
-        scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
-        whole, halved = (
-            sample_loop(x0_fn, noise(), scheduler, 4),
-            sample_loop(x0_fn, noise(), scheduler, 4, None, halve),
-        )
-        torch.testing.assert_close(halved, whole / 2, rtol=1e-4, atol=1e-5)  # the loop is linear in z here
-        assert torch.equal(sample_loop(x0_fn, noise(), scheduler, 4, None, halve_in_place), halved)
-        stopped = sample_loop(x0_fn, noise(), scheduler, 4, None, stop)
-        assert 0.3 < stopped.std() < 1.5, "not in variance-preserving form"
 
 
 def test_half_precision_noise_is_stepped_in_float32() -> None:

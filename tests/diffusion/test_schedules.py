@@ -206,3 +206,33 @@ def test_steepness_is_the_slope() -> None:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)  # both ends of both are beyond a clamp of 5
     for schedule in (CosineSchedule(max_log_snr=5.0), LinearSchedule(max_log_snr=5.0)):
         assert steepness(schedule, ends).tolist() == [0, 0]
+
+
+def test_steepness_of_levels_is_that_of_the_curve_they_lie_on() -> None:
+    """Level i has alpha_bar cos^2(a(t)) / cos^2(a(0)), t = (i + 1) / 1000; d log_snr = d alpha_bar / (ab (1 - ab))."""
+    t = (torch.arange(1000, dtype=torch.float64) + 1) / 1000
+    angle, start = (t + 0.008) / 1.008 * math.pi / 2, 0.008 / 1.008 * math.pi / 2
+    alpha_bar = (torch.cos(angle) / math.cos(start)).square()
+    rate = torch.sin(2 * angle) / math.cos(start) ** 2 * math.pi / 2 / 1.008
+    curve = rate / (alpha_bar * (1 - alpha_bar))
+    for shift in (1.0, 0.25):
+        found = steepness(DiscreteCosineSchedule(shift=shift), LEVELS)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found[20:980], curve[20:980], rtol=1e-2, atol=0)
+        torch.testing.assert_close(found[2:997], curve[2:997], rtol=0.15, atol=0)  # it doubles from level to level
+        assert found.min() > 3
+    continuous = steepness(CosineSchedule(), LEVELS)
+    torch.testing.assert_close(found[100:980], continuous[100:980], rtol=0.03, atol=0)
+
+
+def test_steepness_of_levels_is_one_sided_at_the_ends_and_counts_the_clamp() -> None:
+    levels = DiscreteCosineSchedule().levels()
+    found = steepness(DiscreteCosineSchedule(max_log_snr=100.0), LEVELS)
+    torch.testing.assert_close(found[0], 1000 * (levels[0] - levels[1]))
+    torch.testing.assert_close(found[-1], 1000 * (levels[-2] - levels[-1]))
+    torch.testing.assert_close(found[1:-1], 500 * (levels[:-2] - levels[2:]), rtol=1e-9, atol=0)
+    between = steepness(DiscreteCosineSchedule(max_log_snr=100.0), LEVELS[:-1] + 0.0005)
+    torch.testing.assert_close(between[1:-1], ((found[:-1] + found[1:]) / 2)[1:-1], rtol=1e-9, atol=0)
+    beyond = DiscreteCosineSchedule(max_log_snr=5.0)
+    assert steepness(beyond, LEVELS[[0, 10, -10, -1]]).tolist() == [0, 0, 0, 0]
+    assert torch.equal(steepness(beyond, LEVELS[400:600]), found[400:600])

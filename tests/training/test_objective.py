@@ -146,7 +146,10 @@ def test_windows_shrink_by_the_stage_s_factor():
     assert objective.make_lowres(torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
 
 
-@pytest.mark.parametrize("schedule", [{}, {"shift": 0.25}, {"kind": "linear"}], ids=str)
+EVERY_KIND = [{}, {"shift": 0.25}, {"kind": "linear"}, {"kind": "cosine_discrete"}]
+
+
+@pytest.mark.parametrize("schedule", EVERY_KIND, ids=str)
 def test_a_weight_per_log_snr_does_not_depend_on_the_schedule(schedule):
     """The mean over t is 1/2 of the integral of the weight over log-SNR (Kingma & Gao 2023, eq. 5): of the sigmoid, a
     difference of softplus."""

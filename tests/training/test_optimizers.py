@@ -13,8 +13,16 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.errors import ConfigError
+from imagen.training.checkpoint import State, StateFolder
 from imagen.training.config import OptimConfig
-from imagen.training.optimizers import MuonAdamW, make_optimizer, schedule_factor, set_learning_rate
+from imagen.training.ema import EMA
+from imagen.training.optimizers import (
+    MuonAdamW,
+    make_optimizer,
+    restore_optimizer,
+    schedule_factor,
+    set_learning_rate,
+)
 from imagen.training.origin import Origin
 
 
@@ -144,6 +152,68 @@ def test_muon_goes_on_from_its_state_bit_for_bit():
     trained(parted, resumed)
     for name, value in whole.state_dict().items():
         assert torch.equal(parted.state_dict()[name], value), name
+
+
+KINDS = {
+    "adamw": OptimConfig(lr=0.01, weight_decay=0.1),
+    "muon": OptimConfig(lr=0.01, muon_lr=0.02, weight_decay=0.1),
+    "adafactor": OptimConfig(kind="adafactor", lr=0.01, momentum=0.9),
+}
+
+
+class Wide(Ends):
+    """The hidden weight large enough for Adafactor to factor, and not of one pixel, so that its layout matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_in, self.hidden = nn.Conv2d(3, 128, 3), nn.Conv2d(128, 130, 3)
+        self.norm, self.conv_out = nn.GroupNorm(1, 130), nn.Conv2d(130, 3, 3)
+
+
+def channels_last_pair(cls):
+    """Two equal networks, the second with channels-last weights."""
+    torch.manual_seed(0)
+    plain, last = cls(), cls()
+    last.load_state_dict(plain.state_dict())
+    last.to(memory_format=torch.channels_last)
+    assert not last.hidden.weight.is_contiguous()
+    return plain, last
+
+
+def give_gradients(plain, last, step):
+    """The same gradients in each one's own layout, as autograd lays them."""
+    generator = torch.Generator().manual_seed(step)
+    for p, q in zip(plain.parameters(), last.parameters(), strict=True):
+        p.grad = torch.randn(p.shape, generator=generator)
+        q.grad = torch.empty_like(q).copy_(p.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_last_weights_train_like_others(kind, tmp_path):
+    """Weights, average and every state, also after a resume point that a run without channels-last weights wrote."""
+    rounding = {"rtol": 1e-5, "atol": 1e-7}  # kernels add up, and end, in the order of memory
+    pair = channels_last_pair(Wide)
+    before = pair[1].hidden.weight.detach().clone()
+    optimizers = [make_optimizer(module, KINDS[kind]) for module in pair]
+    averages = [EMA(module, decay=0.5, warmup=False) for module in pair]
+    for step in range(6):
+        give_gradients(*pair, step)
+        for module, optimizer, average in zip(pair, optimizers, averages, strict=True):
+            optimizer.step()
+            average.update(module)
+        if step == 2:
+            folder = StateFolder(tmp_path / "state", keep_last=1)
+            folder.save(State(3, {}, optimizers[0].state_dict(), {}))
+            optimizers[1] = make_optimizer(pair[1], KINDS[kind])
+            restore_optimizer(optimizers[1], folder.newest().optimizer)
+    assert not torch.equal(pair[1].hidden.weight, before)
+    for (name, p), q in zip(pair[0].named_parameters(), pair[1].parameters(), strict=True):
+        torch.testing.assert_close(q, p, msg=name, **rounding)
+        if kind == "muon" and name == "hidden.weight":
+            assert torch.equal(p, q)
+        torch.testing.assert_close(averages[1].average[name], averages[0].average[name], msg=name, **rounding)
+        for key, value in optimizers[0].state[p].items():
+            torch.testing.assert_close(optimizers[1].state[q][key], value, msg=f"{name} {key}", **rounding)
 
 
 @pytest.fixture
