@@ -24,15 +24,17 @@ EVERYTHING = sorted(
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
 CORE = {"imagen.diffusion", "unets", "imagen.text", "imagen.data"}
+LOWER = {"imagen.conditions", *CORE}
 MAY_IMPORT = {
     **{part: {part} for part in CORE},
     "imagen.disk": set(),
     "imagen.text": {"imagen.text", "imagen.disk"},
-    "imagen.cascade": {"imagen.cascade", *CORE},
-    "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.training": {"imagen.training", "imagen.disk", "imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", "imagen.cascade", *CORE},
-    "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *CORE},
+    "imagen.conditions": {"imagen.conditions", *CORE},
+    "imagen.cascade": {"imagen.cascade", *LOWER},
+    "imagen.pipeline": {"imagen.pipeline", "imagen.cascade", *LOWER},
+    "imagen.training": {"imagen.training", "imagen.disk", "imagen.pipeline", "imagen.cascade", *LOWER},
+    "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", "imagen.cascade", *LOWER},
+    "imagen.convert": {"imagen.convert", "imagen.pipeline", "imagen.cascade", *LOWER},
     "imagen": {"imagen", "imagen.pipeline"},
 }
 # What people start: nothing but a call of imagen.cli, and nobody imports it.

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from imagen.cascade.stages import TextDefaults
-from imagen.diffusion.guidance import cat_text, null_text
+from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, check_loaded, encode, token_count
 
 

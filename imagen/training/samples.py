@@ -17,11 +17,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from imagen.cascade.variance import learns_variance
+from imagen.conditions.text import cat_text
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import cat_text
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
