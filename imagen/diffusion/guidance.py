@@ -1,10 +1,91 @@
-"""Classifier-free guidance: the conditional and the unconditional half in sampling (paper, section 2.2)."""
+"""Guidance: how a network's answers to one noisy picture become one estimate of the clean one.
+
+A network can be asked in several ways, its *branches*: "conditional" with the text, "unconditional" without it (with
+the null text or the negative prompt), "weak" with the text but by a worse network. A :class:`Guidance` says which of
+them it may need, asks for them at every step, and combines what it gets.
+
+One setting chooses it: names, with options in brackets, joined by ``+``. The last combines the branches; each before it
+acts on what all that follow it make. ``cfg`` is understood where the last is left out. The scale w of equation 2 is a
+setting of its own, guidance_scale: 1 is off, and then the conditional branch alone is evaluated.
+
+No torch at import: the command line and the configuration check the setting before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from imagen.diffusion.parameterization import per_image
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imagen.diffusion.denoiser import Step
+
+Branch = Literal["conditional", "unconditional", "weak"]
+
+#: One run's guidance: a step to the guided x0 (B, C, H, W), not yet thresholded. What it remembers is its closure's.
+Guide = Callable[["Step"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Guidance(ABC):
+    """The settings of a guidance; a subclass is a frozen dataclass of numbers, registered in :data:`GUIDANCES`."""
+
+    @property
+    def gradient(self) -> bool:
+        """Whether it differentiates through the network; then ``step.z`` requires a gradient."""
+        return False
+
+    @property
+    @abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """What it may evaluate in one step; their number is its cost. At a scale of 1 only "conditional" is."""
+
+    @abstractmethod
+    def start(self, scale: float) -> Guide:
+        """Begin one run of one stage; what is kept from step to step starts anew here.
+
+        Args:
+            scale: w of equation 2.
+        """
+
+    def __str__(self) -> str:
+        """The setting that :func:`parse_guidance` reads, with every option written out."""
+        options = [f"{field.name}={_number(getattr(self, field.name))}" for field in _options(type(self))]
+        name = type(self).__name__.lower()
+        return f"{name}({', '.join(options)})" if options else name
+
+
+@dataclass(frozen=True)
+class Wrapper(Guidance):
+    """A guidance that acts on what another makes, its field ``of``."""
+
+    of: Guidance
+
+    def __post_init__(self) -> None:
+        name, inner = type(self).__name__.lower(), self.of
+        while isinstance(inner, Wrapper):
+            if type(inner) is type(self):
+                raise ValueError(f"guidance {str(self)!r} has {name} twice; give it once")
+            inner = inner.of
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Those of the guidance that it acts on."""
+        return self.of.branches
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the guidance that it acts on needs one."""
+        return self.of.gradient
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}+{self.of}"
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -18,8 +99,111 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     Raises:
         ValueError: (N,) values for another number of images than N, unless N is 1.
     """
-    if isinstance(scale, Tensor):
+    if not isinstance(scale, int | float):
+        from imagen.diffusion.parameterization import per_image
+
         if scale.ndim == 1 and len(scale) not in (1, len(cond)):
             raise ValueError(f"scale has {len(scale)} values for {len(cond)} images; give one, or one per image")
         scale = per_image(scale, cond)
     return scale * cond + (1 - scale) * uncond
+
+
+def conditional(step: Step) -> Tensor:
+    """No guidance: x0 of the conditional branch, the only one evaluated."""
+    return step.x0(*step.evaluate("conditional"))
+
+
+@dataclass(frozen=True)
+class CFG(Guidance):
+    """Classifier-free guidance (paper, section 2.2, equation 2): away from what the network says without the text."""
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Both halves."""
+        return ("unconditional", "conditional")
+
+    def start(self, scale: float) -> Guide:
+        """Nothing is kept."""
+        if scale == 1:
+            return conditional
+
+        def cfg(step: Step) -> Tensor:
+            uncond, cond = step.evaluate("unconditional", "conditional")
+            return step.x0(guide(cond, uncond, scale))
+
+        return cfg
+
+
+#: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
+GUIDANCES: dict[str, type[Guidance]] = {
+    "cfg": CFG,
+}
+
+
+def branches(guidance: Guidance, scale: float) -> tuple[Branch, ...]:
+    """What a run with this scale may evaluate: what of texts and networks has to be there."""
+    return ("conditional",) if scale == 1 else guidance.branches
+
+
+def parse_guidance(text: str) -> Guidance:
+    """The guidance that a setting describes, such as "cfg"; ``str`` of it is the setting again, written out.
+
+    Raises:
+        ValueError: in one line, what is wrong and the nearest known name or option.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"guidance is {text!r}; expected a text such as 'cfg'")
+    made: Guidance | None = None
+    for part in reversed(re.split(r"\+(?![^(]*\))", text)):  # + between parts, not in a number such as 1e+3
+        name, options = _read(part, text)
+        make: Callable[..., Guidance] = GUIDANCES[name]
+        if issubclass(GUIDANCES[name], Wrapper):
+            options = {**options, "of": made or CFG()}
+        elif made is not None:
+            raise ValueError(f"guidance {text!r}: {name} combines the branches and stands last, nothing may follow it")
+        made = make(**options)
+    assert made is not None
+    return made
+
+
+def check_guidance(text: str) -> str:
+    """The setting with every option written out, as it is stored. Raises: ValueError as :func:`parse_guidance`."""
+    return str(parse_guidance(text))
+
+
+def _options(cls: type[Guidance]) -> list[dataclasses.Field[float]]:
+    return [field for field in dataclasses.fields(cls) if field.name != "of"]
+
+
+def _number(value: float) -> str:
+    """As short as reads back the same."""
+    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
+    """One part of a setting: its name, and its options by name."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", part)
+    if match is None:
+        raise ValueError(f"guidance {text!r}: cannot read {part!r}; expected name or name(option=number, ...)")
+    name, inside = match[1], (match[2] or "").strip()
+    if name not in GUIDANCES:
+        raise ValueError(f"guidance {text!r}: {name!r} is unknown{_nearest(name, list(GUIDANCES))}")
+    known = [field.name for field in _options(GUIDANCES[name])]
+    options: dict[str, float | Guidance] = {}
+    for entry in inside.split(",") if inside else []:
+        option, equals, value = (word.strip() for word in entry.partition("="))
+        if option not in known:
+            raise ValueError(f"guidance {text!r}: {name} has no option {option!r}{_nearest(option, known)}")
+        if option in options:
+            raise ValueError(f"guidance {text!r}: {name} is given {option} twice")
+        try:
+            options[option] = float(value)
+        except ValueError:
+            raise ValueError(f"guidance {text!r}: {option}{equals}{value} of {name} is no number") from None
+    return name, options
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    """The end of an error's line: what was probably meant, and what there is."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(known) or 'none'}"
