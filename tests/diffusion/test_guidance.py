@@ -17,6 +17,7 @@ from imagen.diffusion.guidance import (
     Branch,
     Guidance,
     Guide,
+    Interval,
     Wrapper,
     branches,
     check_guidance,
@@ -95,7 +96,7 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
 
 # --- what holds for every guidance ------------------------------------------------------------------------------------
 
-EVERY = ["cfg"]
+EVERY = ["cfg", "interval(low=-1, high=2)"]
 
 
 def test_every_guidance_is_tested() -> None:
@@ -154,6 +155,40 @@ def test_what_the_network_predicts_makes_no_difference(text: str) -> None:
         made.append(run(text, network=Form(), prediction_type=form)(Z, TIMESTEP).x0)
     torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-11)
     torch.testing.assert_close(made[2], made[0], rtol=0, atol=1e-11)
+
+
+# --- interval ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_guides_inside_and_costs_one_evaluation_outside() -> None:
+    """Timestep 500 has log-SNR near 0; both limits are inside, and what is just beyond them is not."""
+    level = float(LOG_SNRS[500])
+    plain, off = run("cfg")(Z, TIMESTEP).x0, run("cfg", scale=1.0)(Z, TIMESTEP).x0
+    for low, high, guided in (
+        (-100.0, 100.0, True),
+        (level, level + 1, True),
+        (level - 1, level, True),
+        (level + 1e-9, 100.0, False),
+        (-100.0, level - 1e-9, False),
+    ):
+        network = Network()
+        x0 = run(Interval(CFG(), low, high), network=network)(Z, TIMESTEP).x0
+        assert torch.equal(x0, plain if guided else off)
+        assert network.asked == [("unconditional", "conditional") if guided else ("conditional",)]
+
+
+def test_an_interval_looks_at_each_picture() -> None:
+    timestep = torch.tensor([900.0, 500.0, 100.0])
+    x0 = run("interval(low=-1, high=2)")(Z, timestep).x0
+    assert torch.equal(x0[1], run("cfg")(Z, timestep).x0[1])
+    assert torch.equal(x0[::2], run("cfg", scale=1.0)(Z, timestep).x0[::2])
+
+
+def test_an_interval_is_a_share_of_sigma() -> None:
+    """The conversion that its description gives."""
+    for sigma_over_alpha, log_snr in ((1.61, -0.95), (0.19, 3.32)):
+        alpha, sigma = alpha_sigma(torch.tensor(log_snr))
+        assert abs(float(sigma / alpha) / sigma_over_alpha - 1) < 0.01
 
 
 # --- the setting ------------------------------------------------------------------------------------------------------
@@ -228,6 +263,12 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         ("cfg+shift", "cfg combines the branches and stands last"),
         ("cfg+cfg", "cfg combines the branches and stands last"),
         ("shift+double+shift", "has shift twice"),
+        ("shift+interval(low=0)+cfg", "interval decides when the rest acts and stands first"),
+        ("shift+double+interval(low=0)", "interval decides when the rest acts and stands first"),
+        ("interval(low=0)+interval(high=2)", "has interval twice"),
+        ("interval", "not both infinite"),
+        ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
+        ("interval(low=nan)", "expected low < high"),
         (7, "guidance is 7; expected a text"),
     ],
 )
