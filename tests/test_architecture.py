@@ -27,13 +27,15 @@ EVERYTHING = sorted(
 BASE = {"imagen.checks", "imagen.disk", "imagen.errors"}
 ROOMS = {"imagen.diffusion", "imagen.text", "imagen.data"}
 CORE = {"unets", *ROOMS, *BASE}
-BELOW_PIPELINE = {"imagen.cascade", "imagen.stages", *CORE}
+LOWER = {"imagen.conditions", "imagen.stages", *CORE}
+BELOW_PIPELINE = {"imagen.cascade", *LOWER}
 MAY_IMPORT = {
     "unets": {"unets"},
     **{part: {part, *BASE} for part in ROOMS},
     **{part: set() for part in BASE},
+    "imagen.conditions": {"imagen.conditions", *CORE},
     "imagen.stages": {"imagen.stages", *CORE},
-    "imagen.cascade": {"imagen.cascade", "imagen.stages", *CORE},
+    "imagen.cascade": {"imagen.cascade", *LOWER},
     "imagen.pipeline": {"imagen.pipeline", *BELOW_PIPELINE},
     "imagen.training": {"imagen.training", "imagen.pipeline", *BELOW_PIPELINE},
     "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *BELOW_PIPELINE},

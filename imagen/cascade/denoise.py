@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from imagen.cascade.text import Text
 from imagen.cascade.variance import learns_variance
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
-from imagen.diffusion.denoiser import Predict, make_x0_fn
+from imagen.diffusion.denoiser import Evaluate, make_x0_fn
+from imagen.diffusion.guidance import Branch
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import LoopState, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
@@ -151,28 +153,42 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
     return picture.clamp(-1, 1)
 
 
-def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Predict:
-    """The network with its text and low-res picture bound: ``predict(z, timestep)``, in as many calls as memory needs.
+def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Evaluate:
+    """The network with its text and low-res picture bound, in as many calls as memory needs.
 
-    The text is projected here, once; ``z`` may have B rows, or 2B with the unconditional half first.
+    The text is projected here, once; the branches of a step are stacked, B rows for each.
     """
-    context, rows = None, None
+    count = len(job.seeds)
+    context, rows = None, {}
     if job.text is not None and stage.reads_text:
-        text, mask, rows = job.text.batch(job.pictures_per_prompt, stage.guided)
+        text, mask, read = job.text.batch(job.pictures_per_prompt, stage.guided)
         context = stage.unet(text=text, text_mask=mask)
-    pictures = torch.arange(len(job.seeds), device=job.device).repeat(2 if stage.guided else 1)
-    limit = max(1, PIXELS_PER_CALL // math.prod(stage.shape))
-    if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
-        limit = job.sr_batch_size * (2 if stage.guided else 1)
-    parts = [slice(start, start + limit) for start in range(0, len(pictures), limit)]
-    given: list[dict[str, Any]] = [{k: v[pictures[part]] for k, v in conditions.items()} for part in parts]
-    if context is not None and rows is not None:
-        given = [{**seen, "context": context.select(rows[part])} for seen, part in zip(given, parts, strict=True)]
+        names: tuple[Branch, ...] = ("unconditional", "conditional") if stage.guided else ("conditional",)
+        rows = dict(zip(names, read.split(count), strict=True))
 
-    def predict(z: Tensor, timestep: Tensor) -> Tensor:
-        return torch.cat([stage.unet(z[p], timestep[p], **seen) for p, seen in zip(parts, given, strict=True)])
+    @cache
+    def given(branches: tuple[Branch, ...]) -> list[tuple[slice, dict[str, Any]]]:
+        """The rows of each call, and what the network is given beside z and timestep."""
+        limit = max(1, PIXELS_PER_CALL // math.prod(stage.shape))
+        if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
+            limit = job.sr_batch_size * len(branches)
+        pictures = torch.arange(count, device=job.device).repeat(len(branches))
+        texts = torch.cat([rows[branch] for branch in branches]) if context is not None else None
+        calls = []
+        for start in range(0, len(pictures), limit):
+            part = slice(start, start + limit)
+            seen: dict[str, Any] = {name: value[pictures[part]] for name, value in conditions.items()}
+            if context is not None and texts is not None:
+                seen["context"] = context.select(texts[part])
+            calls.append((part, seen))
+        return calls
 
-    return predict
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
+        z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))
+        outputs = torch.cat([stage.unet(z[part], timestep[part], **seen) for part, seen in given(branches)])
+        return outputs.split(count)
+
+    return evaluate
 
 
 def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:

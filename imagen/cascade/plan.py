@@ -17,7 +17,7 @@ from imagen.cascade.pictures import load_pictures
 from imagen.cascade.route import Wish, resolve
 from imagen.cascade.text import Text, pair
 from imagen.checks import check_int
-from imagen.diffusion.guidance import null_text
+from imagen.conditions.text import null_text
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.sampling import sampling_clone
 from imagen.diffusion.schedules import make_schedule

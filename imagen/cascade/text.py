@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from imagen.diffusion.guidance import cat_text, null_text
+from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, check_loaded, encode, token_count
 from imagen.text.reading import TextDefaults
 

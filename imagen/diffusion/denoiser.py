@@ -1,19 +1,19 @@
 """The one contract: ``x0_fn(z, timestep) -> Denoised(x0, variance)``.
 
 Whatever samples sees only this: the guided, thresholded estimate of the clean image. What the network predicts,
-classifier-free guidance and thresholding are settled here and nowhere else.
+guidance and thresholding are settled here and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from imagen.diffusion.guidance import guide
+from imagen.diffusion.guidance import CFG, Branch, Guidance
 from imagen.diffusion.parameterization import check_prediction_type, x0_from
 from imagen.diffusion.schedules import alpha_sigma, log_snr_at
 from imagen.diffusion.thresholding import Thresholding
@@ -38,33 +38,88 @@ class X0Fn(Protocol):
     def __call__(self, z: Tensor, timestep: Tensor) -> Denoised: ...
 
 
-#: A network with its conditions bound: z (B, C, H, W) and timestep (B,) to the raw output (B, C or 2C, H, W).
-Predict = Callable[[Tensor, Tensor], Tensor]
+class Evaluate(Protocol):
+    """A network with its conditions bound, asked for some of its branches.
+
+    z (B, C, H, W) and timestep (B,) to one raw output (B, C or 2C, H, W) for each branch, in the order of ``branches``.
+    Whoever binds the network stacks what one network is asked in one step, and knows which texts the branches see.
+    """
+
+    def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> Sequence[Tensor]: ...
+
+
+class Step:
+    """One step of a batch as a guidance sees it: the state, its level, and the network, asked once for each branch.
+
+    Attributes:
+        z: (B, C, H, W), the noisy picture; requires a gradient if the guidance asked for one.
+        timestep: (B,), as the network is given it.
+        log_snr: (B,), float64.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate, out_channels: int, prediction_type: str, z: Tensor, timestep: Tensor, log_snr: Tensor
+    ) -> None:
+        self.z, self.timestep, self.log_snr = z, timestep, log_snr
+        self._evaluate, self._out_channels, self._prediction_type = evaluate, out_channels, prediction_type
+        self._alpha, self._sigma = alpha_sigma(log_snr)
+        self._outputs: dict[Branch, Tensor] = {}
+
+    def evaluate(self, *branches: Branch) -> tuple[Tensor, ...]:
+        """What the network says in each branch, (B, C, H, W) in the dtype of z, without a learned variance.
+
+        Branches not yet evaluated at this step are, in one call. Raises: ValueError for outputs of another shape.
+        """
+        missing = tuple(branch for branch in branches if branch not in self._outputs)
+        if missing:
+            outputs = self._evaluate(self.z, self.timestep, missing)
+            self._outputs.update(zip(missing, map(self._checked, outputs), strict=True))
+        return tuple(self._outputs[branch][:, : self.z.shape[1]] for branch in branches)
+
+    def x0(self, output: Tensor) -> Tensor:
+        """The clean picture that an output (B, C, H, W), or a mixture of outputs, stands for."""
+        return x0_from(self._prediction_type, output, self.z, self._alpha, self._sigma)
+
+    def variance(self) -> Tensor | None:
+        """The conditional branch's learned variance, (B, C, H, W), or None."""
+        if self._out_channels == self.z.shape[1]:
+            return None
+        self.evaluate("conditional")
+        return self._outputs["conditional"][:, self.z.shape[1] :]
+
+    def _checked(self, output: Tensor) -> Tensor:
+        expected = (self.z.shape[0], self._out_channels, *self.z.shape[2:])
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"the network answered {tuple(output.shape)}, expected {expected}; a network that learned its variance "
+                "has 2C output channels and needs learned_variance=True"
+            )
+        return output.to(self.z.dtype)
 
 
 def make_x0_fn(
-    predict: Predict,
+    evaluate: Evaluate,
     *,
     prediction_type: str,
     log_snrs: Tensor,
+    guidance: Guidance | None = None,
     guidance_scale: float = 1.0,
     thresholding: Thresholding | None = None,
     learned_variance: bool = False,
     correct: Callable[[Tensor], Tensor] | None = None,
 ) -> X0Fn:
-    """Wrap a network into the contract.
+    """Wrap a network into the contract, for one run of one stage: what the guidance remembers starts anew here.
 
     Args:
-        predict: the network with text and low-res picture bound. Without guidance it is called with z as it is; with
-            guidance once a step with both halves stacked as in diffusers, (2B, ...): the first half unconditional,
-            the second conditional.
+        evaluate: the network with text and low-res picture bound.
         prediction_type: what it predicts, "epsilon", "v_prediction" or "sample".
         log_snrs: (num,), the log-SNR of every level of the schedule it was trained on
             (imagen.diffusion.levels.level_log_snrs of its scheduler).
-        guidance_scale: the paper's w (equation 2). 1 is off, and then the unconditional half is not computed.
+        guidance: which branches are evaluated and how they are combined; None is classifier-free guidance.
+        guidance_scale: the paper's w (equation 2). 1 is off, and then only the conditional branch is evaluated.
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
         learned_variance: the network has 2C output channels, the second C being Denoised.variance. Guidance acts on the
-            first C only; the variance is the conditional half's.
+            first C only; the variance is the conditional branch's.
         correct: done last to the limited x0; what :func:`imagen.diffusion.consistency.match_lowres` returns.
 
     Returns:
@@ -79,32 +134,20 @@ def make_x0_fn(
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is not finite; 1 is off, 5 to 10 is usual")
     limit = thresholding or Thresholding()
+    guidance = guidance or CFG()
+    guide, gradient = guidance.start(guidance_scale), guidance.gradient
 
     def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
-        channels = z.shape[1]
-        out_channels = 2 * channels if learned_variance else channels
-        if guidance_scale == 1:
-            conditional = _call(predict, z, timestep, out_channels)
-            output = conditional[:, :channels]
-        else:
-            both = _call(predict, torch.cat([z, z]), torch.cat([timestep, timestep]), out_channels)
-            unconditional, conditional = both.chunk(2)
-            output = guide(conditional[:, :channels], unconditional[:, :channels], guidance_scale)
-        alpha, sigma = alpha_sigma(log_snr_at(timestep, log_snrs))
-        x0 = limit(x0_from(prediction_type, output, z, alpha, sigma))
+        out_channels = 2 * z.shape[1] if learned_variance else z.shape[1]
+        # only here: a guidance may differentiate although whoever samples switched gradients off
+        with torch.set_grad_enabled(gradient or torch.is_grad_enabled()):
+            leaf = z.detach().requires_grad_() if gradient else z
+            step = Step(evaluate, out_channels, prediction_type, leaf, timestep, log_snr_at(timestep, log_snrs))
+            x0, variance = guide(step), step.variance()
+        if gradient:
+            x0, variance = x0.detach(), None if variance is None else variance.detach()
+        x0 = limit(x0)
         x0 = x0 if correct is None else correct(x0)
-        return Denoised(x0, conditional[:, channels:] if learned_variance else None)
+        return Denoised(x0, variance)
 
     return x0_fn
-
-
-def _call(predict: Predict, z: Tensor, timestep: Tensor, channels: int) -> Tensor:
-    """predict's answer in the dtype of z, its shape checked."""
-    output = predict(z, timestep)
-    expected = (z.shape[0], channels, *z.shape[2:])
-    if tuple(output.shape) != expected:
-        raise ValueError(
-            f"the network answered {tuple(output.shape)}, expected {expected}; a network that learned its variance has "
-            "2C output channels and needs learned_variance=True"
-        )
-    return output.to(z.dtype)

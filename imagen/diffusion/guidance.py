@@ -1,17 +1,94 @@
-"""Classifier-free guidance: the two halves in sampling, the dropped captions in training (paper, sections 2.2 and 4.1).
+"""Guidance: how a network's answers to one noisy picture become one estimate of the clean one.
 
-"No text" is one zero token that attention may see, in training and in sampling, whatever the prompt's length. The paper
-zeroes the embeddings; that it is one token is our choice, so that the null half does not depend on padding.
+A network can be asked in several ways, its *branches*: "conditional" with the text, "unconditional" without it (with
+the null text or the negative prompt), "weak" with the text but by a worse network. A :class:`Guidance` says which of
+them it may need, asks for them at every step, and combines what it gets.
 
-A text is a pair (B, L, D) embeddings, (B, L) mask with 1 (True) at real tokens.
+One setting chooses it: names, with options in brackets, joined by ``+``. The last combines the branches; each before it
+acts on what all that follow it make. ``cfg`` is understood where the last is left out. The scale w of equation 2 is a
+setting of its own, guidance_scale: 1 is off, and then the conditional branch alone is evaluated.
+
+No torch at import: the command line and the configuration check the setting before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import dataclasses
+import difflib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from imagen.diffusion.parameterization import per_image
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imagen.diffusion.denoiser import Step
+
+Branch = Literal["conditional", "unconditional", "weak"]
+
+#: One run's guidance: a step to the guided x0 (B, C, H, W), not yet thresholded. What it remembers is its closure's.
+Guide = Callable[["Step"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Guidance(ABC):
+    """The settings of a guidance; a subclass is a frozen dataclass of numbers, registered in :data:`GUIDANCES`."""
+
+    @property
+    def gradient(self) -> bool:
+        """Whether it differentiates through the network; then ``step.z`` requires a gradient."""
+        return False
+
+    @property
+    @abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """What it may evaluate in one step; their number is its cost. At a scale of 1 only "conditional" is."""
+
+    @abstractmethod
+    def start(self, scale: float) -> Guide:
+        """Begin one run of one stage; what is kept from step to step starts anew here.
+
+        Args:
+            scale: w of equation 2.
+        """
+
+    def __str__(self) -> str:
+        """The setting that :func:`parse_guidance` reads, with every option written out."""
+        options = [f"{field.name}={_number(getattr(self, field.name))}" for field in _options(type(self))]
+        name = type(self).__name__.lower()
+        return f"{name}({', '.join(options)})" if options else name
+
+
+@dataclass(frozen=True)
+class Wrapper(Guidance):
+    """A guidance that acts on what another makes, its field ``of``."""
+
+    of: Guidance
+
+    def __post_init__(self) -> None:
+        name, inner = type(self).__name__.lower(), self.of
+        while isinstance(inner, Wrapper):
+            if type(inner) is type(self):
+                raise ValueError(f"guidance {str(self)!r} has {name} twice; give it once")
+            if isinstance(inner, Interval):
+                raise ValueError(f"guidance {str(self)!r}: interval decides when the rest acts and stands first")
+            inner = inner.of
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Those of the guidance that it acts on."""
+        return self.of.branches
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the guidance that it acts on needs one."""
+        return self.of.gradient
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}+{self.of}"
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -25,65 +102,149 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     Raises:
         ValueError: (N,) values for another number of images than N, unless N is 1.
     """
-    if isinstance(scale, Tensor):
+    if not isinstance(scale, int | float):
+        from imagen.diffusion.parameterization import per_image
+
         if scale.ndim == 1 and len(scale) not in (1, len(cond)):
             raise ValueError(f"scale has {len(scale)} values for {len(cond)} images; give one, or one per image")
         scale = per_image(scale, cond)
     return scale * cond + (1 - scale) * uncond
 
 
-def null_text(
-    batch: int, dim: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """The text of the unconditional half: one zero token. (batch, 1, dim) zeros and a (batch, 1) bool mask of ones."""
-    return torch.zeros(batch, 1, dim, device=device, dtype=dtype), torch.ones(batch, 1, device=device, dtype=torch.bool)
+def conditional(step: Step) -> Tensor:
+    """No guidance: x0 of the conditional branch, the only one evaluated."""
+    return step.x0(*step.evaluate("conditional"))
 
 
-def drop_text(text: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the texts of the rows in ``drop`` by no text: all zeros, of which only the first token is unmasked.
+@dataclass(frozen=True)
+class CFG(Guidance):
+    """Classifier-free guidance (paper, section 2.2, equation 2): away from what the network says without the text."""
 
-    Args:
-        text: (B, L, D), L at least 1.
-        mask: (B, L), 1 = real token, any dtype.
-        drop: (B,) bool, rows to drop (10 % of the training rows in the paper, section 4.1).
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Both halves."""
+        return ("unconditional", "conditional")
 
-    Returns:
-        text and mask of the same shapes and dtypes; the inputs are left alone.
+    def start(self, scale: float) -> Guide:
+        """Nothing is kept."""
+        if scale == 1:
+            return conditional
+
+        def cfg(step: Step) -> Tensor:
+            uncond, cond = step.evaluate("unconditional", "conditional")
+            return step.x0(guide(cond, uncond, scale))
+
+        return cfg
+
+
+@dataclass(frozen=True)
+class Interval(Wrapper):
+    """Guidance at some noise levels only (Kynkäänniemi et al. 2024, arXiv 2404.07724); elsewhere one evaluation.
+
+    It stands first, for what it leaves out is no guidance at all. A picture is guided where low <= log-SNR <= high.
+    The paper counts in sigma / alpha, of which log-SNR is -2 ln: its best interval for ImageNet at 512 px, 0.19 to
+    1.61, is low=-0.95, high=3.32.
+
+    Attributes:
+        low, high: log-SNR; infinite is no limit, and one of them has to be one.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low < self.high or (self.low, self.high) == (-math.inf, math.inf):
+            raise ValueError(
+                f"guidance interval has low={self.low}, high={self.high}; expected low < high in log-SNR, not both "
+                "infinite"
+            )
+
+    def start(self, scale: float) -> Guide:
+        """What it acts on starts; that sees only the steps inside."""
+        inner = self.of.start(scale)
+
+        def interval(step: Step) -> Tensor:
+            inside = (step.log_snr >= self.low) & (step.log_snr <= self.high)
+            if not inside.any():
+                return conditional(step)
+            guided = inner(step)
+            return guided if inside.all() else guided.where(inside.reshape(-1, 1, 1, 1), conditional(step))
+
+        return interval
+
+
+#: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
+GUIDANCES: dict[str, type[Guidance]] = {
+    "cfg": CFG,
+    "interval": Interval,
+}
+
+
+def branches(guidance: Guidance, scale: float) -> tuple[Branch, ...]:
+    """What a run with this scale may evaluate: what of texts and networks has to be there."""
+    return ("conditional",) if scale == 1 else guidance.branches
+
+
+def parse_guidance(text: str) -> Guidance:
+    """The guidance that a setting describes, such as "cfg"; ``str`` of it is the setting again, written out.
 
     Raises:
-        ValueError: shapes that do not fit, or a text without any token.
+        ValueError: in one line, what is wrong and the nearest known name or option.
     """
-    if text.ndim != 3 or mask.shape != text.shape[:2] or drop.shape != text.shape[:1]:
-        raise ValueError(
-            f"text {tuple(text.shape)}, mask {tuple(mask.shape)}, drop {tuple(drop.shape)}: "
-            "expected (B, L, D), (B, L), (B,)"
-        )
-    if text.shape[1] == 0:
-        raise ValueError("text has no token (L = 0); expected at least one, null_text makes one")
-    rows = drop.to(torch.bool)
-    null_mask = torch.zeros_like(mask)
-    null_mask[:, 0] = 1
-    return text.masked_fill(rows[:, None, None], 0), torch.where(rows[:, None], null_mask, mask)
+    if not isinstance(text, str):
+        raise ValueError(f"guidance is {text!r}; expected a text such as 'cfg'")
+    made: Guidance | None = None
+    for part in reversed(re.split(r"\+(?![^(]*\))", text)):  # + between parts, not in a number such as 1e+3
+        name, options = _read(part, text)
+        make: Callable[..., Guidance] = GUIDANCES[name]
+        if issubclass(GUIDANCES[name], Wrapper):
+            options = {**options, "of": made or CFG()}
+        elif made is not None:
+            raise ValueError(f"guidance {text!r}: {name} combines the branches and stands last, nothing may follow it")
+        made = make(**options)
+    assert made is not None
+    return made
 
 
-def pad_text(text: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Append masked zero tokens up to ``length``: (B, length, D) and (B, length). Raises ValueError if it is longer."""
-    missing = length - text.shape[1]
-    if missing < 0:
-        raise ValueError(f"text has {text.shape[1]} tokens, more than length={length}; trim it first")
-    batch, _, dim = text.shape
-    return (
-        torch.cat([text, text.new_zeros(batch, missing, dim)], dim=1),
-        torch.cat([mask, mask.new_zeros(batch, missing)], dim=1),
-    )
+def check_guidance(text: str) -> str:
+    """The setting with every option written out, as it is stored. Raises: ValueError as :func:`parse_guidance`."""
+    return str(parse_guidance(text))
 
 
-def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two texts (embeddings, mask) as one batch, the shorter padded: (B1 + B2, max L, D) and (B1 + B2, max L).
+def _options(cls: type[Guidance]) -> list[dataclasses.Field[float]]:
+    return [field for field in dataclasses.fields(cls) if field.name != "of"]
 
-    Embeddings and mask take the dtypes of ``first``.
-    """
-    length = max(first[0].shape[1], second[0].shape[1])
-    text_a, mask_a = pad_text(*first, length)
-    text_b, mask_b = pad_text(*second, length)
-    return torch.cat([text_a, text_b.to(text_a.dtype)]), torch.cat([mask_a, mask_b.to(mask_a.dtype)])
+
+def _number(value: float) -> str:
+    """As short as reads back the same."""
+    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
+    """One part of a setting: its name, and its options by name."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", part)
+    if match is None:
+        raise ValueError(f"guidance {text!r}: cannot read {part!r}; expected name or name(option=number, ...)")
+    name, inside = match[1], (match[2] or "").strip()
+    if name not in GUIDANCES:
+        raise ValueError(f"guidance {text!r}: {name!r} is unknown{_nearest(name, list(GUIDANCES))}")
+    known = [field.name for field in _options(GUIDANCES[name])]
+    options: dict[str, float | Guidance] = {}
+    for entry in inside.split(",") if inside else []:
+        option, equals, value = (word.strip() for word in entry.partition("="))
+        if option not in known:
+            raise ValueError(f"guidance {text!r}: {name} has no option {option!r}{_nearest(option, known)}")
+        if option in options:
+            raise ValueError(f"guidance {text!r}: {name} is given {option} twice")
+        try:
+            options[option] = float(value)
+        except ValueError:
+            raise ValueError(f"guidance {text!r}: {option}{equals}{value} of {name} is no number") from None
+    return name, options
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    """The end of an error's line: what was probably meant, and what there is."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(known) or 'none'}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from imagen.diffusion.guidance import null_text
+from imagen.conditions.text import null_text
 from imagen.errors import ConfigError
 from imagen.training.cached import open_cache, read_cache
 from imagen.training.config import RunConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from imagen.conditions.text import drop_text
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
-from imagen.diffusion.guidance import drop_text
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample, x0_from
 from imagen.diffusion.schedules import (

@@ -17,11 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from imagen.cascade.variance import learns_variance
+from imagen.conditions.text import cat_text
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import cat_text
+from imagen.diffusion.guidance import Branch
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.sampling import make_scheduler, sample_loop
 from imagen.diffusion.schedules import timestep_from_t
@@ -127,32 +128,35 @@ class GridMaker:
         text = self.texts(words)
         scale = sampling.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
         scale = 1.0 if text is None else scale
-        copies = 1 if scale == 1 else 2
         z = self._noise((unet.config.in_channels, side, side), "grid", rows)
-        conditions: dict[str, Any] = {}
+        context = None
+        conditions: dict[str, Tensor] = {}
         correct = None
         if text is not None:
             both = (text[0].to(self.dtype), text[1])
-            if copies == 2:
+            if scale != 1:
                 null = self.texts.null(len(words), text[0].shape[-1])
                 both = cat_text((null[0].to(self.dtype), null[1]), both)
-            conditions["context"] = unet(text=both[0], text_mask=both[1])
+            context = unet(text=both[0], text_mask=both[1])
         if lowres is not None:
             level = torch.full((len(words),), sampling.aug_level, dtype=torch.float64, device=self.device)
             noise = self._noise(self.objective.lowres_noise_shape(lowres, z), "grid lowres", rows)
-            low = augment_lowres(
+            conditions["lowres"] = augment_lowres(
                 lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule, stage.lowres_mode
             )
-            conditions["lowres"] = torch.cat([low] * copies)
             if sampling.lowres_consistency:
                 correct = match_lowres(lowres, sampling.lowres_consistency)
-            conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype).repeat(copies)
+            conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype)
 
-        def predict(z: Tensor, timestep: Tensor) -> Tensor:
-            return unet(z, timestep.to(z.dtype), **conditions)
+        def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
+            # classifier-free guidance asks for both halves, or without it for the only one: the context's own rows
+            z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep.to(z.dtype)))
+            given = {name: torch.cat([value] * len(branches)) for name, value in conditions.items()}
+            text = {} if context is None else {"context": context}
+            return tuple(unet(z, timestep, **given, **text).chunk(len(branches)))
 
         x0_fn = make_x0_fn(
-            predict,
+            evaluate,
             prediction_type=stage.prediction_type,
             log_snrs=level_log_snrs(self.scheduler),
             guidance_scale=scale,

@@ -79,8 +79,9 @@ class Gaussian:
     def x0_fn(self, scheduler: Any) -> X0Fn:
         """The contract around a perfect network that predicts what the scheduler's config says."""
         prediction_type = scheduler.config.prediction_type
+        predict = self.network(prediction_type)
         return make_x0_fn(
-            self.network(prediction_type),
+            lambda z, timestep, branches: [predict(z, timestep) for _ in branches],
             prediction_type=prediction_type,
             log_snrs=level_log_snrs(scheduler),
             thresholding=Thresholding("none"),

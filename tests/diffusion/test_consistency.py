@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_named(shape: tuple[int, ...]) -> None:
 
 
 def test_it_comes_after_guidance_and_thresholding() -> None:
-    answers = torch.tensor([0.2, 0.6]).reshape(2, 1, 1, 1)  # without and with text: guided by 3, 1.4, limited to 1
+    answers = {"unconditional": 0.2, "conditional": 0.6}  # guided by 3, 1.4, limited to 1
     seen = []
 
     def correct(x0: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def test_it_comes_after_guidance_and_thresholding() -> None:
         return x0 - 0.25
 
     x0_fn = make_x0_fn(
-        lambda z, timestep: answers.expand(2, 3, 4, 4),
+        lambda z, timestep, branches: [torch.full_like(z, answers[branch]) for branch in branches],
         prediction_type="sample",
         log_snrs=torch.linspace(5, -5, 1000),
         guidance_scale=3.0,

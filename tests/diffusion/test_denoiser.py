@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
-from imagen.diffusion.denoiser import make_x0_fn
+from imagen.diffusion.denoiser import Step, make_x0_fn
+from imagen.diffusion.guidance import CFG, Branch, Guidance, Guide, Wrapper
 from imagen.diffusion.parameterization import PREDICTION_TYPES, training_target, x0_from
 from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
 from imagen.diffusion.thresholding import Thresholding, threshold
@@ -25,33 +28,35 @@ def test_it_recovers_x0_from_every_form(prediction_type: str) -> None:
     timestep = torch.tensor([100.0, 750.0])
     alpha, sigma = (c[:, None, None, None] for c in alpha_sigma(LOG_SNRS[timestep.long()]))
     target = training_target(prediction_type, x0, eps, alpha, sigma)
-    x0_fn = make_x0_fn(lambda z, t: target, prediction_type=prediction_type, log_snrs=LOG_SNRS, thresholding=NONE)
+    x0_fn = make_x0_fn(lambda z, t, b: [target], prediction_type=prediction_type, log_snrs=LOG_SNRS, thresholding=NONE)
     x0_out, variance = x0_fn(alpha * x0 + sigma * eps, timestep)
     torch.testing.assert_close(x0_out, x0, rtol=0, atol=1e-12)
     assert variance is None
 
 
-def test_a_scale_of_one_computes_no_unconditional_half() -> None:
-    rows = []
+def test_a_scale_of_one_computes_no_unconditional_branch() -> None:
+    asked = []
 
-    def predict(z: Tensor, timestep: Tensor) -> Tensor:
-        rows.append((len(z), len(timestep)))
-        return z
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
+        asked.append((len(z), len(timestep), branches))
+        return [z] * len(branches)
 
     for scale in (1.0, 3.0):
-        make_x0_fn(predict, prediction_type="sample", log_snrs=LOG_SNRS, guidance_scale=scale)(
+        make_x0_fn(evaluate, prediction_type="sample", log_snrs=LOG_SNRS, guidance_scale=scale)(
             noise(2, 3, 4, 4), torch.full((2,), 9.0)
         )
-    assert rows == [(2, 2), (4, 4)]
+    assert asked == [(2, 2, ("conditional",)), (2, 2, ("unconditional", "conditional"))]
 
 
-def test_the_second_half_is_the_conditional_one() -> None:
-    def predict(z: Tensor, timestep: Tensor) -> Tensor:
-        assert torch.equal(z[:2], z[2:])
-        assert torch.equal(timestep[:2], timestep[2:])
-        return torch.cat([torch.full_like(z[:2], 1.0), torch.full_like(z[:2], 3.0)])
-
-    x0_fn = make_x0_fn(predict, prediction_type="sample", log_snrs=LOG_SNRS, guidance_scale=5.0, thresholding=NONE)
+def test_the_two_branches_take_their_places_in_equation_two() -> None:
+    answers = {"unconditional": 1.0, "conditional": 3.0}
+    x0_fn = make_x0_fn(
+        lambda z, t, branches: [torch.full_like(z, answers[branch]) for branch in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance_scale=5.0,
+        thresholding=NONE,
+    )
     x0, _ = x0_fn(noise(2, 3, 4, 4), torch.full((2,), 9.0))
     assert torch.equal(x0, torch.full_like(x0, 5 * 3 - 4 * 1))
 
@@ -64,7 +69,11 @@ def test_thresholding_acts_on_the_guided_x0() -> None:
     guided = x0_from("epsilon", 4 * halves[2:] - 3 * halves[:2], z, alpha, sigma)
     for setting in (None, Thresholding("static"), Thresholding("dynamic", 0.9, 1.5)):
         x0_fn = make_x0_fn(
-            lambda z, t: halves, prediction_type="epsilon", log_snrs=LOG_SNRS, guidance_scale=4.0, thresholding=setting
+            lambda z, t, b: halves.chunk(2),
+            prediction_type="epsilon",
+            log_snrs=LOG_SNRS,
+            guidance_scale=4.0,
+            thresholding=setting,
         )
         used = setting or Thresholding("dynamic", 0.995)
         expected = threshold(guided, used.kind, used.p, used.cap)
@@ -76,11 +85,8 @@ def test_the_learned_variance_is_the_conditional_halfs_and_unguided(scale: float
     z = noise(2, 3, 4, 4)
     output = noise(1, 4, 6, 4, 4)[0]
 
-    def predict(z: Tensor, timestep: Tensor) -> Tensor:
-        return output[-len(z) :]
-
     x0_fn = make_x0_fn(
-        predict,
+        lambda z, t, branches: output.chunk(2)[-len(branches) :],
         prediction_type="sample",
         log_snrs=LOG_SNRS,
         guidance_scale=scale,
@@ -93,17 +99,104 @@ def test_the_learned_variance_is_the_conditional_halfs_and_unguided(scale: float
     torch.testing.assert_close(x0, scale * output[2:, :3] + (1 - scale) * output[:2, :3], rtol=0, atol=1e-12)
 
 
+@dataclass(frozen=True)
+class Towards(Wrapper):
+    """A step down the gradient, through the network, of half the squared distance to a grey value."""
+
+    value: float = 0.25
+
+    @property
+    def gradient(self) -> bool:
+        return True
+
+    def start(self, scale: float) -> Guide:
+        inner = self.of.start(scale)
+
+        def towards(step: Step) -> Tensor:
+            x0 = inner(step)
+            (gradient,) = torch.autograd.grad((x0 - self.value).square().sum() / 2, step.z)
+            return x0 - gradient
+
+        return towards
+
+
+def test_a_guidance_differentiates_through_the_network_where_gradients_are_off() -> None:
+    """Of x0 = 3 z (1.5 z guided by 3 from 0.75 z) the gradient of the distance is 3 (3 z - value)."""
+    z = noise(2, 3, 4, 4)
+
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
+        return [{"unconditional": 0.75, "conditional": 1.5}[branch] * torch.cat([z, z], 1) for branch in branches]
+
+    def run(guidance: Guidance) -> tuple[Tensor, Tensor | None]:
+        return make_x0_fn(
+            evaluate,
+            prediction_type="sample",
+            log_snrs=LOG_SNRS,
+            guidance=guidance,
+            guidance_scale=3.0,
+            thresholding=NONE,
+            learned_variance=True,
+        )(z, torch.full((2,), 9.0))
+
+    with torch.no_grad():
+        x0, variance = run(Towards(CFG(), value=0.25))
+        torch.testing.assert_close(x0, 3 * z - 3 * (3 * z - 0.25), rtol=0, atol=1e-12)
+        assert variance is not None
+        assert not x0.requires_grad
+        assert not variance.requires_grad
+        assert not z.requires_grad
+    z.requires_grad_()
+    assert run(CFG())[0].requires_grad  # who samples with gradients keeps them
+
+
+def test_thresholding_comes_after_every_guidance() -> None:
+    x0_fn = make_x0_fn(
+        lambda z, t, branches: [0 * z + 0.9 for _ in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance=Louder(CFG()),
+        guidance_scale=3.0,
+        thresholding=Thresholding("static"),
+    )
+    assert (x0_fn(noise(2, 3, 4, 4), torch.full((2,), 9.0)).x0 == 1).all()
+
+
+@dataclass(frozen=True)
+class Louder(Wrapper):
+    """Ten times what another guidance makes."""
+
+    def start(self, scale: float) -> Guide:
+        inner = self.of.start(scale)
+        return lambda step: 10 * inner(step)
+
+
+def test_a_branch_is_evaluated_once_a_step() -> None:
+    """What a guidance asks again, or the learned variance needs, is kept; the rest is asked in one call."""
+    asked: list[tuple[Branch, ...]] = []
+
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
+        asked.append(branches)
+        return [z] * len(branches)
+
+    z = noise(1, 3, 4, 4)
+    step = Step(evaluate, 3, "sample", z, torch.tensor([9.0]), torch.tensor([1.0]))
+    step.evaluate("conditional")
+    assert len(step.evaluate("weak", "conditional", "unconditional")) == 3
+    step.evaluate("weak")
+    assert asked == [("conditional",), ("weak", "unconditional")]
+
+
 def test_the_boundary_is_in_the_dtype_of_z() -> None:
-    x0_fn = make_x0_fn(lambda z, t: z.bfloat16(), prediction_type="v_prediction", log_snrs=LOG_SNRS)
+    x0_fn = make_x0_fn(lambda z, t, b: [z.bfloat16()], prediction_type="v_prediction", log_snrs=LOG_SNRS)
     assert x0_fn(noise(1, 3, 4, 4).float(), torch.tensor([5.0])).x0.dtype == torch.float32
 
 
 def test_errors() -> None:
     for scale in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not finite"):
-            make_x0_fn(lambda z, t: z, prediction_type="sample", log_snrs=LOG_SNRS, guidance_scale=scale)
+            make_x0_fn(lambda z, t, b: [z], prediction_type="sample", log_snrs=LOG_SNRS, guidance_scale=scale)
     with pytest.raises(ValueError, match="'x0' is unknown"):
-        make_x0_fn(lambda z, t: z, prediction_type="x0", log_snrs=LOG_SNRS)
-    x0_fn = make_x0_fn(lambda z, t: torch.cat([z, z], 1), prediction_type="sample", log_snrs=LOG_SNRS)
+        make_x0_fn(lambda z, t, b: [z], prediction_type="x0", log_snrs=LOG_SNRS)
+    x0_fn = make_x0_fn(lambda z, t, b: [torch.cat([z, z], 1)], prediction_type="sample", log_snrs=LOG_SNRS)
     with pytest.raises(ValueError, match="learned_variance=True"):
         x0_fn(noise(1, 3, 4, 4), torch.tensor([5.0]))

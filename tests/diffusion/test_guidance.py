@@ -1,13 +1,66 @@
-"""Classifier-free guidance: equation 2 in every form, and what a dropped caption is."""
+"""Guidance: equation 2 in every form, each guidance's closed forms and limits, and the setting that chooses one."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
-from imagen.diffusion.guidance import cat_text, drop_text, guide, null_text, pad_text
-from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, x0_from
-from imagen.diffusion.schedules import alpha_sigma
+from imagen.diffusion.denoiser import X0Fn, make_x0_fn
+from imagen.diffusion.guidance import (
+    CFG,
+    GUIDANCES,
+    Branch,
+    Guidance,
+    Guide,
+    Interval,
+    Wrapper,
+    branches,
+    check_guidance,
+    guide,
+    parse_guidance,
+)
+from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, training_target, x0_from
+from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
+from imagen.diffusion.thresholding import Thresholding
+
+LOG_SNRS = log_snr_from_betas(trained_betas(CosineSchedule()))
+
+
+class Network:
+    """Another answer to every z and branch; a picture's answer is its own. Notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Branch, ...]] = []
+
+    def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
+        self.asked.append(branches)
+        turned = {"conditional": z.sin(), "unconditional": z.flip(-1).cos(), "weak": 0.5 * z.flip(-2).sin()}
+        return [turned[branch] for branch in branches]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def run(
+    guidance: Guidance | str, scale: float = 4.0, network: Network | None = None, prediction_type: str = "v_prediction"
+) -> X0Fn:
+    return make_x0_fn(
+        network or Network(),
+        prediction_type=prediction_type,
+        log_snrs=LOG_SNRS,
+        guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
+        guidance_scale=scale,
+        thresholding=Thresholding("none"),
+    )
+
+
+Z, TIMESTEP = noise(3, 3, 4, 4), torch.full((3,), 500.0)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -41,53 +94,202 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
         guide(cond, uncond, torch.tensor([1.0, 2.0]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_a_dropped_text_is_one_zero_token_whatever_its_length(dtype: torch.dtype) -> None:
-    text = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).to(dtype)
-    before = text.clone(), mask.clone()
-    out, out_mask = drop_text(text, mask, torch.tensor([True, True, False]))
-    one = torch.tensor([1, 0, 0, 0, 0]).to(dtype)
-    for row in (0, 1):
-        assert torch.equal(out[row], torch.zeros(5, 2))
-        assert torch.equal(out_mask[row], one)
-    assert torch.equal(out[2], text[2])
-    assert torch.equal(out_mask[2], mask[2])
-    assert out_mask.dtype == dtype
-    assert torch.equal(text, before[0])
-    assert torch.equal(mask, before[1])
+# --- what holds for every guidance ------------------------------------------------------------------------------------
+
+EVERY = ["cfg", "interval(low=-1, high=2)"]
 
 
-def test_training_and_sampling_drop_the_same_text() -> None:
-    """What attention may see of a dropped row is what null_text holds."""
-    text, mask = drop_text(torch.ones(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), torch.tensor([True]))
-    null, null_mask = null_text(1, 3)
-    assert torch.equal(text[mask], null[null_mask])
-    assert null.shape == (1, 1, 3)
-    assert null_mask.dtype == torch.bool
+def test_every_guidance_is_tested() -> None:
+    assert {name for text in EVERY for name in GUIDANCES if name in text} == set(GUIDANCES)
 
 
-def test_a_text_with_nan_is_dropped_too() -> None:
-    text, _ = drop_text(torch.full((1, 2, 2), float("nan")), torch.ones(1, 2), torch.tensor([True]))
-    assert torch.equal(text, torch.zeros(1, 2, 2))
+@pytest.mark.parametrize("text", EVERY)
+def test_it_evaluates_what_it_says_in_one_call(text: str) -> None:
+    network = Network()
+    run(text, network=network)(Z, TIMESTEP)
+    assert network.asked == [parse_guidance(text).branches]
+    assert branches(parse_guidance(text), 4.0) == parse_guidance(text).branches
 
 
-def test_halves_of_different_length_are_stacked() -> None:
-    text, mask = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.int64)
-    both, both_mask = cat_text(null_text(2, 3), (text, mask))
-    assert both.shape == (4, 4, 3)
-    assert torch.equal(both[2:], text)
-    assert both_mask[:2].tolist() == [[True, False, False, False]] * 2
-    assert both_mask[2:].all()
-    again, again_mask = cat_text((text, mask), null_text(2, 3, dtype=torch.float64))
-    assert again.dtype == torch.float32
-    assert again_mask.dtype == torch.int64
+@pytest.mark.parametrize("text", EVERY)
+def test_a_scale_of_one_is_off(text: str) -> None:
+    """To the bit, and one evaluation."""
+    network = Network()
+    x0 = run(text, scale=1.0, network=network)(Z, TIMESTEP).x0
+    assert network.asked == [("conditional",)] == [branches(parse_guidance(text), 1.0)]
+    assert torch.equal(x0, run("cfg", scale=1.0)(Z, TIMESTEP).x0)
 
 
-def test_errors_name_the_shapes() -> None:
-    with pytest.raises(ValueError, match="expected \\(B, L, D\\)"):
-        drop_text(torch.zeros(2, 3, 4), torch.zeros(2, 4), torch.zeros(2))
-    with pytest.raises(ValueError, match="no token"):
-        drop_text(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2))
-    with pytest.raises(ValueError, match="more than length=2"):
-        pad_text(torch.zeros(1, 3, 4), torch.ones(1, 3), 2)
+@pytest.mark.parametrize("text", EVERY)
+def test_a_picture_does_not_depend_on_its_batch_at_any_step(text: str) -> None:
+    together, alone = run(text), [run(text) for _ in Z]
+    for number, level in enumerate((900.0, 500.0, 100.0)):
+        z = noise(3, 3, 4, 4, seed=number)
+        x0 = together(z, torch.full((3,), level)).x0
+        for index, x0_fn in enumerate(alone):
+            one = x0_fn(z[index : index + 1], torch.tensor([level])).x0
+            torch.testing.assert_close(x0[index : index + 1], one, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_every_run_starts_anew(text: str) -> None:
+    settings = parse_guidance(text)
+    first, again = (run(settings) for _ in range(2))
+    made = [first(noise(3, 3, 4, 4, seed=seed), TIMESTEP).x0 for seed in range(3)]
+    for seed, x0 in enumerate(made):
+        assert torch.equal(again(noise(3, 3, 4, 4, seed=seed), TIMESTEP).x0, x0)
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_what_the_network_predicts_makes_no_difference(text: str) -> None:
+    """The same network in three forms: its x0, eps and v of one z."""
+    made = []
+    for form in PREDICTION_TYPES:
+        alpha, sigma = (value.reshape(-1, 1, 1, 1) for value in alpha_sigma(LOG_SNRS[TIMESTEP.long()]))
+
+        class Form(Network):
+            def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
+                pictures = super().__call__(z, timestep, branches)
+                return [training_target(form, x0, (z - alpha * x0) / sigma, alpha, sigma) for x0 in pictures]  # noqa: B023
+
+        made.append(run(text, network=Form(), prediction_type=form)(Z, TIMESTEP).x0)
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-11)
+    torch.testing.assert_close(made[2], made[0], rtol=0, atol=1e-11)
+
+
+# --- interval ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_guides_inside_and_costs_one_evaluation_outside() -> None:
+    """Timestep 500 has log-SNR near 0; both limits are inside, and what is just beyond them is not."""
+    level = float(LOG_SNRS[500])
+    plain, off = run("cfg")(Z, TIMESTEP).x0, run("cfg", scale=1.0)(Z, TIMESTEP).x0
+    for low, high, guided in (
+        (-100.0, 100.0, True),
+        (level, level + 1, True),
+        (level - 1, level, True),
+        (level + 1e-9, 100.0, False),
+        (-100.0, level - 1e-9, False),
+    ):
+        network = Network()
+        x0 = run(Interval(CFG(), low, high), network=network)(Z, TIMESTEP).x0
+        assert torch.equal(x0, plain if guided else off)
+        assert network.asked == [("unconditional", "conditional") if guided else ("conditional",)]
+
+
+def test_an_interval_looks_at_each_picture() -> None:
+    timestep = torch.tensor([900.0, 500.0, 100.0])
+    x0 = run("interval(low=-1, high=2)")(Z, timestep).x0
+    assert torch.equal(x0[1], run("cfg")(Z, timestep).x0[1])
+    assert torch.equal(x0[::2], run("cfg", scale=1.0)(Z, timestep).x0[::2])
+
+
+def test_an_interval_is_a_share_of_sigma() -> None:
+    """The conversion that its description gives."""
+    for sigma_over_alpha, log_snr in ((1.61, -0.95), (0.19, 3.32)):
+        alpha, sigma = alpha_sigma(torch.tensor(log_snr))
+        assert abs(float(sigma / alpha) / sigma_over_alpha - 1) < 0.01
+
+
+# --- the setting ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shift(Wrapper):
+    """A number added to what another guidance makes."""
+
+    by: float = 0.5
+
+    def start(self, scale: float) -> Guide:
+        inner = self.of.start(scale)
+        return lambda step: inner(step) + self.by
+
+
+@dataclass(frozen=True)
+class Double(Wrapper):
+    """Twice what another guidance makes."""
+
+    def start(self, scale: float) -> Guide:
+        inner = self.of.start(scale)
+        return lambda step: 2 * inner(step)
+
+
+@pytest.fixture
+def more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two more guidances: a class and a line each."""
+    monkeypatch.setitem(GUIDANCES, "shift", Shift)
+    monkeypatch.setitem(GUIDANCES, "double", Double)
+
+
+@pytest.mark.usefixtures("more")
+def test_the_first_part_acts_last() -> None:
+    plain = run("cfg")(Z, TIMESTEP).x0
+    assert torch.equal(run("double+shift(by=3)+cfg")(Z, TIMESTEP).x0, 2 * (plain + 3))
+    assert torch.equal(run("shift(by=3)+double")(Z, TIMESTEP).x0, 2 * plain + 3)
+
+
+@pytest.mark.usefixtures("more")
+def test_a_setting_reads_back_what_it_writes() -> None:
+    for text, made in (
+        ("cfg", CFG()),
+        (" shift ( by = -1e+3 ) + cfg ", Shift(CFG(), by=-1000)),
+        ("shift", Shift(CFG(), by=0.5)),
+        ("double()+shift(by=0.1)", Double(Shift(CFG(), by=0.1))),
+        ("shift(by=1e+300)", Shift(CFG(), by=1e300)),
+        ("shift(by=inf)", Shift(CFG(), by=float("inf"))),
+    ):
+        assert parse_guidance(text) == made
+        assert parse_guidance(str(made)) == made
+        assert check_guidance(check_guidance(text)) == check_guidance(text) == str(made)
+    assert check_guidance("double+shift(by=-2)") == "double+shift(by=-2)+cfg"
+
+
+@pytest.mark.usefixtures("more")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read ''; expected name"),
+        ("cfg+", "cannot read ''"),
+        ("cfg)", "cannot read 'cfg\\)'"),
+        ("shift(by=1", "cannot read"),
+        ("cgf", "'cgf' is unknown; did you mean 'cfg'\\? known: "),
+        ("zzz", "'zzz' is unknown; known: "),
+        ("shift(bye=1)", "shift has no option 'bye'; did you mean 'by'\\? known: by"),
+        ("shift(of=1)", "shift has no option 'of'"),
+        ("cfg(scale=7)", "cfg has no option 'scale'; known: none"),
+        ("shift(by=big)", "by=big of shift is no number"),
+        ("shift(by)", "by of shift is no number"),
+        ("shift(by=1, by=2)", "shift is given by twice"),
+        ("cfg+shift", "cfg combines the branches and stands last"),
+        ("cfg+cfg", "cfg combines the branches and stands last"),
+        ("shift+double+shift", "has shift twice"),
+        ("shift+interval(low=0)+cfg", "interval decides when the rest acts and stands first"),
+        ("shift+double+interval(low=0)", "interval decides when the rest acts and stands first"),
+        ("interval(low=0)+interval(high=2)", "has interval twice"),
+        ("interval", "not both infinite"),
+        ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
+        ("interval(low=nan)", "expected low < high"),
+        (7, "guidance is 7; expected a text"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_the_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        check_guidance(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_in_the_table_are_those_that_a_setting_writes() -> None:
+    for name in GUIDANCES:
+        assert any(str(parse_guidance(text)).startswith(name) for text in EVERY)
+
+
+def test_the_setting_is_checked_without_torch() -> None:
+    code = f"""
+import sys
+from imagen.diffusion.guidance import check_guidance
+for text in {EVERY!r}:
+    check_guidance(text)
+sys.exit(sorted({{"torch", "numpy"}} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,70 @@
+"""Text as a condition: no text, dropped texts, and batches of texts of different length.
+
+"No text" is one zero token that attention may see, in training and in sampling, whatever the prompt's length. The paper
+zeroes the embeddings (sections 2.2 and 4.1); that it is one token is our choice, so that the null half does not depend
+on padding.
+
+A text is a pair (B, L, D) embeddings, (B, L) mask with 1 (True) at real tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def null_text(
+    batch: int, dim: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """The text of the unconditional half: one zero token. (batch, 1, dim) zeros and a (batch, 1) bool mask of ones."""
+    return torch.zeros(batch, 1, dim, device=device, dtype=dtype), torch.ones(batch, 1, device=device, dtype=torch.bool)
+
+
+def drop_text(text: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace the texts of the rows in ``drop`` by no text: all zeros, of which only the first token is unmasked.
+
+    Args:
+        text: (B, L, D), L at least 1.
+        mask: (B, L), 1 = real token, any dtype.
+        drop: (B,) bool, rows to drop (10 % of the training rows in the paper, section 4.1).
+
+    Returns:
+        text and mask of the same shapes and dtypes; the inputs are left alone.
+
+    Raises:
+        ValueError: shapes that do not fit, or a text without any token.
+    """
+    if text.ndim != 3 or mask.shape != text.shape[:2] or drop.shape != text.shape[:1]:
+        raise ValueError(
+            f"text {tuple(text.shape)}, mask {tuple(mask.shape)}, drop {tuple(drop.shape)}: "
+            "expected (B, L, D), (B, L), (B,)"
+        )
+    if text.shape[1] == 0:
+        raise ValueError("text has no token (L = 0); expected at least one, null_text makes one")
+    rows = drop.to(torch.bool)
+    null_mask = torch.zeros_like(mask)
+    null_mask[:, 0] = 1
+    return text.masked_fill(rows[:, None, None], 0), torch.where(rows[:, None], null_mask, mask)
+
+
+def pad_text(text: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Append masked zero tokens up to ``length``: (B, length, D) and (B, length). Raises ValueError if it is longer."""
+    missing = length - text.shape[1]
+    if missing < 0:
+        raise ValueError(f"text has {text.shape[1]} tokens, more than length={length}; trim it first")
+    batch, _, dim = text.shape
+    return (
+        torch.cat([text, text.new_zeros(batch, missing, dim)], dim=1),
+        torch.cat([mask, mask.new_zeros(batch, missing)], dim=1),
+    )
+
+
+def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two texts (embeddings, mask) as one batch, the shorter padded: (B1 + B2, max L, D) and (B1 + B2, max L).
+
+    Embeddings and mask take the dtypes of ``first``.
+    """
+    length = max(first[0].shape[1], second[0].shape[1])
+    text_a, mask_a = pad_text(*first, length)
+    text_b, mask_b = pad_text(*second, length)
+    return torch.cat([text_a, text_b.to(text_a.dtype)]), torch.cat([mask_a, mask_b.to(mask_a.dtype)])
