@@ -7,8 +7,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel
-from .network import ConditionedUNet, ConditioningOptions, LevelText
+from .blocks import BlockOptions, DownLevel, Level, LevelText, MidLevel, UpLevel
+from .network import ConditionedUNet, ConditioningOptions
 
 
 class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
@@ -146,7 +146,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     def _levels(self) -> list[Level]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]  # type: ignore[list-item]
 
-    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText) -> Tensor:
+    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None) -> Tensor:
         x = self.conv_in(x)
         skips: tuple[Tensor, ...] = (x,)
         start = 0
@@ -154,14 +154,14 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             part = text.take(start, len(level.attentions))
             start += len(level.attentions)
             if isinstance(level, DownLevel):
-                x, made = self._run(level, x, emb, (), part)
+                x, made = self._run(level, x, emb, (), part, seeds)
                 skips += made
             elif isinstance(level, UpLevel):
                 count = len(level.resnets)
-                x = self._run(level, x, emb, skips[-count:], part)
+                x = self._run(level, x, emb, skips[-count:], part, seeds)
                 skips = skips[:-count]
             else:
-                x = self._run(level, x, emb, (), part)
+                x = self._run(level, x, emb, (), part, seeds)
         return x
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
+from .dropout import RowDropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
 
@@ -64,6 +65,8 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         check_positive(norm_groups=self.norm_groups, head_dim=self.head_dim)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not self.residual_scale > 0:  # nan, too
             raise ValueError(f"residual_scale must be above 0, got {self.residual_scale}; 1 leaves the sums alone")
 
@@ -89,20 +92,20 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(options.emb_dim, 2 * out_channels)
         self.norm2 = nn.GroupNorm(options.norm_groups, out_channels, eps=options.norm_eps)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = RowDropout(options.dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         wanted = in_channels != out_channels or options.shortcut_conv == "always"
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if wanted else None
         if self.conv_shortcut is not None and in_channels == out_channels:
             start_as_identity(self.conv_shortcut, options.residual_scale)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C_in, H, W), emb (B, emb_dim) after its activation -> (B, C_out, H', W')."""
+    def forward(self, x: Tensor, emb: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """x (B, C_in, H, W), emb (B, emb_dim) after its activation, seeds (B,) of dropout -> (B, C_out, H', W')."""
         hidden = self._resample(self.nonlinearity(self.norm1(x)))
         hidden = self.conv1(hidden)
         scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
         hidden = self.nonlinearity(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
-        hidden = self.conv2(self.dropout(hidden))
+        hidden = self.conv2(self.dropout(hidden, seeds))
         x = self._resample(x)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
@@ -129,13 +132,25 @@ def make_attention(channels: int, options: BlockOptions) -> Attention:
     )
 
 
+class LevelText(NamedTuple):
+    """What levels get of the text: states (B, L, D) to project, or keys and values projected before; and the mask."""
+
+    states: Tensor | None = None
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
+    mask: Tensor | None = None
+
+    def take(self, start: int, count: int) -> "LevelText":
+        """The part of attention layers start, ..., start + count - 1."""
+        return LevelText(self.states, self.keys_values[start : start + count], self.mask)
+
+
 class Level(nn.Module):
     """Base of the parts that a U-Net runs in turn: residual blocks, each followed by its attention where there is one.
 
-    A level is called in two ways. ``level(x, emb, skips, text, kv, mask)`` runs it; ``level(None, text=..., mask=...)``
-    returns the keys and values of its attention layers. Both pass through ``forward``, so sharding and offload hooks
-    placed on a level see every use of its weights. ``checkpointed`` says whether gradient checkpointing, once enabled
-    for the network, acts on it.
+    A level is called in two ways. ``level(x, emb, skips, text, kv, mask, seeds)`` runs it;
+    ``level(None, text=..., mask=...)`` returns the keys and values of its attention layers. Both pass
+    through ``forward``, so sharding and offload hooks placed on a level see every use of its weights. ``checkpointed``
+    says whether gradient checkpointing, once enabled for the network, acts on it.
     """
 
     def __init__(self) -> None:
@@ -178,16 +193,17 @@ class DownLevel(Level):
         text: Tensor | None = None,
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Any:
         """Returns (x, skips of this level)."""
         if x is None:
             return self.keys_values(text, mask)
         made = []
         for index, resnet in enumerate(self.resnets):
-            x = self.attend(index, resnet(x, emb), text, kv, mask)
+            x = self.attend(index, resnet(x, emb, seeds), text, kv, mask)
             made.append(x)
         for downsampler in self.downsamplers:
-            x = downsampler(x, emb)
+            x = downsampler(x, emb, seeds)
             made.append(x)
         return x, tuple(made)
 
@@ -209,12 +225,13 @@ class MidLevel(Level):
         text: Tensor | None = None,
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Any:
         """Returns x."""
         if x is None:
             return self.keys_values(text, mask)
-        x = self.resnets[0](x, emb)
-        return self.resnets[1](self.attend(0, x, text, kv, mask), emb)
+        x = self.resnets[0](x, emb, seeds)
+        return self.resnets[1](self.attend(0, x, text, kv, mask), emb, seeds)
 
 
 class UpLevel(Level):
@@ -246,12 +263,13 @@ class UpLevel(Level):
         text: Tensor | None = None,
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Any:
         """Returns x; ``skips`` are this level's, in the order they were made."""
         if x is None:
             return self.keys_values(text, mask)
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb), text, kv, mask)
+            x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb, seeds), text, kv, mask)
         for upsampler in self.upsamplers:
-            x = upsampler(x, emb)
+            x = upsampler(x, emb, seeds)
         return x

@@ -11,8 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .attention import Attention
-from .blocks import BlockOptions, Level, ResnetBlock, check_positive
-from .network import ConditionedUNet, ConditioningOptions, LevelText
+from .blocks import BlockOptions, Level, LevelText, ResnetBlock, check_positive
+from .network import ConditionedUNet, ConditioningOptions
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class DBlock(Level):
         text: Tensor | None = None,
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Any:
         """x (B, C, H, W) -> (x (B, C', H/stride, W/stride), its skips); with x None see :class:`Level`."""
         if x is None:
@@ -89,7 +90,7 @@ class DBlock(Level):
         x = self.conv(x)
         made = []
         for resnet in self.resnets:
-            x = resnet(x, emb)
+            x = resnet(x, emb, seeds)
             made.append(x)
         x = self.attend(0, x, text, kv, mask)
         made[-1] = x
@@ -133,6 +134,7 @@ class UBlock(Level):
         text: Tensor | None = None,
         kv: Sequence[Any] = (),
         mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Any:
         """x (B, C, H, W) -> (B, C', H*stride, W*stride); no skips at the lowest block; x None: see :class:`Level`."""
         if x is None:
@@ -142,7 +144,7 @@ class UBlock(Level):
                 x = torch.cat([x, skips[-1 - index]], dim=1)
             elif index == 0 and skips:
                 x = join(x, skips[0], self.skip, self.residual_scale)
-            x = resnet(x, emb)
+            x = resnet(x, emb, seeds)
         return self.conv(self.attend(0, x, text, kv, mask))
 
 
@@ -278,7 +280,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     def _levels(self) -> list[Level]:
         return [*self.down_blocks, *self.up_blocks]  # type: ignore[list-item]
 
-    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText) -> Tensor:
+    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None) -> Tensor:
         stem = x = self.conv_in(x)
         skips: list[tuple[Tensor, ...]] = []
         start = 0
@@ -286,12 +288,12 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             part = text.take(start, len(level.attentions))
             start += len(level.attentions)
             if isinstance(level, DBlock):
-                x, made = self._run(level, x, emb, (), part)
+                x, made = self._run(level, x, emb, (), part, seeds)
                 skips.append(made)
             else:
                 taken = skips.pop()
                 lowest = len(skips) == len(self.down_blocks) - 1 and self.skip != "concat_each"
-                x = self._run(level, x, emb, () if lowest else taken, part)
+                x = self._run(level, x, emb, () if lowest else taken, part, seeds)
         # the stem is the last skip (ours: the paper's figure of the whole network is not explicit)
         return join(x, stem, self.skip, self.residual_scale)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Level, activation, check_positive, zero_init
+from .blocks import Level, LevelText, activation, check_positive, zero_init
 from .conditioning import (
     TextContext,
     TextPooling,
@@ -18,18 +18,7 @@ from .conditioning import (
     sinusoids,
     trim,
 )
-
-
-class LevelText(NamedTuple):
-    """What levels get of the text: states (B, L, D) to project, or keys and values projected before; and the mask."""
-
-    states: Tensor | None = None
-    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
-    mask: Tensor | None = None
-
-    def take(self, start: int, count: int) -> "LevelText":
-        """The part of attention layers start, ..., start + count - 1."""
-        return LevelText(self.states, self.keys_values[start : start + count], self.mask)
+from .dropout import number_layers
 
 
 @dataclass(frozen=True)
@@ -82,6 +71,12 @@ def coordinates(x: Tensor) -> Tensor:
     axes = [(torch.arange(n, device=x.device, dtype=torch.float32) * 2 + 1) / n - 1 for n in (height, width)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     return grid.to(x.dtype).expand(batch, -1, -1, -1)
+
+
+def first_of(context: TextContext | None) -> Tensor | None:
+    """A tensor of the context, to read its batch from."""
+    parts = () if context is None else (context.pooled, *context.keys[:1])
+    return next((part for part in parts if part is not None), None)
 
 
 class ConditionedUNet(nn.Module):
@@ -137,6 +132,7 @@ class ConditionedUNet(nn.Module):
             raise ValueError(f"head_channels {width} is not divisible by norm_groups {norm_groups}; choose a multiple")
         self.conv_norm_out = nn.GroupNorm(norm_groups, width)
         self.conv_act = activation(options.activation)
+        number_layers(self)
         self.conv_out = zero_init(nn.Conv2d(width, out_channels * options.patch_size**2, 3, padding=1))
 
     def _output(self, x: Tensor) -> Tensor:
@@ -150,7 +146,7 @@ class ConditionedUNet(nn.Module):
         """The levels in the order they run."""
         raise TypeError(f"{type(self).__name__} does not say what its levels are")
 
-    def _denoise(self, x: Tensor, emb: Tensor, text: "LevelText") -> Tensor:
+    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None) -> Tensor:
         """x (B, C, h, w) after the stem -> (B, C', h, w) of the last level."""
         raise TypeError(f"{type(self).__name__} does not say how it denoises")
 
@@ -164,6 +160,7 @@ class ConditionedUNet(nn.Module):
         text_mask: Tensor | None = None,
         lowres: Tensor | None = None,
         aug_timestep: Tensor | float | None = None,
+        dropout_seeds: Tensor | None = None,
     ) -> Any:
         """The network's only entry point. What it returns depends on what it is given:
 
@@ -180,6 +177,8 @@ class ConditionedUNet(nn.Module):
             text_mask: (B, L), 1 at real tokens; None: all are real. Padding changes nothing.
             lowres: (B, lowres_channels, H, W) low-resolution image, noised and resized to the sample's size.
             aug_timestep: (B,) or a number in [0, 1000): the level of that noise.
+            dropout_seeds: (B,) int64, which alone decide what dropout drops of each picture; None: torch's generator
+                does. Nothing is dropped in evaluation.
 
         Returns:
             (B, out_channels, H, W) in the sample's dtype, or a TextContext.
@@ -196,7 +195,7 @@ class ConditionedUNet(nn.Module):
             raise ValueError("sample was given without timestep; give a number in [0, 1000) or one per image")
         if self.options.text_dim is not None and (text is None) == (context is None):
             raise ValueError("give exactly one of context= and text= (or build the network with text_dim=None)")
-        self._check_batch(sample, text, context, lowres)
+        self._check_batch(sample, text=text, context=first_of(context), lowres=lowres, dropout_seeds=dropout_seeds)
         x = self._stem(sample, lowres)
         emb = self._embed_time(self.time_embedding, timestep, x)
         if self.class_embedding is not None:
@@ -213,7 +212,7 @@ class ConditionedUNet(nn.Module):
             emb = emb + pooled.to(emb.dtype)
         # every residual block starts with this activation of the embedding, so it is applied once for all
         emb = self.emb_act(emb)
-        out = self._output(self._denoise(x, emb, states)).to(sample.dtype)
+        out = self._output(self._denoise(x, emb, states, dropout_seeds)).to(sample.dtype)
         return out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
 
     def _check_text(self, text: Tensor | None, context: TextContext | None) -> None:
@@ -229,16 +228,12 @@ class ConditionedUNet(nn.Module):
         if text.shape[-1] != width:
             raise ValueError(f"text has width {text.shape[-1]}, this network expects text_dim {width}")
 
-    def _check_batch(
-        self, sample: Tensor, text: Tensor | None, context: TextContext | None, lowres: Tensor | None
-    ) -> None:
+    def _check_batch(self, sample: Tensor, **given: Tensor | None) -> None:
         """What is given for each picture is given for as many; and pictures are what noise can be taken off."""
         if sample.ndim != 4 or not sample.is_floating_point():
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)} and dtype {sample.dtype}; give (B, C, H, W) floats"
             )
-        parts = [] if context is None else [context.pooled, *context.keys[:1]]
-        given = {"text": text, "context": next((part for part in parts if part is not None), None), "lowres": lowres}
         for name, tensor in given.items():
             if tensor is not None and tensor.shape[0] != sample.shape[0]:
                 raise ValueError(
@@ -250,7 +245,7 @@ class ConditionedUNet(nn.Module):
         pairs = [pair for level in self._levels() for pair in level(None, text=states.states, mask=states.mask)]
         return TextContext(pooled, tuple(k for k, _ in pairs), tuple(v for _, v in pairs), states.mask)
 
-    def _read_text(self, text: Tensor, mask: Tensor | None, sync: bool) -> tuple[Tensor | None, "LevelText"]:
+    def _read_text(self, text: Tensor, mask: Tensor | None, sync: bool) -> tuple[Tensor | None, LevelText]:
         """Pooled vector, and the states that attention layers project. ``sync``: the mask's values may be looked at."""
         text = text.to(self._compute_dtype())
         if mask is not None:
@@ -322,8 +317,8 @@ class ConditionedUNet(nn.Module):
             level.checkpointed = min(place, len(run) - 1 - place, count - 1) in levels
         self.enable_gradient_checkpointing()
 
-    def _run(self, level: Level, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: "LevelText") -> Any:
+    def _run(self, level: Level, x: Tensor, emb: Tensor, skips: Any, text: LevelText, seeds: Tensor | None) -> Any:
         """Runs one level, checkpointed where ``enable_gradient_checkpointing`` asked for it."""
         if self.gradient_checkpointing and level.checkpointed and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(level, x, emb, skips, *text)
-        return level(x, emb, skips, *text)
+            return self._gradient_checkpointing_func(level, x, emb, skips, *text, seeds)
+        return level(x, emb, skips, *text, seeds)

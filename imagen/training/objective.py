@@ -29,7 +29,8 @@ class Batch:
     """What one micro-batch needs, on the training device.
 
     image (B, C, H, W) in [-1, 1]; noise like image; t and aug_level (B,); drop (B,) bool, True where the text is
-    dropped; text (B, L, D) and text_mask (B, L), None without text; lowres (B, C, h, w) and its noise for SR stages.
+    dropped; text (B, L, D) and text_mask (B, L), None without text; lowres (B, C, h, w) and its noise for SR stages;
+    dropout_seeds (B,) int64, of the dropout inside the network; None leaves it to torch's own generator.
     """
 
     image: Tensor
@@ -41,6 +42,7 @@ class Batch:
     text_mask: Tensor | None = None
     lowres: Tensor | None = None
     lowres_noise: Tensor | None = None
+    dropout_seeds: Tensor | None = None
 
 
 class Objective:
@@ -69,6 +71,8 @@ class Objective:
         log_snr = self.schedule.log_snr(t)
         z = q_sample(batch.image, batch.noise, log_snr)
         conditions: dict[str, Tensor] = {}
+        if batch.dropout_seeds is not None:
+            conditions["dropout_seeds"] = batch.dropout_seeds
         if batch.text is not None and batch.text_mask is not None:
             text, mask = drop_text(batch.text, batch.text_mask, batch.drop)
             conditions.update(text=text, text_mask=mask)
