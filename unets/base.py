@@ -1,7 +1,7 @@
 """BaseUNet: the paper's 64x64 network (App. F.1), which is ADM's with text; also the family of DeepFloyd IF."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -59,6 +59,11 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
 
+    @staticmethod
+    def sides_divisor(arguments: Mapping[str, Any]) -> int:
+        """The patch, halved once less than there are levels."""
+        return int(arguments["patch_size"]) * 2 ** (len(arguments["channel_mult"]) - 1)
+
     @register_to_config
     def __init__(
         self,
@@ -95,7 +100,7 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             in_channels=in_channels,
             lowres_channels=lowres_channels,
             patch_size=patch_size,
-            divisor=patch_size * 2 ** (len(channels) - 1),
+            divisor=self.sides_divisor(self.config),
             sinusoid_dim=model_channels,
             emb_dim=4 * model_channels if time_embed_dim is None else time_embed_dim,
             activation=activation,

@@ -1,7 +1,7 @@
 """EfficientUNet: the paper's super-resolution network (App. B, F.2, F.3; Figs. A.27 to A.29)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -208,6 +208,11 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
 
+    @staticmethod
+    def sides_divisor(arguments: Mapping[str, Any]) -> int:
+        """The patch times all strides."""
+        return int(arguments["patch_size"]) * math.prod(arguments["strides"])
+
     @register_to_config
     def __init__(
         self,
@@ -244,7 +249,7 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
             in_channels=in_channels,
             lowres_channels=lowres_channels,
             patch_size=patch_size,
-            divisor=patch_size * math.prod(strides),
+            divisor=self.sides_divisor(self.config),
             sinusoid_dim=channels[0],
             emb_dim=4 * channels[0] if time_embed_dim is None else time_embed_dim,
             activation="silu",

@@ -1,8 +1,8 @@
 """The ``forward`` that both networks share: its modes, its checks, and the order in which levels run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .blocks import Level, LevelText, activation, check_positive, zero_init
 from .conditioning import (
-    TextContext,
     TextPooling,
     TextWhitening,
     TimestepEmbedding,
@@ -18,6 +17,7 @@ from .conditioning import (
     sinusoids,
     trim,
 )
+from .contract import Facts, TextContext, facts_of
 from .dropout import number_layers
 
 
@@ -82,8 +82,21 @@ def first_of(context: TextContext | None) -> Tensor | None:
 class ConditionedUNet(nn.Module):
     """Conditioning and ``forward`` of both networks; a subclass builds the levels and gives ``_denoise``."""
 
+    output_layer: ClassVar[str] = "conv_out"
+    end_layers: ClassVar[tuple[str, ...]] = ("conv_in", "conv_out")
+    config: Any  # of diffusers' ConfigMixin
     _gradient_checkpointing_func: Callable[..., Any]
     enable_gradient_checkpointing: Callable[..., None]  # of diffusers' ModelMixin
+
+    @staticmethod
+    def sides_divisor(arguments: Mapping[str, Any]) -> int:
+        """What height and width are multiples of: the patch times the strides."""
+        raise TypeError("a network without levels has no divisor")
+
+    @property
+    def facts(self) -> Facts:
+        """Channels, text and sizes, as they are now."""
+        return facts_of(type(self).__name__, self.sides_divisor(self.config), self.config)
 
     def _setup(self, options: "ConditioningOptions") -> None:
         """Builds the modules of time, augmentation level and text. Names are diffusers' (the IF family's)."""

@@ -26,6 +26,7 @@ from imagen.data import (
 )
 from imagen.training.config import DataConfig, RunConfig
 from imagen.training.errors import ConfigError
+from unets.contract import facts
 
 
 def make_records(data: DataConfig) -> Records:
@@ -83,12 +84,15 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     Raises:
         ConfigError: nothing there, or sizes that the source cannot make.
     """
-    data, stage, unet = config.data, config.stage, config.unet
+    data, stage = config.data, config.stage
     seed = config.train.seed if seed is None else seed
     try:
         if data.kind == "shapes":
             split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
             return ShapesDataset(stage.size, seed, split, data.crop, stage.lowres_size, data.category)
+        # without a section the network is that of train.init_from, which need not be there to look at data
+        unet = facts(config.unet or {"kind": "EfficientUNet"})
+        width = unet.text_dim
         prepare = Prepare(
             stage.size,
             data.crop,
@@ -97,9 +101,9 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
             data.flip,
             captions="required" if config.text.used and data.embedding is None else "optional",
             template=data.template,
-            channels=unet.get("in_channels", 3),
-            lowres_channels=unet.get("lowres_channels", 3),
-            text=None if data.embedding is None else (config.text.max_length, unet.get("text_dim", 4096)),
+            channels=unet.in_channels,
+            lowres_channels=unet.lowres_channels,
+            text=None if data.embedding is None or width is None else (config.text.max_length, width),
         )
         if data.streaming:
             return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -66,7 +65,7 @@ class Objective:
         """(C, H, W) of the noise that augments `lowres`: its own size or, in space "upsampled", the picture's."""
         return aug_noise_shape(lowres.shape, (image.shape[-2], image.shape[-1]), self.stage.aug_space)[1:]
 
-    def __call__(self, unet: Callable[..., Any], batch: Batch) -> Tensor:
+    def __call__(self, unet: Callable[..., Tensor], batch: Batch) -> Tensor:
         t, level = on_levels(batch.t, self.stage.schedule), on_levels(batch.aug_level, self.stage.aug_schedule)
         log_snr = self.schedule.log_snr(t)
         z = q_sample(batch.image, batch.noise, log_snr)
