@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from .attention import Attention
+from .attention import TokenAttention
 from .contract import network_class
 
 PARTS = ("text projections", "text pooling", "attention", "residual blocks and the rest", "total")
@@ -41,7 +41,7 @@ def count(module: nn.Module) -> dict[str, int]:
     pooling = sum(n for name, n in size.items() if name.startswith("add_embedding."))
     text = sum(n for name, n in size.items() if name.startswith("encoder_hid_proj."))
     attention = 0
-    for layer in (m for m in module.modules() if isinstance(m, Attention)):
+    for layer in (m for m in module.modules() if isinstance(m, TokenAttention)):
         for name, parameter in layer.named_parameters():
             of_text = name.startswith(("add_k_proj", "add_v_proj", "norm_cross"))
             text, attention = text + of_text * parameter.numel(), attention + (not of_text) * parameter.numel()
