@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -28,9 +28,14 @@ from imagen.stages.folder import check_complete, find_folder, read_index, read_m
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
 from imagen.text.encoder import check_tokenizer
 from imagen.text.reading import TextDefaults
-from unets import BaseUNet, EfficientUNet
+from unets.contract import Network, any_network
 
 logger = logging.get_logger(__name__)
+
+if TYPE_CHECKING:
+    AnyNetwork = Network
+else:
+    AnyNetwork = any_network()  # diffusers compares a component's class with the annotation
 
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -58,7 +63,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
 
     Args:
         tokenizer, text_encoder: a T5's, frozen.
-        base_unet, sr256_unet, sr1024_unet: :class:`unets.BaseUNet` or :class:`unets.EfficientUNet`.
+        base_unet, sr256_unet, sr1024_unet: networks of :data:`unets.NETWORKS`.
         base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
@@ -78,11 +83,11 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder: T5EncoderModel | None = None,
-        base_unet: BaseUNet | EfficientUNet | None = None,
+        base_unet: AnyNetwork | None = None,
         base_scheduler: SchedulerMixin | None = None,
-        sr256_unet: BaseUNet | EfficientUNet | None = None,
+        sr256_unet: AnyNetwork | None = None,
         sr256_scheduler: SchedulerMixin | None = None,
-        sr1024_unet: BaseUNet | EfficientUNet | None = None,
+        sr1024_unet: AnyNetwork | None = None,
         sr1024_scheduler: SchedulerMixin | None = None,
         stages: Mapping[str, Any] | None = None,
         max_length: int = 128,

@@ -1,7 +1,20 @@
 """The networks of the cascade; they know torch and diffusers' ModelMixin, never ``imagen``."""
 
-from .base import BaseUNet
-from .conditioning import TextContext
-from .efficient import EfficientUNet
+import importlib
+from typing import Any
 
-__all__ = ["BaseUNet", "EfficientUNet", "TextContext"]
+from .contract import Facts, Network, TextContext
+
+#: The one registry: a network's name and the module that holds it, which is loaded when the name is first used.
+NETWORKS = {
+    "BaseUNet": "unets.base",
+    "EfficientUNet": "unets.efficient",
+}
+
+__all__ = ["NETWORKS", "Facts", "Network", "TextContext"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in NETWORKS:
+        return getattr(importlib.import_module(NETWORKS[name]), name)
+    raise AttributeError(f"module 'unets' has no attribute {name!r}; its networks are {', '.join(NETWORKS)}")

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor, nn
 
+from .level import KeysValues
+
 TEXT_NORM_GROUPS = 32  # groups of the text norm in the DeepFloyd IF family, whatever the image norms use
 
 
@@ -59,42 +61,41 @@ def text_norm(kind: str, dim: int) -> TokenLayerNorm | TokenGroupNorm:
     raise ValueError(f'text_norm must be "layer" or "group", got {kind!r}')
 
 
-class Attention(nn.Module):
-    """Multi-head attention with a residual connection: image positions ask, image positions and text tokens answer.
+class TokenAttention(nn.Module):
+    """Multi-head attention over tokens: they ask, they and the text answer, the text in front.
 
     Args:
-        channels: C of the feature map.
+        channels: C of the tokens.
         head_dim: width of one head; must divide ``inner_dim``.
         text_dim: D of the text states, or None for self-attention alone.
         inner_dim: width of queries, keys and values (None: ``channels``).
-        self_attention: False leaves the image's own keys and values out (text-only cross-attention).
-        norm_groups, norm_eps: of the group norm in front.
+        self_attention: False leaves the tokens' own keys and values out (text-only cross-attention).
         norm_kind: norm on the text, see :func:`text_norm`.
         qk_norm: divide queries and keys by their root mean square, head by head, so that no logit can outgrow
             sqrt(head_dim) times what the learned gains make of it (Henry et al. 2020).
     """
 
-    def __init__(
+    def __init__(self, channels: int, head_dim: int, text_dim: int | None = None, **options: Any) -> None:
+        super().__init__()
+        self._setup(channels, head_dim, text_dim, **options)
+
+    def _setup(
         self,
         channels: int,
         head_dim: int,
-        text_dim: int | None = None,
+        text_dim: int | None,
         *,
         inner_dim: int | None = None,
         self_attention: bool = True,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-5,
         norm_kind: str = "layer",
         qk_norm: bool = False,
     ) -> None:
-        super().__init__()
         inner = channels if inner_dim is None else inner_dim
         if inner % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide the attention width {inner}; choose a divisor")
         if not self_attention and text_dim is None:
             raise ValueError('attention to text alone needs text: set text_dim, or attention to "self"')
         self.heads = inner // head_dim
-        self.group_norm = nn.GroupNorm(norm_groups, channels, eps=norm_eps)
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner) if self_attention else None
         self.to_v = nn.Linear(channels, inner) if self_attention else None
@@ -105,28 +106,25 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and self_attention else None
         self.norm_added_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and text_dim is not None else None
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
-        nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
         self._attend: Callable[..., Tensor] = sdpa
 
     def forward(
         self,
         x: Tensor | None,
         text: Tensor | None = None,
-        kv: tuple[Tensor, Tensor] | None = None,
+        kv: KeysValues | None = None,
         mask: Tensor | None = None,
-    ) -> Any:
-        """x (B, C, H, W) -> (B, C, H, W); with x None, text (B, L, D) -> its keys and values, each (B, L, inner).
+    ) -> Tensor | KeysValues | None:
+        """x (B, N, C) -> (B, N, C); with x None, text (B, L, D) -> its keys and values, each (B, L, inner).
 
         ``kv`` are keys and values computed before; without them they are computed from ``text``.
         mask (B, L) bool marks the real tokens (None: all are).
         """
         if kv is None and text is not None and self.add_k_proj is not None:
             kv = self._project(text, mask)
-        if x is None:
-            return kv
-        batch, channels, height, width = x.shape
-        hidden = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        return kv if x is None else self._answer(x, kv, mask)
+
+    def _answer(self, hidden: Tensor, kv: KeysValues | None, mask: Tensor | None) -> Tensor:
         query = normed(self.norm_q, self.to_q(hidden))
         if self.to_k is None or self.to_v is None:
             assert kv is not None, "cross-attention was called without text"
@@ -138,10 +136,10 @@ class Attention(nn.Module):
             value = torch.cat([kv[1], self.to_v(hidden)], dim=1)
             if mask is not None:
                 mask = F.pad(mask, (0, hidden.shape[1]), value=True)
-        out = self.to_out[0](self._attend(query, key, value, self.heads, mask))
-        return x + out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        out: Tensor = self.to_out[0](self._attend(query, key, value, self.heads, mask))
+        return out
 
-    def _project(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _project(self, text: Tensor, mask: Tensor | None) -> KeysValues:
         assert self.norm_cross is not None
         assert self.add_k_proj is not None
         assert self.add_v_proj is not None
@@ -166,6 +164,32 @@ class Attention(nn.Module):
         if not torch.cuda.is_available():
             raise ValueError("xformers' memory efficient attention needs a CUDA device; none is available")
         self._attend = XformersAttention(attention_op)
+
+
+class Attention(TokenAttention):
+    """The same over the positions of a feature map, behind a group norm and with a residual connection that starts as
+    the identity.
+
+    Args:
+        channels, head_dim, text_dim, options: of :class:`TokenAttention`.
+        norm_groups: of the group norm in front.
+    """
+
+    def __init__(
+        self, channels: int, head_dim: int, text_dim: int | None = None, *, norm_groups: int = 32, **options: Any
+    ) -> None:
+        nn.Module.__init__(self)
+        self.group_norm = nn.GroupNorm(norm_groups, channels)  # first: optimizers know weights by their order
+        self._setup(channels, head_dim, text_dim, **options)
+        nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
+
+    def _answer(self, x: Tensor, kv: KeysValues | None, mask: Tensor | None) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        hidden = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        out = super()._answer(hidden, kv, mask)
+        return x + out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:

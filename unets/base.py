@@ -1,14 +1,16 @@
 """BaseUNet: the paper's 64x64 network (App. F.1), which is ADM's with text; also the family of DeepFloyd IF."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .blocks import BlockOptions, DownLevel, Level, MidLevel, UpLevel
-from .network import ConditionedUNet, ConditioningOptions, LevelText
+from .blocks import DownLevel, MidLevel, UpLevel
+from .level import Level, LevelText
+from .options import Options
+from .unet import ConditionedUNet
 
 
 class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
@@ -20,44 +22,22 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     those of diffusers' ``UNet2DConditionModel``, so IF's weights load by name.
 
     Args:
-        in_channels, out_channels: of the noisy image and of the output (6 for a learned variance of 3 channels).
-        lowres_channels: channels of a low-resolution image concatenated to the input; 0: none, nor its noise level.
-        patch_size: p folds p x p pixels into channels in front and unfolds them behind (ours, for small machines).
         model_channels: the paper's embed_dim, channels of the first level.
         channel_mult: channels of each level over ``model_channels``.
         num_res_blocks: residual blocks of each level: one number, or one per level.
         attention_levels: levels with attention. At 64 px the paper's resolutions 32, 16, 8 are levels 1, 2, 3.
-        head_dim: channels of an attention head.
-        qk_norm: norm queries and keys in every attention layer (ours: an optimizer such as Muon lets their products
-            grow until every head looks at a single token, and learns no more).
-        text_dim: width of the encoder states; None: a network without text.
-        text_whitening: make the encoder states uncorrelated first (:class:`TextWhitening`; ours), by a map that is
-            fitted to the captions when training starts, and kept.
-        text_proj_dim: width they are projected to in front of all attention layers; None: not projected (our reading of
-            the paper; IF projects).
-        text_norm: "layer" (paper, 2.5) or "group" (IF), in front of each attention layer's text projections.
-        text_pooling: "attention" (paper), "mean" (its ablation), or "none"; pooled text is added to the time embedding.
-        pool_heads: heads of attention pooling; None: heads of gcd(text_dim, 64) channels (the paper is silent).
-        time_embed_dim: width of the time embedding; None: 4 * model_channels (ADM).
-        activation: "silu" (paper) or "gelu" (IF).
-        dropout: in residual blocks.
-        norm_groups: groups of the group norms; must divide every level's channels.
-        residual_scale: factor on each residual sum; 1 (ADM, IF-I) or 0.7071 (IF-II).
-        input_skip: add the noisy image and the low-resolution one to the output, each times a gain per channel that is
-            linear in the embedding and starts at 0 and at 1 (ours, for networks that predict the image through a patch
-            stem: narrow layers cannot carry every pixel of a nearly clean input past a nonlinearity).
-        head_channels: width of a 1x1 convolution in front of the last norm; None: none (ours, for patch stems: the last
-            activation then has more channels than a patch has numbers).
-        coordinates: two more input channels say where each cell lies, -1 to 1 (CoordConv, Liu et al. 2018; ours, for
-            small networks, which else know it by the padding of their convolutions alone).
+        time_embed_dim: None: 4 * model_channels (ADM).
+
+    All other arguments are described at :class:`unets.options.Options`.
 
     Raises:
         ValueError: options that contradict each other, naming them.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
+    @staticmethod
+    def sides_divisor(arguments: Mapping[str, Any]) -> int:
+        """The patch, halved once less than there are levels."""
+        return int(arguments["patch_size"]) * 2 ** (len(arguments["channel_mult"]) - 1)
 
     @register_to_config
     def __init__(
@@ -91,42 +71,12 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         channels = [model_channels * mult for mult in channel_mult]
         depths = [num_res_blocks] * len(channels) if isinstance(num_res_blocks, int) else list(num_res_blocks)
         _check_levels(channels, depths, attention_levels)
-        options = ConditioningOptions(
-            in_channels=in_channels,
-            lowres_channels=lowres_channels,
-            patch_size=patch_size,
-            divisor=patch_size * 2 ** (len(channels) - 1),
-            sinusoid_dim=model_channels,
-            emb_dim=4 * model_channels if time_embed_dim is None else time_embed_dim,
-            activation=activation,
-            text_dim=text_dim,
-            text_whitening=text_whitening,
-            text_proj_dim=text_proj_dim,
-            text_norm=text_norm,
-            text_pooling=text_pooling,
-            pool_heads=pool_heads,
-            input_skip=input_skip,
-            head_channels=head_channels,
-            coordinates=coordinates,
-        )
-        inputs = (in_channels + lowres_channels) * patch_size**2 + 2 * coordinates
-        self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
-        self._setup(options)
-        blocks = BlockOptions(
-            emb_dim=options.emb_dim,
-            activation=activation,
-            dropout=dropout,
-            norm_groups=norm_groups,
-            residual_scale=residual_scale,
-            head_dim=head_dim,
-            text_dim=text_dim if text_proj_dim is None else text_proj_dim,
-            text_norm=text_norm,
-            qk_norm=qk_norm,
-        )
-        self._build_levels(channels, depths, set(attention_levels), blocks)
-        self._setup_output(channels[0], out_channels, norm_groups)
+        options = Options.of(self.config, sinusoid_dim=model_channels, time_embed_dim=4 * model_channels)
+        self._setup_input(options, channels[0])
+        self._build_levels(channels, depths, set(attention_levels), options)
+        self._setup_output(channels[0])
 
-    def _build_levels(self, channels: list[int], depths: list[int], attention: set[int], blocks: BlockOptions) -> None:
+    def _build_levels(self, channels: list[int], depths: list[int], attention: set[int], blocks: Options) -> None:
         self.down_blocks = nn.ModuleList()
         skips, current, last = [channels[0]], channels[0], len(channels) - 1
         for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
@@ -146,23 +96,9 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     def _levels(self) -> list[Level]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]  # type: ignore[list-item]
 
-    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText) -> Tensor:
+    def _denoise(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None) -> Tensor:
         x = self.conv_in(x)
-        skips: tuple[Tensor, ...] = (x,)
-        start = 0
-        for level in self._levels():
-            part = text.take(start, len(level.attentions))
-            start += len(level.attentions)
-            if isinstance(level, DownLevel):
-                x, made = self._run(level, x, emb, (), part)
-                skips += made
-            elif isinstance(level, UpLevel):
-                count = len(level.resnets)
-                x = self._run(level, x, emb, skips[-count:], part)
-                skips = skips[:-count]
-            else:
-                x = self._run(level, x, emb, (), part)
-        return x
+        return self._output(self._run_levels(x, emb, text, seeds, (x,)))
 
 
 def _check_levels(channels: list[int], depths: list[int], attention_levels: Sequence[int]) -> None:

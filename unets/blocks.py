@@ -1,27 +1,30 @@
 """Residual blocks and the levels of the base network (ADM's "biggan" blocks: resampling inside the residual block)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
+from .dropout import RowDropout
+from .level import Level, LevelText
+from .options import Options
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
 
 
 def activation(name: str) -> nn.Module:
     """The activation called ``name`` ("silu" as the paper, "gelu" as DeepFloyd IF)."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]()
 
 
-def zero_init(module: nn.Conv2d) -> nn.Conv2d:
-    """Sets a convolution to zero, so that the branch it ends starts as nothing (ADM)."""
+M = TypeVar("M", nn.Conv2d, nn.Linear)
+
+
+def zero_init(module: M) -> M:
+    """Sets a convolution or a linear map to zero, so that the branch it ends starts as nothing (ADM)."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -39,35 +42,6 @@ def start_as_identity(conv: nn.Conv2d, scale: float) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def check_positive(**options: int | None) -> None:
-    """Raises ValueError naming the first option below 1; None, where an option may be left out, passes."""
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-@dataclass(frozen=True)
-class BlockOptions:
-    """What all residual and attention blocks of one network share. Raises ValueError for impossible numbers."""
-
-    emb_dim: int
-    activation: str = "silu"
-    dropout: float = 0.0
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
-    residual_scale: float = 1.0
-    shortcut_conv: str = "if_needed"
-    head_dim: int = 64
-    text_dim: int | None = None
-    text_norm: str = "layer"
-    qk_norm: bool = False
-
-    def __post_init__(self) -> None:
-        check_positive(norm_groups=self.norm_groups, head_dim=self.head_dim)
-        if not self.residual_scale > 0:  # nan, too
-            raise ValueError(f"residual_scale must be above 0, got {self.residual_scale}; 1 leaves the sums alone")
-
-
 class ResnetBlock(nn.Module):
     """GroupNorm, activation, conv, FiLM by the embedding, activation, conv; plus the input (ADM; Imagen Fig. A.27).
 
@@ -75,7 +49,7 @@ class ResnetBlock(nn.Module):
     on the shortcut alike. The sum is multiplied by ``options.residual_scale``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions, resample: str | None = None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: Options, resample: str | None = None) -> None:
         super().__init__()
         if in_channels % options.norm_groups or out_channels % options.norm_groups:
             raise ValueError(
@@ -85,24 +59,24 @@ class ResnetBlock(nn.Module):
         self.resample = resample
         self.residual_scale = options.residual_scale
         self.nonlinearity = activation(options.activation)
-        self.norm1 = nn.GroupNorm(options.norm_groups, in_channels, eps=options.norm_eps)
+        self.norm1 = nn.GroupNorm(options.norm_groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(options.emb_dim, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(options.norm_groups, out_channels, eps=options.norm_eps)
-        self.dropout = nn.Dropout(options.dropout)
+        self.norm2 = nn.GroupNorm(options.norm_groups, out_channels)
+        self.dropout = RowDropout(options.dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         wanted = in_channels != out_channels or options.shortcut_conv == "always"
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if wanted else None
         if self.conv_shortcut is not None and in_channels == out_channels:
             start_as_identity(self.conv_shortcut, options.residual_scale)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C_in, H, W), emb (B, emb_dim) after its activation -> (B, C_out, H', W')."""
+    def forward(self, x: Tensor, emb: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """x (B, C_in, H, W), emb (B, emb_dim) after its activation, seeds (B,) of dropout -> (B, C_out, H', W')."""
         hidden = self._resample(self.nonlinearity(self.norm1(x)))
         hidden = self.conv1(hidden)
         scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
         hidden = self.nonlinearity(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
-        hidden = self.conv2(self.dropout(hidden))
+        hidden = self.conv2(self.dropout(hidden, seeds))
         x = self._resample(x)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
@@ -117,50 +91,32 @@ class ResnetBlock(nn.Module):
         return x
 
 
-def make_attention(channels: int, options: BlockOptions) -> Attention:
+def make_attention(channels: int, options: Options) -> Attention:
     """Self-attention with text keys and values in front (App. D.3.1)."""
     return Attention(
         channels,
         options.head_dim,
-        options.text_dim,
+        options.states_dim,
         norm_groups=options.norm_groups,
         norm_kind=options.text_norm,
         qk_norm=options.qk_norm,
     )
 
 
-class Level(nn.Module):
-    """Base of the parts that a U-Net runs in turn: residual blocks, each followed by its attention where there is one.
-
-    A level is called in two ways. ``level(x, emb, skips, text, kv, mask)`` runs it; ``level(None, text=..., mask=...)``
-    returns the keys and values of its attention layers. Both pass through ``forward``, so sharding and offload hooks
-    placed on a level see every use of its weights. ``checkpointed`` says whether gradient checkpointing, once enabled
-    for the network, acts on it.
-    """
+class ResnetLevel(Level):
+    """Residual blocks, each followed by its attention where there is one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.checkpointed = True
         self.resnets = nn.ModuleList()
         self.attentions = nn.ModuleList()
 
-    def keys_values(self, text: Tensor | None, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of every attention layer for text (B, L, D)."""
-        return tuple(attention(None, text, None, mask) for attention in self.attentions)
 
-    def attend(self, index: int, x: Tensor, text: Tensor | None, kv: Sequence[Any], mask: Tensor | None) -> Tensor:
-        """Attention layer ``index`` where the level has attention, else x."""
-        if len(self.attentions) == 0:
-            return x
-        out: Tensor = self.attentions[index](x, text, kv[index] if kv else None, mask)
-        return out
-
-
-class DownLevel(Level):
-    """``depth`` residual blocks, then (unless last) one that halves the resolution."""
+class DownLevel(ResnetLevel):
+    """``depth`` residual blocks, then (unless last) one that halves the resolution; each makes a skip."""
 
     def __init__(
-        self, in_channels: int, channels: int, depth: int, options: BlockOptions, *, attention: bool, downsample: bool
+        self, in_channels: int, channels: int, depth: int, options: Options, *, attention: bool, downsample: bool
     ) -> None:
         super().__init__()
         for index in range(depth):
@@ -170,54 +126,38 @@ class DownLevel(Level):
         down = [ResnetBlock(channels, channels, options, resample="down")] if downsample else []
         self.downsamplers = nn.ModuleList(down)
 
-    def forward(
-        self,
-        x: Tensor | None,
-        emb: Tensor | None = None,
-        skips: tuple[Tensor, ...] = (),
-        text: Tensor | None = None,
-        kv: Sequence[Any] = (),
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Returns (x, skips of this level)."""
-        if x is None:
-            return self.keys_values(text, mask)
+    def run(
+        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :class:`Level`."""
         made = []
         for index, resnet in enumerate(self.resnets):
-            x = self.attend(index, resnet(x, emb), text, kv, mask)
+            x = self.attend(index, resnet(x, emb, seeds), text)
             made.append(x)
         for downsampler in self.downsamplers:
-            x = downsampler(x, emb)
+            x = downsampler(x, emb, seeds)
             made.append(x)
         return x, tuple(made)
 
 
-class MidLevel(Level):
+class MidLevel(ResnetLevel):
     """Residual block, attention, residual block, at the lowest resolution."""
 
-    def __init__(self, channels: int, options: BlockOptions, *, attention: bool) -> None:
+    def __init__(self, channels: int, options: Options, *, attention: bool) -> None:
         super().__init__()
         self.resnets.extend([ResnetBlock(channels, channels, options), ResnetBlock(channels, channels, options)])
         if attention:
             self.attentions.append(make_attention(channels, options))
 
-    def forward(
-        self,
-        x: Tensor | None,
-        emb: Tensor | None = None,
-        skips: tuple[Tensor, ...] = (),
-        text: Tensor | None = None,
-        kv: Sequence[Any] = (),
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Returns x."""
-        if x is None:
-            return self.keys_values(text, mask)
-        x = self.resnets[0](x, emb)
-        return self.resnets[1](self.attend(0, x, text, kv, mask), emb)
+    def run(
+        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :class:`Level`."""
+        x = self.attend(0, self.resnets[0](x, emb, seeds), text)
+        return self.resnets[1](x, emb, seeds), ()
 
 
-class UpLevel(Level):
+class UpLevel(ResnetLevel):
     """A residual block per skip, last skip first, concatenated; then (unless last) one that doubles the resolution."""
 
     def __init__(
@@ -225,12 +165,13 @@ class UpLevel(Level):
         in_channels: int,
         skip_channels: Sequence[int],
         channels: int,
-        options: BlockOptions,
+        options: Options,
         *,
         attention: bool,
         upsample: bool,
     ) -> None:
         super().__init__()
+        self.takes = len(skip_channels)
         for index, skip in enumerate(skip_channels):
             self.resnets.append(ResnetBlock((in_channels if index == 0 else channels) + skip, channels, options))
             if attention:
@@ -238,20 +179,12 @@ class UpLevel(Level):
         up = [ResnetBlock(channels, channels, options, resample="up")] if upsample else []
         self.upsamplers = nn.ModuleList(up)
 
-    def forward(
-        self,
-        x: Tensor | None,
-        emb: Tensor | None = None,
-        skips: tuple[Tensor, ...] = (),
-        text: Tensor | None = None,
-        kv: Sequence[Any] = (),
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Returns x; ``skips`` are this level's, in the order they were made."""
-        if x is None:
-            return self.keys_values(text, mask)
+    def run(
+        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :class:`Level`."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb), text, kv, mask)
+            x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb, seeds), text)
         for upsampler in self.upsamplers:
-            x = upsampler(x, emb)
-        return x
+            x = upsampler(x, emb, seeds)
+        return x, ()

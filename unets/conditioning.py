@@ -1,39 +1,12 @@
 """What both networks are conditioned on: time, text, and the augmentation level."""
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import activation
-
-
-class TextContext(NamedTuple):
-    """Everything a network needs of a text, computed once per sample.
-
-    A named tuple of tensors, so device moves, offload hooks, sharding and compilation handle it as they do any output.
-
-    Attributes:
-        pooled: (B, T) pooled text, added to the time embedding (T its width); None without pooling.
-        keys, values: one (B, L, inner) tensor per attention layer that sees text, in the order they run.
-        mask: (B, L) bool, True at real tokens; None when all are.
-    """
-
-    pooled: Tensor | None
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None
-
-    def select(self, index: Tensor) -> "TextContext":
-        """The rows ``index`` (N,) of the batch, repeats allowed: one prompt's context for several pictures."""
-        return TextContext(
-            None if self.pooled is None else self.pooled[index],
-            tuple(key[index] for key in self.keys),
-            tuple(value[index] for value in self.values),
-            None if self.mask is None else self.mask[index],
-        )
 
 
 class TimestepEmbedding(nn.Module):

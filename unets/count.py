@@ -11,9 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-import unets
-
-from .attention import Attention
+from .attention import TokenAttention
+from .contract import network_class
 
 PARTS = ("text projections", "text pooling", "attention", "residual blocks and the rest", "total")
 
@@ -22,16 +21,17 @@ def network(path: str) -> nn.Module:
     """The network of the file's ``unet:`` mapping, on the meta device.
 
     Raises:
-        ValueError: the file has no such mapping, or its ``kind`` is neither BaseUNet nor EfficientUNet.
+        ValueError: the file has no such mapping, or its ``kind`` is no registered network.
     """
     with open(path, encoding="utf-8") as file:
         mapping: dict[str, Any] = (yaml.safe_load(file) or {}).get("unet") or {}
-    kinds = {"BaseUNet": unets.BaseUNet, "EfficientUNet": unets.EfficientUNet}
-    kind = mapping.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"{path}: unet.kind is {kind!r}; expected one of {', '.join(kinds)}")
+    try:
+        cls: type[Any] = network_class(mapping.pop("kind", None))
+    except ValueError as error:
+        raise ValueError(f"{path}: unet.{error}") from None
     with torch.device("meta"):
-        return kinds[kind](**mapping)
+        built: nn.Module = cls(**mapping)
+    return built
 
 
 def count(module: nn.Module) -> dict[str, int]:
@@ -41,7 +41,7 @@ def count(module: nn.Module) -> dict[str, int]:
     pooling = sum(n for name, n in size.items() if name.startswith("add_embedding."))
     text = sum(n for name, n in size.items() if name.startswith("encoder_hid_proj."))
     attention = 0
-    for layer in (m for m in module.modules() if isinstance(m, Attention)):
+    for layer in (m for m in module.modules() if isinstance(m, TokenAttention)):
         for name, parameter in layer.named_parameters():
             of_text = name.startswith(("add_k_proj", "add_v_proj", "norm_cross"))
             text, attention = text + of_text * parameter.numel(), attention + (not of_text) * parameter.numel()

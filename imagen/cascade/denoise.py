@@ -24,6 +24,7 @@ from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
+from unets.contract import Network
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -40,7 +41,7 @@ class Stage(NamedTuple):
     """
 
     slot: str
-    unet: Any
+    unet: Network
     scheduler: Any
     settings: StageDefaults
     aspect: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
@@ -63,17 +64,17 @@ class Stage(NamedTuple):
     @property
     def channels(self) -> int:
         """Channels of the pictures it makes."""
-        return int(self.unet.config.in_channels)
+        return self.unet.facts.in_channels
 
     @property
     def lowres_channels(self) -> int:
         """Channels of the pictures it starts from; 0 for a base stage."""
-        return int(self.unet.config.lowres_channels)
+        return self.unet.facts.lowres_channels
 
     @property
     def reads_text(self) -> bool:
         """Whether its network was built with text."""
-        return self.unet.config.text_dim is not None
+        return self.unet.facts.text_dim is not None
 
     @property
     def guided(self) -> bool:

@@ -96,7 +96,7 @@ def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:
         ValueError: a side that is not a multiple of what the networks' strides and the stages' sizes allow.
     """
     last = stages[-1].settings.size
-    units = [Fraction(last, stage.settings.size) * stage.unet.options.divisor for stage in stages]
+    units = [Fraction(last, stage.settings.size) * stage.unet.facts.divisor for stage in stages]
     units += [Fraction(last, stage.settings.lowres_size) for stage in stages if stage.settings.lowres_size is not None]
     unit = math.lcm(*(entry.numerator for entry in units))
     for name, side in (("height", height), ("width", width)):

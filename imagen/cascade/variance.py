@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from diffusers.utils import logging
@@ -16,6 +17,15 @@ logger = logging.get_logger(__name__)
 def learns_variance(config: Any) -> bool:
     """Whether a network of this config says a variance beside what it predicts: two numbers for each of its input."""
     return bool(config.out_channels == 2 * config.in_channels)
+
+
+def first_rows(layer: nn.Conv2d | nn.Linear, rows: int) -> nn.Conv2d | nn.Linear:
+    """The layer with the first ``rows`` of its output alone."""
+    cut = copy.deepcopy(layer)
+    for name, value in layer.named_parameters():
+        setattr(cut, name, nn.Parameter(value.detach()[:rows].clone(), value.requires_grad))
+    setattr(cut, "out_channels" if isinstance(cut, nn.Conv2d) else "out_features", rows)
+    return cut
 
 
 def drop_variance(pipe: Any, slot: str = "base") -> None:
@@ -33,13 +43,11 @@ def drop_variance(pipe: Any, slot: str = "base") -> None:
     unet = getattr(pipe, f"{check_choice('stage', slot, SLOTS)}_unet")
     if unet is None or not learns_variance(unet.config):
         raise ValueError(f"stage {slot!r} has no learned variance to drop; its network is not there, or has none")
-    old = unet.conv_out
-    if not isinstance(old, nn.Conv2d):
+    old = unet.get_submodule(unet.output_layer)
+    if not isinstance(old, nn.Conv2d | nn.Linear):
         raise ValueError(f"the adapter of stage {slot!r} changes its output layer; merge or unload it first")
-    rows = old.out_channels // 2
-    new = nn.Conv2d(old.in_channels, rows, 3, padding=1, device=old.weight.device, dtype=old.weight.dtype)
-    new.load_state_dict({name: value[:rows] for name, value in old.state_dict().items()})
-    unet.conv_out = new
+    rows = len(old.weight) // 2
+    setattr(unet, unet.output_layer, first_rows(old, rows))
     unet.register_to_config(out_channels=unet.config.in_channels)
     scheduler = getattr(pipe, f"{slot}_scheduler")
     if "variance_type" in scheduler.config:

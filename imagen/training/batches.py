@@ -15,7 +15,7 @@ from imagen.errors import ConfigError
 from imagen.training.cached import open_cache, read_cache
 from imagen.training.config import RunConfig
 from imagen.training.objective import Batch, Objective
-from imagen.training.randomness import Draws, draw_noise
+from imagen.training.randomness import Draws, draw_noise, row_seeds
 
 if TYPE_CHECKING:
     from imagen.text.cache.store import TextCache
@@ -174,4 +174,5 @@ class BatchMaker:
             "drop": draws.drop.to(self.device),
             "aug_level": draws.aug_level.to(self.device),
             "lowres_noise": lowres_noise,
+            "dropout_seeds": row_seeds(self.config.train.seed, "network", step, rows).to(self.device),
         }

@@ -20,6 +20,7 @@ from imagen.training.batches import Texts, Words
 from imagen.training.config import RunConfig
 from imagen.training.export import stage_defaults
 from imagen.training.randomness import derive_seed
+from unets.contract import Network, facts
 
 
 def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]:
@@ -50,13 +51,13 @@ def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]
 
 
 def _check_network(config: RunConfig, folder: Path) -> None:
-    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name, default in (("text_dim", 4096), ("in_channels", 3)):
-        ours = config.unet.get(name, default)
-        if theirs.get(name, default) != ours:
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours, theirs = facts(config.unet), facts({"kind": stored.get("_class_name"), **stored})
+    for name in ("text_dim", "in_channels"):
+        if getattr(theirs, name) != getattr(ours, name):
             raise ConfigError(
-                f"grid.cascade: {folder} has {name} {theirs.get(name, default)}, this run's unet {ours}: a cascade's "
-                "stages share their text encoder and channels"
+                f"grid.cascade: {folder} has {name} {getattr(theirs, name)}, this run's unet {getattr(ours, name)}: a "
+                "cascade's stages share their text encoder and channels"
             )
 
 
@@ -94,7 +95,7 @@ class CascadeGrid:
         self.stages = {slot: stages[slot].to_dict() for slot in self.slots}
 
     @torch.no_grad()
-    def draw(self, unet: Any, words: Words, texts: Texts) -> list[Tensor]:
+    def draw(self, unet: Network, words: Words, texts: Texts) -> list[Tensor]:
         """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, with `unet` as it is in the run's slot."""
         from imagen.pipeline import ImagenPipeline
 

@@ -196,7 +196,7 @@ class RunConfig:
     run_dir: str
     """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
     unet: dict[str, Any] = field(default_factory=dict)
-    """kind (BaseUNet or EfficientUNet) and the arguments of its constructor; left out: those of train.init_from"""
+    """kind (a name of unets.NETWORKS) and its constructor's arguments; left out: those of train.init_from"""
     stage: StageConfig = field(default_factory=StageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from unets.contract import Network
 
 
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
+def trained_state(module: Network) -> dict[str, Tensor]:
     """What a run changes, and so averages and saves: the module's state without its frozen parameters."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
@@ -27,7 +29,7 @@ class EMA:
         warmup: with it, d after n earlier updates is min(decay, (1 + n) / (10 + n)).
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.9999, warmup: bool = True) -> None:
+    def __init__(self, module: Network, decay: float = 0.9999, warmup: bool = True) -> None:
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.average = {
             name: value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True)
@@ -45,7 +47,7 @@ class EMA:
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Network) -> None:
         """Move the average towards the module's present weights."""
         weights = trained_state(module)
         average = [self.average[name] for name in self._moving]
@@ -56,7 +58,7 @@ class EMA:
         self.updates += 1
 
     @contextmanager
-    def swapped_in(self, module: nn.Module) -> Iterator[None]:
+    def swapped_in(self, module: Network) -> Iterator[None]:
         """Put the average into the module for the time of a `with` block; the weights return bit for bit."""
         weights = trained_state(module)
         kept = {name: value.detach().clone() for name, value in weights.items()}
@@ -86,7 +88,7 @@ class EMA:
         self.updates = updates
         self._last_fingerprint, self._last_updates = self._fingerprint(), updates
 
-    def check_moved(self, module: nn.Module) -> None:
+    def check_moved(self, module: Network) -> None:
         """Assert that updates since the last check changed the average, as long as it differs from the weights.
 
         Raises:

@@ -28,6 +28,7 @@ from imagen.stages.spec import SETTINGS, StageDefaults
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
 from imagen.training.origin import LEVELS, Origin, levels_error
+from unets.contract import Network, facts
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KEPT = (*LEVELS, "timestep_spacing", "steps_offset")
@@ -72,12 +73,12 @@ def stage_scheduler(config: RunConfig, origin: Origin | None = None) -> Any:
     before = None if origin is None else origin.scheduler
     if before is not None and levels_error(schedule, before) <= MAX_EXPORT_ERROR:
         changes = {name: before[name] for name in KEPT if name in before}
-    if "variance_type" in scheduler.config and config.unet.get("out_channels") == 2 * config.unet.get("in_channels", 3):
+    if "variance_type" in scheduler.config and facts(config.unet).learns_variance:
         changes |= {"variance_type": "learned_range", "gamma": 0.0}
     return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
 
-def export_stage(config: RunConfig, unet: Any, ema: EMA, folder: Path, step: int, origin: Origin) -> None:
+def export_stage(config: RunConfig, unet: Network, ema: EMA, folder: Path, step: int, origin: Origin) -> None:
     """Write the stage after `step` steps into `folder`, over an earlier export of the same run."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "partial"

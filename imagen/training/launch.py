@@ -74,6 +74,7 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     unet = make_unet(config, device="meta")
     check_size(config, unet)
     set_checkpointing(unet, config.train.gradient_checkpointing)
+    assert isinstance(unet, torch.nn.Module)
     try:
         check_targets(unet, config.lora.targets if config.lora.used else ())
     except ValueError as error:

@@ -23,6 +23,7 @@ from imagen.data import (
 from imagen.data.fields import Encoded, Kind, Paired
 from imagen.errors import ConfigError
 from imagen.training.config import RunConfig
+from unets.contract import facts
 
 
 def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset | StreamDataset:
@@ -34,16 +35,18 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     Raises:
         ConfigError: nothing there, or sizes that the source cannot make.
     """
-    data, stage, unet = config.data, config.stage, config.unet
+    data, stage = config.data, config.stage
+    # without a section the network is that of train.init_from, which need not be there to look at data
+    unet = facts(config.unet or {"kind": "EfficientUNet"})
     fields: dict[str, Kind] = {}
     if data.conditioning is not None and stage.lowres_size is not None:
-        fields["conditioning"] = Paired(stage.lowres_size, unet.get("lowres_channels", 3))
-    if data.embedding is not None:
-        fields["embedding"] = Encoded(config.text.max_length, unet.get("text_dim", 4096))
+        fields["conditioning"] = Paired(stage.lowres_size, unet.lowres_channels)
+    if data.embedding is not None and unet.text_dim is not None:
+        fields["embedding"] = Encoded(config.text.max_length, unet.text_dim)
     want = make.Want(
         stage.size,
         stage.lowres_size if data.conditioning is None else None,
-        channels=unet.get("in_channels", 3),
+        channels=unet.in_channels,
         captions="required" if config.text.used and data.embedding is None else "optional",
         fields=fields,
     )

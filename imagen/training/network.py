@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
-from imagen.cascade.variance import learns_variance
 from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
 from imagen.training.config import RunConfig
@@ -17,36 +16,30 @@ from imagen.training.ema import trained_state
 from imagen.training.origin import no_network
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 from imagen.training.stage_config import LossConfig
+from unets.contract import Facts, Network, network_class
 
 
-def unet_class(kind: str) -> Any:
-    """BaseUNet or EfficientUNet."""
-    import unets
-
-    return getattr(unets, kind)
-
-
-def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Any:
+def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
     """A freshly initialised network in float32; initialisation depends on train.seed alone.
 
     Raises:
         ConfigError: an unknown argument, a value that the constructor refuses, or channels that do not fit the stage.
     """
     check_unet_kind(config.unet)
-    cls = unet_class(config.unet["kind"])
+    cls: Any = network_class(config.unet["kind"])
     check_unet_arguments(config.unet, cls.__init__)
     arguments = {key: value for key, value in config.unet.items() if key != "kind"}
     torch.manual_seed(config.train.seed)
     try:
         with torch.device(device):
-            unet = cls(**arguments)
+            unet: Network = cls(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"unet: {' '.join(str(error).split())}") from error
-    check_fit(config, unet.config)
+    check_fit(config, unet.facts)
     return unet
 
 
-def check_fit(config: RunConfig, unet: Any) -> None:
+def check_fit(config: RunConfig, unet: Facts) -> None:
     """Raises ConfigError where the network's inputs do not fit the stage."""
     stage = config.stage
     for section, data in (("data", config.data), ("validation.data", config.validation.data)):
@@ -80,7 +73,7 @@ def check_fit(config: RunConfig, unet: Any) -> None:
             f"text.encoder {config.text.encoder!r}" if config.text.used else f"data.embedding {config.data.embedding!r}"
         )
         raise ConfigError(f"unet.text_dim is null: {source} needs its width there")
-    if not learns_variance(unet):
+    if not unet.learns_variance:
         if unet.out_channels != unet.in_channels:
             raise ConfigError(
                 f"unet.out_channels {unet.out_channels} with in_channels {unet.in_channels}: give as many, or twice as "
@@ -97,19 +90,19 @@ def check_fit(config: RunConfig, unet: Any) -> None:
         )
 
 
-def check_size(config: RunConfig, unet: Any) -> None:
+def check_size(config: RunConfig, unet: Network) -> None:
     """Raises ConfigError where the network's strides do not divide the training pictures."""
     for section, data in (("data", config.data), ("validation.data", config.validation.data)):
         crop = None if data is None else data.crop
         side = crop or config.stage.size
-        if side % unet.options.divisor:
+        if side % unet.facts.divisor:
             name = f"{section}.crop" if crop else "stage.size"
             raise ConfigError(
-                f"{name} {side} is not a multiple of {unet.options.divisor}, the network's stride: change one of them"
+                f"{name} {side} is not a multiple of {unet.facts.divisor}, the network's stride: change one of them"
             )
 
 
-def set_checkpointing(unet: Any, levels: bool | tuple[int, ...]) -> None:
+def set_checkpointing(unet: Network, levels: bool | tuple[int, ...]) -> None:
     """Turn on what train.gradient_checkpointing says. Raises ConfigError for a level that the network lacks."""
     if isinstance(levels, bool):
         if levels:
@@ -121,7 +114,7 @@ def set_checkpointing(unet: Any, levels: bool | tuple[int, ...]) -> None:
         raise ConfigError(f"train.gradient_checkpointing {list(levels)}: {error}") from error
 
 
-def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Any:
+def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Network:
     """The network that a run trains, on the CPU: new, from train.init_from, or as it was saved.
 
     Args:
@@ -132,6 +125,7 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Any:
     """
     start, lora = config.train.init_from, config.lora
     unet = make_unet(config, device="meta" if lora.used else "cpu")
+    assert isinstance(unet, torch.nn.Module)
     if start is not None and (saved is None or lora.used):
         load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
     if config.train.dtype == "float64":
@@ -150,7 +144,7 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Any:
     return unet
 
 
-def load_trained(unet: Any, saved: Mapping[str, Tensor]) -> None:
+def load_trained(unet: Network, saved: Mapping[str, Tensor]) -> None:
     """Put back what :func:`imagen.training.ema.trained_state` gave. Raises: ConfigError where it does not fit."""
     here = trained_state(unet)
     odd = sorted(here.keys() ^ saved.keys()) or [name for name in here if here[name].shape != saved[name].shape]
@@ -159,7 +153,7 @@ def load_trained(unet: Any, saved: Mapping[str, Tensor]) -> None:
     unet.load_state_dict(saved, strict=False)
 
 
-def load_initial(unet: Any, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
+def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
     """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
 
     Args:
@@ -189,13 +183,14 @@ def load_initial(unet: Any, folder: str, drop_variance: bool, dtype: torch.dtype
         raise ConfigError(f"train.init_from {folder!r} does not fit this unet: {first}") from error
 
 
-def first_half(tensors: Mapping[str, Tensor], unet: Any, folder: str) -> dict[str, Tensor]:
+def first_half(tensors: Mapping[str, Tensor], unet: Network, folder: str) -> dict[str, Tensor]:
     """The output layer without the channels of a learned variance. Raises: ConfigError where it has none."""
-    rows = unet.conv_out.weight.shape[0]
-    there = len(tensors.get("conv_out.weight", ()))
+    output = unet.output_layer
+    rows = len(unet.state_dict()[f"{output}.weight"])
+    there = len(tensors.get(f"{output}.weight", ()))
     if there != 2 * rows:
         raise ConfigError(
             f"train.drop_variance is true, but train.init_from {folder!r} learned no variance (its output layer has "
             f"{there} rows, {2 * rows} were expected): set it false"
         )
-    return {f"conv_out.{part}": tensors[f"conv_out.{part}"][:rows].clone() for part in ("weight", "bias")}
+    return {f"{output}.{part}": tensors[f"{output}.{part}"][:rows].clone() for part in ("weight", "bias")}

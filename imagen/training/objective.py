@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +28,8 @@ class Batch:
     """What one micro-batch needs, on the training device.
 
     image (B, C, H, W) in [-1, 1]; noise like image; t and aug_level (B,); drop (B,) bool, True where the text is
-    dropped; text (B, L, D) and text_mask (B, L), None without text; lowres (B, C, h, w) and its noise for SR stages.
+    dropped; text (B, L, D) and text_mask (B, L), None without text; lowres (B, C, h, w) and its noise for SR stages;
+    dropout_seeds (B,) int64, of the dropout inside the network; None leaves it to torch's own generator.
     """
 
     image: Tensor
@@ -41,6 +41,7 @@ class Batch:
     text_mask: Tensor | None = None
     lowres: Tensor | None = None
     lowres_noise: Tensor | None = None
+    dropout_seeds: Tensor | None = None
 
 
 class Objective:
@@ -64,11 +65,13 @@ class Objective:
         """(C, H, W) of the noise that augments `lowres`: its own size or, in space "upsampled", the picture's."""
         return aug_noise_shape(lowres.shape, (image.shape[-2], image.shape[-1]), self.stage.aug_space)[1:]
 
-    def __call__(self, unet: Callable[..., Any], batch: Batch) -> Tensor:
+    def __call__(self, unet: Callable[..., Tensor], batch: Batch) -> Tensor:
         t, level = on_levels(batch.t, self.stage.schedule), on_levels(batch.aug_level, self.stage.aug_schedule)
         log_snr = self.schedule.log_snr(t)
         z = q_sample(batch.image, batch.noise, log_snr)
         conditions: dict[str, Tensor] = {}
+        if batch.dropout_seeds is not None:
+            conditions["dropout_seeds"] = batch.dropout_seeds
         if batch.text is not None and batch.text_mask is not None:
             text, mask = drop_text(batch.text, batch.text_mask, batch.drop)
             conditions.update(text=text, text_mask=mask)

@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from imagen.errors import ConfigError
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import RunConfig
+from unets import NETWORKS
 
-UNET_KINDS = ("BaseUNet", "EfficientUNet")
 TRAIN = (
     "Train one stage of the cascade. Launch with `python` or `accelerate launch`; the same command goes on where an "
     "earlier run in run_dir stopped."
@@ -154,9 +154,9 @@ def to_yaml(config: RunConfig) -> str:
 def check_unet_kind(section: Mapping[str, Any]) -> None:
     """Raises ConfigError unless the unet section names a known kind."""
     kind = section.get("kind")
-    if kind not in UNET_KINDS:
-        near = difflib.get_close_matches(str(kind), UNET_KINDS, n=1)
-        raise ConfigError(f"unet.kind {kind!r} is unknown; expected {near[0] if near else ' or '.join(UNET_KINDS)}")
+    if kind not in NETWORKS:
+        near = difflib.get_close_matches(str(kind), NETWORKS, n=1)
+        raise ConfigError(f"unet.kind {kind!r} is unknown; expected {near[0] if near else ' or '.join(NETWORKS)}")
 
 
 def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:

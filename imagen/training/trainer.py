@@ -37,7 +37,7 @@ from imagen.training.objective import Objective
 from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.origin import with_origin
 from imagen.training.parsing import to_yaml
-from imagen.training.randomness import derive_seed, draw_batch
+from imagen.training.randomness import draw_batch
 from imagen.training.samples import GridMaker
 from imagen.training.skipped import SkipFile
 from imagen.training.validation import Validation
@@ -146,7 +146,6 @@ class Trainer:
             raw = next(batches)
             self.bad.add(raw["notes"])
             batch = self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
-            torch.manual_seed(derive_seed(config.seed, "network", step, rows.start))  # dropout inside the network
             last = micro == config.accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses = self.objective(self.model, batch)

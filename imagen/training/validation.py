@@ -16,6 +16,7 @@ from imagen.training.config import RunConfig, ValidationConfig
 from imagen.training.loader import make_source
 from imagen.training.objective import Objective
 from imagen.training.randomness import Draws, derive_seed, draw_batch
+from unets.contract import Network
 
 
 def validation_source(config: RunConfig) -> Any:
@@ -68,7 +69,7 @@ class Validation:
         return replace(drawn, t=self.t[level].expand(self.settings.samples)).rows(rows.start, len(rows))
 
     @torch.no_grad()
-    def table(self, unet: Any, rank: int = 0, world: int = 1) -> Tensor:
+    def table(self, unet: Network, rank: int = 0, world: int = 1) -> Tensor:
         """(levels, samples) losses of `unet` as it is, float64 on its device; 0 where it is another process's turn."""
         training = unet.training
         unet.eval()

@@ -10,11 +10,12 @@ from imagen.errors import ConfigError
 from imagen.training.batches import Texts, Words
 from imagen.training.config import RunConfig
 from imagen.training.loader import make_loader
+from unets.contract import Network
 
 CAPTIONS = 2048
 
 
-def fit_whitening(unet: Any, config: RunConfig, source: Any, texts: Texts) -> None:
+def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -> None:
     """Fit `unet.whitening`, where there is one, to the tokens of the first :data:`CAPTIONS` captions or all there are.
 
     The same on every process: each reads the whole of the first batches by itself.

@@ -74,6 +74,8 @@ def test_nothing_to_train_is_an_error():
 
 
 class Ends(nn.Module):
+    end_layers = ("conv_in", "conv_out")
+
     def __init__(self):
         super().__init__()
         self.conv_in = nn.Conv2d(3, 4, 3)
@@ -108,6 +110,7 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient():
     # singular values that five Newton-Schulz iterations in bfloat16 leave (0.7 to 1.2 by the method's authors).
     torch.manual_seed(0)
     module = nn.Sequential(nn.Identity(), nn.Conv2d(4, 6, 3, bias=False))
+    module.end_layers = ()
     before = module[1].weight.detach().clone()
     gradient = torch.randn(6, 4, 3, 3)
     module[1].weight.grad = gradient.clone()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.unets.helpers import BASE, draw, image_inputs, make, run
 from unets import BaseUNet
 from unets.attention import Attention, XformersAttention, sdpa
-from unets.network import coordinates
+from unets.unet import coordinates
 
 
 def attention(**options) -> Attention:  # type: ignore[no-untyped-def]

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.unets.helpers import BASE, EFFICIENT, KINDS, draw, image_inputs, make, run
 from unets import BaseUNet, EfficientUNet
-from unets.blocks import BlockOptions, ResnetBlock
+from unets.blocks import ResnetBlock
 from unets.conditioning import cosine_log_snr_coordinate, sinusoids
+from unets.options import Options
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def test_cosine_log_snr_coordinate() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("resample", [None, "down", "up"])
 def test_residual_block_is_adms(resample: str | None) -> None:
-    options = BlockOptions(emb_dim=6, norm_groups=2, residual_scale=0.5)
+    options = Options(time_embed_dim=6, norm_groups=2, residual_scale=0.5)
     block = ResnetBlock(4, 8, options, resample).double()
     for p in block.parameters():
         p.copy_(draw(p.numel(), *p.shape))
@@ -273,7 +274,7 @@ COUNTS = ["in_channels", "out_channels", "norm_groups", "head_channels", "time_e
         (EfficientUNet, {"skip": "multiply"}, "skip must be one of"),
         (EfficientUNet, {"upsample": "bilinear"}, "upsample must be one of"),
         (EfficientUNet, {"attention": "none"}, "attention must be one of"),
-        (EfficientUNet, {"shortcut_conv": "never"}, "shortcut_conv must be"),
+        (EfficientUNet, {"shortcut_conv": "never"}, "shortcut_conv must be one of always, if_needed, got 'never'"),
         (EfficientUNet, {"time_input": "sigma"}, "time_input must be one of"),
         (EfficientUNet, {"attention_levels": (2,)}, "blocks 0 to 1"),
         (BaseUNet, {"model_channels": -8}, r"model_channels times channel_mult is \[-8, -16\]"),
