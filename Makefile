@@ -14,7 +14,7 @@ export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup setup-dev lint types test test-all mutants format demo clean
+.PHONY: help sample setup setup-dev lint types test test-all mutants compare format demo clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,11 @@ test-all: lint types  ## the slow tests as well
 
 mutants: $(VENV)/.setup-dev  ## apply each stored mutation to a copy of the tree; the tests must catch every one
 	$(BIN)/python -m tests.mutants.run --workers $(WORKERS) $(ARGS)
+
+AFTER ?= .
+compare: $(VENV)/.setup-dev  ## BEFORE=COMMIT [AFTER=COMMIT] [ARGS=--quick]: show that the working tree, or AFTER, gives BEFORE's numbers
+	@if [ -z "$(BEFORE)" ]; then echo 'make compare: no commit to compare with; write make compare BEFORE=main' >&2; exit 2; fi
+	@$(BIN)/python -m tests.compare_commits "$(BEFORE)" "$(AFTER)" $(ARGS)
 
 format: $(VENV)/.setup-dev  ## sort imports, mend what can be mended, format
 	$(BIN)/ruff check --fix --quiet . || true
