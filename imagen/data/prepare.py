@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from .decode import Pixels, Unusable, decode
 from .embedding import read_embedding
 from .records import Record
 from .sources import Note, Sample
-from .transforms import Square, cut, cut_square, extent, mirror, resize_square, to_tensor
+from .transforms import Resize, Square, cut, cut_square, extent, mirror, resize_square, to_tensor
 
 
 class Prepare:
     """Callable: a record and randomness -> a sample.
 
     A picture is decoded (:func:`imagen.data.decode.decode`), cut to its largest square and resized to ``size``
-    (bicubic; a smaller picture is enlarged).
+    (a smaller picture is enlarged).
 
     Args:
         size: side of the whole picture in pixels.
@@ -31,6 +30,8 @@ class Prepare:
         captions: ``"required"``: an item without a caption is skipped; ``"optional"``: its caption is empty.
         template: with ``{}`` where the caption (a class name, say) goes; None leaves captions alone.
         channels, lowres_channels: of ``image`` and of ``lowres``.
+        resize: ``"area"``: means over areas, and bicubic where a picture is enlarged; ``"bicubic"``: PIL's bicubic in
+            both directions, and its box for the low-res picture, which is another reduction of the same original.
         text: most tokens and width of the records' encoded texts, which samples then hold; None: they have none.
 
     Raises:
@@ -49,11 +50,13 @@ class Prepare:
         channels: int = 3,
         lowres_channels: int = 3,
         text: tuple[int, int] | None = None,
+        resize: Resize = "area",
     ) -> None:
         self.size, self.lowres_size = size, lowres_size
         self.crop = size if crop is None else crop
         self.square, self.flip, self.required, self.template = square, flip, captions == "required", template
         self.channels, self.lowres_channels, self.text = channels, lowres_channels, text
+        self.resize = resize
         if not 0 < self.crop <= size:
             raise ValueError(f"size is {size} and crop {crop}; expected 0 < crop <= size")
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size or self.crop * lowres_size % size):
@@ -66,6 +69,8 @@ class Prepare:
                 f"square is {square!r} and captions is {captions!r}; "
                 "expected 'center' or 'random', and 'required' or 'optional'"
             )
+        if resize not in ("area", "bicubic"):
+            raise ValueError(f"resize is {resize!r}; expected 'area' or 'bicubic'")
         if template is not None and "{}" not in template:
             raise ValueError(f"template is {template!r}; expected {{}} where the caption goes")
 
@@ -80,7 +85,7 @@ class Prepare:
         embedding = None if self.text is None else read_embedding(record.embedding, *self.text)
         where = 0.5 if self.square == "center" else rng.random()
         decoded = decode(record.image, record.name, self.channels)
-        pixels = resize_square(cut_square(decoded.picture, where), self.size)
+        pixels = resize_square(cut_square(decoded.picture, where), self.size, self.resize)
         small, more = self._small(record, extent(decoded.picture), pixels, where)
         if self.flip and rng.random() < 0.5:
             pixels, small = mirror(pixels), None if small is None else mirror(small)
@@ -98,14 +103,14 @@ class Prepare:
         """The whole low-res picture, and what was repaired in the conditioning picture it comes from."""
         if self.lowres_size is None:
             return None, ()
+        kernel: Literal["area", "box"] = "area" if self.resize == "area" else "box"
         if record.conditioning is None:
-            # by area, as the cascade reduces a picture that it starts from (imagen.diffusion.augmentation.resize)
-            return resize_square(pixels, self.lowres_size, Image.Resampling.BOX), ()
+            return resize_square(pixels, self.lowres_size, kernel), ()
         pair = decode(record.conditioning, "", self.lowres_channels)
         (height, width), (high, wide) = stored, extent(pair.picture)
         if abs(width * high - wide * height) >= max(height, high):  # more than rounding
             raise Unusable(f"is {width} x {height} but its conditioning picture {wide} x {high}: of another shape")
-        small = resize_square(cut_square(pair.picture, where), self.lowres_size, Image.Resampling.BOX)
+        small = resize_square(cut_square(pair.picture, where), self.lowres_size, kernel)
         return small, tuple(f"conditioning picture: {repair}" for repair in pair.repairs)
 
     def _draw_caption(self, captions: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -100,6 +100,7 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
             channels=unet.get("in_channels", 3),
             lowres_channels=unet.get("lowres_channels", 3),
             text=None if data.embedding is None else (config.text.max_length, unet.get("text_dim", 4096)),
+            resize=data.resize or "area",
         )
         if data.streaming:
             return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
