@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
         from imagen.training.loader import make_source
+        from imagen.training.migrate import read_stored, with_resize
 
-        source = make_source(config)
+        source = make_source(with_resize(config, read_stored(Path(config.run_dir))))
         if isinstance(source, ShapesDataset):
             raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
     except ConfigError as error:

@@ -53,6 +53,9 @@ class DataConfig:
     """train on windows of this many pixels instead of whole pictures (convolutional SR stages)"""
     square: Literal["center", "random"] = "center"
     """where a picture that is not square is cut; all kinds but shapes"""
+    resize: Literal["area", "bicubic"] | None = None
+    """how pictures are reduced to the stage's size: area (means, as the cascade reduces them) or bicubic (Pillow's);
+    null is area in a new run, and else what the run began with; all kinds but shapes"""
     flip: bool = False
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
@@ -101,6 +104,7 @@ class DataConfig:
             "embedding": ("folder", "table", "hub", "shards"),
             "flip": ("folder", "table", "hub", "shards"),
             "square": ("folder", "table", "hub", "shards"),
+            "resize": ("folder", "table", "hub", "shards"),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
         }

@@ -63,6 +63,7 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         template=data.template,
         channels=want.channels,
         kinds=want.fields,
+        resize=data.resize or "area",
     )
     if data.streaming:
         return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)

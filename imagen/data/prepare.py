@@ -7,21 +7,20 @@ from math import gcd
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from .decode import Pixels, Unusable, decode
 from .fields import Kind, Paired, Value
 from .records import NOTHING, Record
 from .sources import Note, Sample
-from .transforms import Square, cut, cut_square, extent, mirror, nearest_square, resize_square, to_tensor
+from .transforms import Resize, Square, cut, cut_square, extent, mirror, nearest_square, resize_square, to_tensor
 
 
 class Prepare:
     """Callable: a record and randomness -> a sample.
 
     A picture is decoded (:func:`imagen.data.decode.decode`), cut to its largest square and resized to ``size``
-    (bicubic; a smaller picture is enlarged).
+    (a smaller picture is enlarged).
 
     Args:
         size: side of the whole picture in pixels.
@@ -35,6 +34,8 @@ class Prepare:
         channels: of ``image`` and of ``lowres``.
         kinds: of the records' fields that samples hold; others are not read. A paired picture is over the same window,
             whose corner falls on one of its pixels.
+        resize: ``"area"``: means over areas, and bicubic where a picture is enlarged; ``"bicubic"``: PIL's bicubic in
+            both directions, and its box for the low-res picture, which is another reduction of the same original.
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -51,12 +52,15 @@ class Prepare:
         template: str | None = None,
         channels: int = 3,
         kinds: Mapping[str, Kind] = NOTHING,
+        resize: Resize = "area",
     ) -> None:
         self.size, self.lowres_size = size, lowres_size
         self.crop = size if crop is None else crop
         self.square, self.flip, self.required, self.template = square, flip, captions == "required", template
         self.channels, self.kinds = channels, kinds
         self.paired = {name: kind for name, kind in kinds.items() if isinstance(kind, Paired)}
+        self.resize = resize
+        self.reduce: Literal["area", "box"] = "area" if resize == "area" else "box"  # of smaller pictures
         if not 0 < self.crop <= size:
             raise ValueError(f"size is {size} and crop {crop}; expected 0 < crop <= size")
         small = {"lowres_size": lowres_size, **{f"size of {name}": kind.size for name, kind in self.paired.items()}}
@@ -72,6 +76,8 @@ class Prepare:
                 f"square is {square!r} and captions is {captions!r}; "
                 "expected 'center' or 'random', and 'required' or 'optional'"
             )
+        if resize not in ("area", "bicubic"):
+            raise ValueError(f"resize is {resize!r}; expected 'area' or 'bicubic'")
         if template is not None and "{}" not in template:
             raise ValueError(f"template is {template!r}; expected {{}} where the caption goes")
 
@@ -91,7 +97,7 @@ class Prepare:
         }
         where = 0.5 if self.square == "center" else rng.random()
         decoded = decode(record.image, record.name, self.channels)
-        pixels = resize_square(cut_square(decoded.picture, where), self.size)
+        pixels = resize_square(cut_square(decoded.picture, where), self.size, self.resize)
         pairs, more = self._paired(record, extent(decoded.picture), where)
         small = self._small(pixels)
         flipped = self.flip and rng.random() < 0.5
@@ -111,7 +117,7 @@ class Prepare:
         if self.lowres_size is None:
             return None
         # by area, as the cascade reduces a picture that it starts from (imagen.diffusion.augmentation.resize)
-        return resize_square(pixels, self.lowres_size, Image.Resampling.BOX)
+        return resize_square(pixels, self.lowres_size, self.reduce)
 
     def _paired(self, record: Record, stored: tuple[int, int], where: float) -> tuple[dict[str, Pixels], list[str]]:
         """The whole pictures that are paired with one of the extent `stored`, and what was repaired in them."""
@@ -125,7 +131,7 @@ class Prepare:
             if kind.resize == "nearest":
                 pairs[name] = nearest_square(cut_square(pair.picture, where), kind.size)
             else:
-                pairs[name] = resize_square(cut_square(pair.picture, where), kind.size, Image.Resampling.BOX)
+                pairs[name] = resize_square(cut_square(pair.picture, where), kind.size, self.reduce)
             repairs += pair.repairs
         return pairs, repairs
 

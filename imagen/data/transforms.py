@@ -12,6 +12,7 @@ from torch import Tensor
 from .decode import Picture, Pixels, to_pixels
 
 Square = Literal["center", "random"]
+Resize = Literal["area", "bicubic"]
 
 
 def item_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
@@ -37,15 +38,43 @@ def cut_square(picture: Picture, where: float) -> Picture:
     return picture[top : top + side, left : left + side]
 
 
-def resize_square(picture: Picture, size: int, kernel: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
-    """A square resized to (size, size, C); PIL widens the kernel when reducing, so nothing aliases. Float pixels stay
-    float. BOX is the mean over areas where ``size`` divides the picture's.
+def resize_square(picture: Picture, size: int, kernel: Resize | Literal["box"] = "area") -> Pixels:
+    """A square resized to (size, size, C). Float pixels stay float.
+
+    Args:
+        kernel: "area": means over the exact area of an output pixel when reducing (so that reducing twice is reducing
+            once), bicubic when enlarging; as the cascade resizes (imagen.diffusion.augmentation.resize). "bicubic" and
+            "box" are PIL's in both directions; it widens them when reducing, and its box has no shares of pixels.
     """
+    side = extent(picture)[0]
+    if side == size:
+        return to_pixels(picture)
+    if kernel == "area" and size < side:
+        means = _area(_area(to_pixels(picture), size).swapaxes(0, 1), size).swapaxes(0, 1)
+        return np.rint(means).astype(np.uint8) if to_pixels(picture).dtype == np.uint8 else means.clip(-1, 1)
+    how = Image.Resampling.BOX if kernel == "box" else Image.Resampling.BICUBIC
+    return _resample(picture, size, how)
+
+
+def _area(x: Pixels, size: int) -> Pixels:
+    """Means over ``size`` equal parts of the first axis, float32; a pixel across a border counts by its shares."""
+    length = len(x)
+    start = np.arange(size) * length  # of each part, in units of 1 / size of a pixel
+    means = np.zeros((size, *x.shape[1:]), np.float32)
+    for step in range(-(-length // size) + 1):  # the first pixel of every part, the second, ...
+        pixel = start // size + step
+        inside = np.minimum(start + length, (pixel + 1) * size) - np.maximum(start, pixel * size)
+        share = (inside.clip(0) / length).astype(np.float32)
+        if share.any():
+            means += x[pixel.clip(max=length - 1)] * share.reshape(-1, *[1] * (x.ndim - 1))
+    return means
+
+
+def _resample(picture: Picture, size: int, kernel: Image.Resampling) -> Pixels:
+    """A square resized by PIL."""
     if isinstance(picture, Image.Image):
-        return to_pixels(picture if picture.width == size else picture.resize((size, size), kernel))
+        return to_pixels(picture.resize((size, size), kernel))
     pixels = picture
-    if pixels.shape[0] == size:
-        return pixels
     if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
         return np.asarray(Image.fromarray(pixels).resize((size, size), kernel))
     planes = [np.asarray(Image.fromarray(plane).resize((size, size), kernel)) for plane in np.moveaxis(pixels, -1, 0)]

@@ -1,7 +1,7 @@
 """Resampling, and the noise-conditioning augmentation of the super-resolution stages (paper, section 2.4).
 
 The cascade resizes pictures with :func:`resize`; the low-resolution copies that stages are trained on come from the
-same kernel. (Stored pictures are brought to a stage's size by Pillow's antialiased bicubic.) Two kernels by default:
+same kernel, and so do stored pictures brought to a stage's size (imagen.data, in numpy). Two kernels by default:
 
 * reducing averages exactly over the area that an output pixel covers. It keeps the mean of the picture and its range
   (no ringing outside [-1, 1]), and two reductions in a row equal one (1024 -> 256 -> 64 is 1024 -> 64), so the stages

@@ -1,4 +1,4 @@
-"""The one sampling loop, and the schedulers it steps.
+"""The schedulers that the sampling loop steps (:mod:`imagen.diffusion.loop`).
 
 Step rules are rented from diffusers; all of them see x0 estimates only (``prediction_type="sample"``), so guidance and
 thresholding, which happen in x0_fn, act once. The loop works on a clone of the scheduler, made by
@@ -15,8 +15,6 @@ thresholding, which happen in x0_fn, act once. The loop works on a clone of the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,12 +34,10 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from imagen.diffusion.denoiser import Denoised, X0Fn
-from imagen.diffusion.handed import Handed
-from imagen.diffusion.levels import evaluation_timesteps, level_log_snrs
+from imagen.diffusion.denoiser import Denoised
+from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, trained_betas
-from imagen.diffusion.timesteps import set_timesteps
 
 _LEARNED = ("learned", "learned_range")
 
@@ -236,24 +232,7 @@ def sampling_clone(scheduler: Any) -> Any:
     return clone
 
 
-@dataclass
-class LoopState:
-    """What a callback sees after each completed step, and may change.
-
-    step: 0 ... total - 1. timestep: where x0_fn was evaluated last. z: (B, C, H, W), the state after the step in
-    variance-preserving form; change it in place (through torch: not by z.data or numpy) or assign another of its shape.
-    x0: the estimate. stop: set True to end the loop.
-    """
-
-    step: int
-    total: int
-    timestep: float
-    z: Tensor
-    x0: Tensor
-    stop: bool = False
-
-
-def _model_output(clone: Any, denoised: Denoised) -> Tensor:
+def model_output(clone: Any, denoised: Denoised) -> Tensor:
     """x0 as the step rule takes it: with the learned variance behind it if the scheduler reads one."""
     if not (isinstance(clone, DDPMScheduler) and clone.config.variance_type in _LEARNED):
         return denoised.x0
@@ -265,65 +244,6 @@ def _model_output(clone: Any, denoised: Denoised) -> Tensor:
     return torch.cat([denoised.x0, denoised.variance], dim=1)
 
 
-def sample_loop(
-    x0_fn: X0Fn,
-    z: Tensor,
-    scheduler: Any,
-    num_inference_steps: int | Sequence[int],
-    generators: Sequence[torch.Generator] | None = None,
-    callback: Callable[[LoopState], None] | None = None,
-) -> Tensor:
-    """Denoise z from pure noise to a picture: one loop for every stage and sampler.
-
-    Args:
-        x0_fn: the contract, see :mod:`imagen.diffusion.denoiser`; called with z in variance-preserving form and the
-            matching timestep (B,), float.
-        z: (B, C, H, W), standard normal.
-        scheduler: a supported diffusers scheduler (see :func:`sampling_clone`), which is not changed.
-        num_inference_steps: 1 to the scheduler's number of levels, or the falling list of timesteps to visit; Heun
-            evaluates x0_fn twice in all but the last.
-        generators: one per image, for samplers that add noise, so that a picture does not depend on its batch; None
-            uses the global generator.
-        callback: called with a :class:`LoopState` after each completed step.
-
-    Returns:
-        (B, C, H, W), the last x0 estimate, in at least float32; after a callback's stop, z as it is.
-
-    Raises:
-        ValueError: an unsupported scheduler, steps out of range or a list it cannot take, not one generator per image,
-            no learned variance.
-    """
-    clone = sampling_clone(scheduler)
-    levels = clone.config.num_train_timesteps
-    total = num_inference_steps if isinstance(num_inference_steps, int) else len(num_inference_steps)
-    if not 1 <= total <= levels:
-        raise ValueError(f"num_inference_steps={num_inference_steps} is out of range; expected 1 to {levels}")
-    if generators is not None and len(generators) != len(z):
-        raise ValueError(f"{len(generators)} generators for {len(z)} images; expected one per image")
-    set_timesteps(clone, num_inference_steps)
-    times = evaluation_timesteps(clone)
-    # What the state is, as a multiple of the variance-preserving z, at each evaluation and at the end.
-    scales = [1.0] * (len(times) + 1)
-    if isinstance(clone, _SCALED_BY_SIGMA):
-        scales = (clone.sigmas.double().square() + 1).sqrt().tolist()
-    options: dict[str, Any] = {"return_dict": False}
-    if "generator" in inspect.signature(clone.step).parameters:
-        options["generator"] = None if generators is None else list(generators)
-
-    state, step = z.to(torch.promote_types(z.dtype, torch.float32)) * scales[0], 0
-    for i, timestep in enumerate(clone.timesteps):
-        scaled = clone.scale_model_input(state, timestep)
-        denoised = x0_fn(scaled, torch.full((len(z),), times[i], device=z.device, dtype=state.dtype))
-        state = clone.step(_model_output(clone, denoised), timestep, state, **options)[0]
-        half_done = i + 1 < len(times) and not getattr(clone, "state_in_first_order", True)  # Heun's first half
-        if callback is None or half_done:
-            continue
-        given = Handed(state / scales[i + 1])
-        report = LoopState(step, total, times[i], given.z, denoised.x0)
-        callback(report)
-        if given.changed(report.z):
-            state = report.z.to(state) * scales[i + 1]
-        if report.stop:
-            return report.z
-        step += 1
-    return state
+def scaled_by_sigma(clone: Any) -> bool:
+    """Whether the scheduler's state is x0 + sigma eps instead of alpha x0 + sigma eps."""
+    return isinstance(clone, _SCALED_BY_SIGMA)

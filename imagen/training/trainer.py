@@ -11,12 +11,11 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from imagen.data import micro_positions
@@ -32,6 +31,7 @@ from imagen.training.export import export_stage
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
 from imagen.training.metrics import BINS, MetricsFile, Progress, Window
+from imagen.training.migrate import read_stored, with_resize
 from imagen.training.network import prepare_unet, set_checkpointing
 from imagen.training.objective import Objective
 from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
@@ -69,7 +69,9 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check_processes(config, self.accelerator)
-        self._check_same_run()
+        stored = read_stored(self.run, tell=self.accelerator.is_main_process)
+        self.config = config = with_resize(config, stored)
+        self._check_same_run(stored)
         self.source = make_source(config)
         self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
         self.objective = Objective(config.stage)
@@ -271,11 +273,10 @@ class Trainer:
         if self.ema.updates or self.step:
             export_stage(self.config, self.unet, self.ema, self.run / "model", self.step, self.origin)
 
-    def _check_same_run(self) -> None:
-        saved = self.run / "config.yaml"
-        if not self.states.steps() or not saved.exists():
+    def _check_same_run(self, stored: Mapping[str, Any] | None) -> None:
+        if stored is None:
             return
-        warned, refused = changed_keys(yaml.safe_load(saved.read_text(encoding="utf-8")), self.config)
+        warned, refused = changed_keys(stored, self.config)
         if refused:
             raise ConfigError(
                 f"run_dir {str(self.run)!r} holds a run with another configuration ({'; '.join(refused)}): use another "

@@ -103,7 +103,7 @@ def test_lowres_and_crop_show_the_same_window(tmp_path: Path) -> None:
         assert sample.lowres is not None
         assert sample.lowres.shape == (3, 4, 4)
         blocks = sample.image.reshape(3, 4, 4, 4, 4).mean((2, 4))
-        assert (blocks - sample.lowres).abs().max() <= 1 / 127.5, "not the mean over areas"  # PIL rounds twice
+        assert (blocks - sample.lowres).abs().max() <= 0.51 / 127.5, "not the mean over areas"
         corners.add(tuple(colour(sample.image, 0, 0)))
     assert len(corners) > 10
 
@@ -220,7 +220,8 @@ def test_the_class_is_the_folder(tmp_path: Path) -> None:
 def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> None:
     ramp = np.add.outer(np.linspace(0, 32767, 48), np.linspace(0, 32767, 96)).astype(np.uint16)  # right and down
     save(tmp_path / "after", "a.png", Image.fromarray(ramp))
-    np.save(save(tmp_path / "before", "a.npy.png", caption=None).with_name("a.npy"), ramp[::2, ::2])
+    small = ramp.reshape(24, 2, 48, 2).mean((1, 3)).astype(np.uint16)
+    np.save(save(tmp_path / "before", "a.npy.png", caption=None).with_name("a.npy"), small)
     (tmp_path / "before" / "a.npy.png").unlink()
     records = FolderRecords(tmp_path / "after", fields={"conditioning": tmp_path / "before"})
     kinds = {"conditioning": Paired(16, channels=1)}

@@ -1,97 +1,101 @@
-"""Stored pictures brought to a stage's size, shown by noise: a ramp has the same means whatever the kernel."""
+"""Stored pictures are reduced by exact area, for every stage alike; the older rule stays what it was."""
 
 from __future__ import annotations
 
-from typing import Any
+import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Prepare, Record
+from imagen.data import Prepare
+from imagen.data.fields import Paired
+from imagen.data.records import Record
 from imagen.data.transforms import resize_square
 
-KERNELS = {"bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
+WORDS = ("words",)
 
 
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise: no filter's result looks like another's."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def as_float(pixels: np.ndarray) -> np.ndarray:
-    return (pixels / np.float32(127.5) - np.float32(1)).astype(np.float32)
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("side", "size"), [(24, 8), (24, 9), (8, 12)])
-@pytest.mark.parametrize("kind", ["pil", "rgb", "grey", "five", "float"])
-def test_every_kind_of_pixels_is_resized_as_pillow_resizes_its_planes(
-    kind: str, side: int, size: int, kernel: str
-) -> None:
-    pixels = noise(side, side, {"grey": 1, "five": 5}.get(kind, 3))
-    given: Any = as_float(pixels) if kind == "float" else Image.fromarray(pixels) if kind == "pil" else pixels
-    made = resize_square(given, size, KERNELS[kernel])
-    planes = np.moveaxis(as_float(pixels) if kind == "float" else pixels, -1, 0)
-    expected = np.stack(
-        [np.asarray(Image.fromarray(plane).resize((size, size), KERNELS[kernel])) for plane in planes], axis=-1
+def prepared(pixels: np.ndarray, size: int, **options):  # type: ignore[no-untyped-def]
+    record = Record("a.png", png(pixels), WORDS)
+    return Prepare(size, **options)("a", record, np.random.default_rng(0))[0]
+
+
+def shares(old: int, new: int) -> np.ndarray:
+    """(new, old): which share of output pixel i input pixel j covers, from the lengths of their overlaps."""
+    edges = np.arange(new + 1) * old / new
+    overlap = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
+    return overlap.clip(0) * new / old
+
+
+@pytest.mark.parametrize(("old", "new"), [(64, 16), (65, 64), (157, 16), (7, 5), (127, 64), (30, 1), (50, 20)])
+def test_reducing_is_the_mean_over_the_exact_area(old: int, new: int) -> None:
+    weights, pixels = shares(old, new), picture(old, old)
+    exact = np.einsum("ia,jb,abc->ijc", weights, weights, pixels.astype(np.float64))
+    for given in (pixels, Image.fromarray(pixels)):
+        made = resize_square(given, new)
+        assert made.dtype == np.uint8
+        assert np.abs(made - exact).max() <= 0.5 + 1e-3, "rounded more than once"
+    made = resize_square((pixels / 127.5 - 1).astype(np.float32), new)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, exact / 127.5 - 1, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(157, 157), (100, 131), (64, 64), (65, 90), (256, 256)])
+def test_the_base_stage_s_target_is_the_next_stage_s_input(height: int, width: int) -> None:
+    """Reducing to 64 and then to 16 is reducing to 16, but for the rounding to 8 bits on the way."""
+    pixels = picture(height, width)
+    base, superres = prepared(pixels, 16), prepared(pixels, 64, lowres_size=16)
+    assert (base.image - superres.lowres).abs().max() <= 1.001 / 127.5
+    old_base, old_superres = (
+        prepared(pixels, 16, resize="bicubic"),
+        prepared(pixels, 64, lowres_size=16, resize="bicubic"),
     )
-    if kind == "float":
-        expected = expected.clip(-1, 1)
-    assert made.dtype == expected.dtype
-    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-6)
+    if height > 64:
+        assert (old_base.image - old_superres.lowres).abs().max() > 4 / 127.5
 
 
-@pytest.mark.parametrize("where", ["center", "random"])
-def test_the_picture_is_bicubic_and_its_small_copy_the_mean_over_areas(where: str) -> None:
-    stored = noise(48, 72, 3)  # not square
-    prepare = Prepare(24, lowres_size=6, square=where)  # type: ignore[arg-type]
-    sample, _ = prepare("a", Record("", stored, ("a star",)), np.random.default_rng(5))
-    left = 12 if where == "center" else int(np.random.default_rng(5).random() * 25)
-    square = stored[:, left : left + 48]
-    expected = np.asarray(Image.fromarray(square).resize((24, 24), Image.Resampling.BICUBIC))
-    assert torch.equal(sample.image, torch.from_numpy(as_float(expected)).permute(2, 0, 1))
-    assert sample.lowres is not None
-    means = sample.image.reshape(3, 6, 4, 6, 4).mean((2, 4))
-    assert (sample.lowres - means).abs().max() <= 1.5 / 127.5  # two roundings to bytes
-    bicubic = np.asarray(Image.fromarray(expected).resize((6, 6), Image.Resampling.BICUBIC))
-    assert np.abs(as_float(bicubic) - means.permute(1, 2, 0).numpy()).max() > 5 / 127.5, "noise tells the kernels apart"
+def test_enlarging_is_bicubic_under_both_rules() -> None:
+    pixels = picture(20, 20)
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC))
+    for kernel in ("area", "bicubic"):
+        assert np.array_equal(resize_square(pixels, 32, kernel), expected)  # type: ignore[arg-type]
+    assert np.array_equal(resize_square(pixels, 20), pixels)
 
 
-def test_a_conditioning_picture_is_reduced_by_areas_over_the_same_square() -> None:
-    stored, pair = noise(48, 72, 3), noise(24, 36, 3)[::-1].copy()
-    record = Record("", stored, ("a star",), conditioning=pair)
-    sample, notes = Prepare(24, lowres_size=6, square="random")("a", record, np.random.default_rng(5))
-    left = int(np.random.default_rng(5).random() * 13)
-    square = torch.from_numpy(as_float(pair[:, left : left + 24])).permute(2, 0, 1)
-    assert sample.lowres is not None
-    assert (sample.lowres - square.reshape(3, 6, 4, 6, 4).mean((2, 4))).abs().max() <= 1.5 / 127.5
-    assert not notes
+@pytest.mark.parametrize("side", [20, 64, 157])
+def test_the_older_rule_is_pillows_bicubic_and_box(side: int) -> None:
+    pixels = picture(side, side)
+    large = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
+    small = large.resize((16, 16), Image.Resampling.BOX)
+    sample = prepared(pixels, 64, lowres_size=16, resize="bicubic")
+    for tensor, expected in ((sample.image, large), (sample.lowres, small)):
+        levels = ((tensor + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(levels, np.asarray(expected))
 
 
-def test_windows_of_picture_and_small_copy_lie_on_the_same_pixels() -> None:
-    stored = noise(32, 32, 3)
-    prepare = Prepare(32, crop=16, lowres_size=8, flip=True)
-    tops: set[tuple[int, int, bool]] = set()
-    whole = torch.from_numpy(as_float(stored)).permute(2, 0, 1)
-    for seed in range(40):
-        sample, _ = prepare("a", Record("", stored, ("a star",)), np.random.default_rng(seed))
-        assert sample.lowres is not None
-        assert (sample.image.reshape(3, 4, 4, 4, 4).mean((2, 4)) - sample.lowres).abs().max() <= 1.5 / 127.5
-        for mirrored in (False, True):
-            picture = whole.flip(-1) if mirrored else whole
-            for top in range(0, 17, 4):
-                for left in range(0, 17, 4):
-                    if torch.equal(picture[:, top : top + 16, left : left + 16], sample.image):
-                        tops.add((top, left, mirrored))
-    assert len({mirrored for *_, mirrored in tops}) == 2
-    assert {top for top, *_ in tops} == {left for _, left, _ in tops} == {0, 4, 8, 12, 16}
-    assert len(tops) > 20, "top and left are drawn apart, and every window is one of the picture's"
+def test_a_conditioning_picture_is_reduced_by_the_same_rule() -> None:
+    target, pair = picture(60, 60), picture(50, 50, seed=1)
+    record = Record("a.png", png(target), WORDS, {"conditioning": png(pair)})
+    sample, _ = Prepare(32, kinds={"conditioning": Paired(16, 3)})("a", record, np.random.default_rng(0))
+    made = sample.fields["conditioning"]
+    assert isinstance(made, torch.Tensor)
+    levels = ((made + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert np.abs(levels - resize_square(pair, 16)).max() < 1e-3
 
 
-def test_half_of_the_pictures_are_mirrored() -> None:
-    prepare, record = Prepare(2, flip=True), Record("", noise(2, 2, 3), ("a star",))
-    plain = Prepare(2)("a", record, np.random.default_rng(0))[0].image
-    made = [prepare("a", record, np.random.default_rng(seed))[0].image for seed in range(1000)]
-    assert all(torch.equal(image, plain) or torch.equal(image, plain.flip(-1)) for image in made)
-    assert abs(sum(torch.equal(image, plain) for image in made) - 500) < 4 * 250**0.5
+def test_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="resize is 'nearest'; expected 'area' or 'bicubic'"):
+        Prepare(8, resize="nearest")  # type: ignore[arg-type]
