@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderMode
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, step_callback
-from imagen.cascade.denoise import Job, Stage, run_stage
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish
+from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.safety import finish, load_checker
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import PromptReader, load_encoder, named_dtype
 from imagen.checks import check_int, check_keys
-from imagen.diffusion.sampling import LoopState
+from imagen.diffusion.loop import LoopState
 from imagen.stages.folder import check_complete, find_folder, read_index, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
 from imagen.text.encoder import check_tokenizer

@@ -128,7 +128,7 @@ def test_the_first_noise_is_the_same_in_every_dtype(pipe):
 def test_a_network_sees_no_more_pixels_at_once_than_its_limit(pipe, monkeypatch):
     """Which changes memory and no picture, also where the parts divide neither pictures nor halves of guidance."""
     whole = sample(pipe, PROMPTS, num_images_per_prompt=2)
-    monkeypatch.setattr("imagen.cascade.denoise.PIXELS_PER_CALL", 3 * 64 * 64 + 1)
+    monkeypatch.setattr("imagen.cascade.runner.PIXELS_PER_CALL", 3 * 64 * 64 + 1)
     with Calls(pipe.base_unet) as base, Calls(pipe.sr1024_unet) as last:
         parts = sample(pipe, PROMPTS, num_images_per_prompt=2)
     torch.testing.assert_close(parts.images, whole.images, atol=1e-4, rtol=0)

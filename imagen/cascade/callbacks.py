@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imagen.diffusion.sampling import LoopState
+from imagen.diffusion.loop import LoopState
 
 TENSORS = ("z", "x0")
 """What ``callback_on_step_end`` may ask for."""

@@ -12,17 +12,16 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from imagen.cascade.denoise import Stage
 from imagen.cascade.pictures import load_pictures
 from imagen.cascade.route import Wish, resolve
+from imagen.cascade.runner import Stage, step_rule
 from imagen.cascade.text import Text, pair
 from imagen.checks import check_int
 from imagen.conditions.text import null_text
+from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
-from imagen.diffusion.sampling import sampling_clone
 from imagen.diffusion.schedules import make_schedule
-from imagen.diffusion.timesteps import chosen_timesteps, set_timesteps
-from imagen.stages.spec import StageDefaults, check_steps
+from imagen.stages.spec import check_steps
 
 logger = logging.get_logger(__name__)
 
@@ -49,8 +48,8 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     sides = [(picture.shape[1], picture.shape[2]) for picture in given]
     chosen = resolve(stored, wish, sides)
     stages = [available[slot]._replace(settings=settings) for slot, settings in chosen.items()]
+    stages = [stage._replace(rule=check_sampler(stage)) for stage in stages]
     for stage in stages:
-        check_sampler(stage.slot, stage.scheduler, stage.settings)
         _check_consistency(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
@@ -70,23 +69,25 @@ def _check_consistency(stage: Stage) -> None:
         )
 
 
-def check_sampler(slot: str, scheduler: Any, settings: StageDefaults) -> None:
-    """Everything that can be wrong with how a stage samples, before the stages ahead of it have run for nothing.
+def check_sampler(stage: Stage) -> StepRule:
+    """How a stage's loop steps: all that can be wrong with it is said before the stages ahead have run for nothing.
 
     Raises:
         ValueError: a scheduler that the loop cannot step, steps that it cannot take, no such noise schedule.
     """
-    levels = scheduler.config.get("num_train_timesteps")
-    check_steps("num_inference_steps", settings.num_inference_steps, levels)
+    config = stage.scheduler.config
+    levels = config.get("num_train_timesteps")
+    check_steps("num_inference_steps", stage.settings.num_inference_steps, levels)
     try:
-        clone = sampling_clone(scheduler)
-        check_prediction_type(scheduler.config.prediction_type)
-        if len(clone.alphas_cumprod) != levels:
-            raise ValueError(f"its scheduler has {len(clone.alphas_cumprod)} levels for num_train_timesteps={levels}")
-        set_timesteps(clone, chosen_timesteps(settings.num_inference_steps, levels))
-        make_schedule(**{"kind": "cosine", **settings.aug_schedule})
+        rule = step_rule(stage)
+        check_prediction_type(config.prediction_type)
+        make_schedule(**{"kind": "cosine", **stage.settings.aug_schedule})
+        if len(rule.clone.alphas_cumprod) != levels:
+            found = len(rule.clone.alphas_cumprod)
+            raise ValueError(f"its scheduler has {found} levels for num_train_timesteps={levels}")
     except (ValueError, IndexError) as error:
-        raise ValueError(f"stage {slot}: {error}") from error
+        raise ValueError(f"stage {stage.slot}: {error}") from error
+    return rule
 
 
 def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:

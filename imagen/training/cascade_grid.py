@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from imagen.cascade.route import route
+from imagen.cascade.runner import Stage
 from imagen.errors import ConfigError
-from imagen.stages.folder import INDEX, read_index, read_run, read_saved
+from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
-from imagen.stages.spec import SLOTS, StageDefaults
-from imagen.training.batches import Texts, Words
+from imagen.stages.spec import SLOTS
 from imagen.training.config import RunConfig
 from imagen.training.export import stage_defaults
-from imagen.training.randomness import derive_seed
-from unets.contract import Network, facts
+from unets.contract import facts
 
 
-def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]:
-    """The defaults of the run's own stage and of those in grid.cascade, by slot, and the slots that run, in order.
+def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
+    """The stages that run with this run's own among those of grid.cascade, by slot and in order; None for its own.
 
     Reads configurations, no weights.
 
@@ -44,10 +38,11 @@ def find_stages(config: RunConfig) -> tuple[dict[str, StageDefaults], list[str]]
             f"grid.cascade {str(folder)!r}: its stages do not meet {config.stage.name} ({stages[own].lowres_size} to "
             f"{stages[own].size} px); what runs is {made}"
         )
-    for slot in slots:
-        if slot != own:
-            _check_network(config, saved[slot].unet)
-    return stages, slots
+    found = {slot: None if slot == own else saved[slot] for slot in slots}
+    for stage in found.values():
+        if stage is not None:
+            _check_network(config, stage.unet)
+    return found
 
 
 def _check_network(config: RunConfig, folder: Path) -> None:
@@ -61,67 +56,25 @@ def _check_network(config: RunConfig, folder: Path) -> None:
             )
 
 
-class CascadeGrid:
-    """Draws pictures of prompts through the whole cascade, with the network in training in its slot.
+def load_others(config: RunConfig) -> dict[str, Stage | None]:
+    """The stages of grid.cascade, loaded on the CPU, by slot and in order; None for this run's own.
 
-    The other networks wait on the CPU. They sample with their own scheduler and stored guidance, all stages in
-    grid.num_inference_steps steps. The text is the run's: its encoder must be the one they were trained with.
+    They sample with their own scheduler and stored settings, in grid.num_inference_steps steps. The text is the run's:
+    its encoder must be the one they were trained with.
 
     Raises:
-        ConfigError: as :func:`find_stages`.
+        ConfigError: as :func:`find_stages`, or weights that are not whole.
     """
-
-    def __init__(self, config: RunConfig, scheduler: Any, device: torch.device) -> None:
-        from imagen.pipeline import ImagenPipeline
-
-        self.config, self.device, self.own = config, device, config.stage.name
-        stages, self.slots = find_stages(config)
-        folder = Path(str(config.grid.cascade))
-        others = [slot for slot in self.slots if slot != self.own]
-        self.parts: dict[str, Any] = {f"{self.own}_scheduler": scheduler}
-        if (folder / INDEX).is_file():
-            wanted = {f"{slot}_{part}" for slot in others for part in ("unet", "scheduler")}
-            unwanted = {k: None for k, v in read_index(folder).items() if isinstance(v, list) and k not in wanted}
-            pipe = ImagenPipeline.from_pretrained(folder, **unwanted)
-            self.parts.update({name: getattr(pipe, name) for name in wanted})
-        else:
-            stage = read_run(folder)
-            self.parts[f"{stage.slot}_unet"] = load_network(stage.unet)
-            self.parts[f"{stage.slot}_scheduler"] = load_scheduler(stage.scheduler)
-        self.others = [self.parts[f"{slot}_unet"].eval().requires_grad_(False) for slot in others]
-        scale = config.grid.guidance_scale
-        if scale is not None:
-            stages[self.own] = dataclasses.replace(stages[self.own], guidance_scale=scale)
-        self.stages = {slot: stages[slot].to_dict() for slot in self.slots}
-
-    @torch.no_grad()
-    def draw(self, unet: Network, words: Words, texts: Texts) -> list[Tensor]:
-        """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, with `unet` as it is in the run's slot."""
-        from imagen.pipeline import ImagenPipeline
-
-        parts = {**self.parts, f"{self.own}_unet": unet}
-        pipe = ImagenPipeline(**parts, stages=self.stages)
-        pipe.set_progress_bar_config(disable=True)
-        made: list[dict[int, Tensor]] = []
-        for network in self.others:
-            network.to(self.device)
-        size, steps = self.config.grid.batch_size, self.config.grid.num_inference_steps
-        for start in range(0, len(words), size):
-            rows = range(start, min(start + size, len(words)))
-            text = texts(words[start : rows.stop])
-            given: dict[str, Any] = {"num_images_per_prompt": len(rows)}
-            if text is not None:
-                null = texts.null(1, text[0].shape[-1])
-                given = {"prompt_embeds": text[0], "prompt_mask": text[1]}
-                given |= {"negative_prompt_embeds": null[0], "negative_prompt_mask": null[1]}
-            generators = self._generators(rows)
-            out: Any = pipe(**given, num_inference_steps=steps, generator=generators, output_type="pt")
-            made.append(out.stages)
-        for network in self.others:
-            network.to("cpu")
-        return [torch.cat([chunk[side] for chunk in made]) * 2 - 1 for side in made[0]]
-
-    def _generators(self, rows: Sequence[int]) -> list[torch.Generator]:
-        """One for each picture, so that it is the same in any batch."""
-        seed = self.config.train.seed
-        return [torch.Generator().manual_seed(derive_seed(seed, "cascade", row)) for row in rows]
+    steps = config.grid.num_inference_steps
+    found: dict[str, Stage | None] = {}
+    for slot, saved in find_stages(config).items():
+        if saved is None:
+            found[slot] = None
+            continue
+        try:
+            unet, scheduler = load_network(saved.unet), load_scheduler(saved.scheduler)
+        except ValueError as error:
+            raise ConfigError(f"grid.cascade: {error}") from error
+        unet.eval().requires_grad_(False)
+        found[slot] = Stage(slot, unet, scheduler, replace(saved.defaults, num_inference_steps=steps))
+    return found

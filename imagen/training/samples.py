@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from imagen.cascade.variance import learns_variance
-from imagen.conditions.text import cat_text
+from imagen.cascade.runner import Job, Stage, run_stage
+from imagen.cascade.seeds import picture_seeds
+from imagen.cascade.text import Text, pair
 from imagen.data import NothingUsable, StreamDataset, collate
-from imagen.diffusion.augmentation import augment_lowres, resize
-from imagen.diffusion.consistency import match_lowres
-from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import Branch
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.sampling import make_scheduler, sample_loop
-from imagen.diffusion.schedules import timestep_from_t
-from imagen.diffusion.thresholding import Thresholding
+from imagen.diffusion.augmentation import resize
+from imagen.diffusion.sampling import make_scheduler
 from imagen.training.batches import Texts, Words, lowres_of
-from imagen.training.cascade_grid import CascadeGrid
+from imagen.training.cascade_grid import load_others
 from imagen.training.config import RunConfig
 from imagen.training.ema import EMA
+from imagen.training.export import stage_defaults
 from imagen.training.loader import make_source
 from imagen.training.objective import Objective
-from imagen.training.randomness import draw_noise
+from imagen.training.processes import Processes
+from imagen.training.randomness import derive_seed
+from unets.contract import Network
 
 GAP = 2  # pixels between pictures
 
@@ -49,19 +48,33 @@ def held_out(config: RunConfig) -> list[Any]:
     return [source[index] for index in range(config.grid.count)]
 
 
+def picture_generators(seed: int, purpose: str, rows: range) -> list[torch.Generator]:
+    """One for each picture of a grid, so that it is the same in any batch and every time."""
+    return [torch.Generator().manual_seed(derive_seed(seed, purpose, row)) for row in rows]
+
+
 class GridMaker:
     """Draws grids: a row of samples for a base stage; rows of input, samples and truth for super-resolution.
 
-    With grid.raw, the samples of the weights as they are follow those of the average. A cascade has a row per stage.
+    With grid.raw, the samples of the weights as they are follow those of the average. A cascade has a row per stage;
+    its other networks wait on the CPU. The processes of a run share the pictures out.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        objective: Objective,
+        texts: Texts,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
         self.config, self.objective, self.texts, self.device = config, objective, texts, device
+        self.processes = processes or Processes()
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
         self._held: list[Any] | None = None
         grid = config.grid
-        self.cascade = CascadeGrid(config, self.scheduler, device) if grid.every and grid.cascade else None
+        self.cascade = load_others(config) if grid.every and grid.cascade else {}
 
     def _held_out(self) -> list[Any]:
         if self._held is None:
@@ -69,8 +82,8 @@ class GridMaker:
         return self._held
 
     @torch.no_grad()
-    def write(self, unet: Any, ema: EMA, path: Path) -> None:
-        """Sample with the average, and with grid.raw the weights, of `unet`; write PNGs that name their rows."""
+    def write(self, unet: Network, ema: EMA, path: Path) -> None:
+        """Sample with the average, and with grid.raw the weights, of `unet`; the first process writes the PNGs."""
         training = unet.training
         unet.eval()
         words, lowres, truth = self._given()
@@ -81,6 +94,8 @@ class GridMaker:
                 alone[name] = self.sample(unet, words, lowres)
                 through.update(self._through_cascade(unet, name))
         unet.train(training)
+        if self.processes.rank:
+            return
         if lowres is not None and truth is not None:
             alone = {"input": resize(lowres, truth.shape[-1], "nearest"), **alone, "truth": truth}
         save_grid(path, words.captions, alone)
@@ -100,71 +115,63 @@ class GridMaker:
         truth, given = held["image"].to(self.device, self.dtype), lowres_of(held)
         return Words.of(held), self.objective.make_lowres(truth) if given is None else given.to(truth), truth
 
-    def sample(self, unet: Any, words: Words, lowres: Tensor | None) -> Tensor:
-        """(B, C, H, W) in [-1, 1] with `unet` as it is, grid.batch_size pictures at once."""
-        side, size = self.config.data.crop or self.config.stage.size, self.config.grid.batch_size
-        parts = []
-        for first in range(0, len(words), size):
-            rows = range(first, min(first + size, len(words)))
-            low = None if lowres is None else lowres[rows.start : rows.stop]
-            parts.append(self._sample_chunk(unet, words[rows.start : rows.stop], low, rows, side))
-        return torch.cat(parts)
+    def own_stage(self, unet: Network) -> Stage:
+        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale."""
+        grid, stored = self.config.grid, stage_defaults(self.config)
+        scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
+        settings = replace(stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale)
+        return Stage(self.config.stage.name, unet, self.scheduler, settings)
 
-    def _through_cascade(self, unet: Any, name: str) -> dict[str, Tensor]:
+    def sample(self, unet: Network, words: Words, lowres: Tensor | None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] with `unet` as it is: whole pictures or, with data.crop, windows of them."""
+        stage, side = self.own_stage(unet), self.config.data.crop
+        if side is not None:
+            size, low = stage.settings.size, stage.settings.lowres_size
+            window = replace(stage.settings, size=side, lowres_size=None if low is None else side * low // size)
+            stage = stage._replace(settings=window)
+        return self.draw([stage], words, "grid", lowres)[0]
+
+    def draw(self, stages: Sequence[Stage], words: Words, purpose: str, start: Tensor | None = None) -> list[Tensor]:
+        """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, grid.batch_size or fewer at once.
+
+        Args:
+            start: (B, C, h, w) that the first stage starts from; None: from noise alone.
+        """
+        count, seed = len(words), self.config.train.seed
+        size = min(self.config.grid.batch_size, -(-count // self.processes.world))
+        tables = [
+            torch.zeros(count, stage.channels, *stage.shape, dtype=stage.dtype, device=self.device) for stage in stages
+        ]
+        for rows in self.processes.turns(count, size):
+            part = slice(rows.start, rows.stop)
+            seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
+            job = Job(self._text(words[part]), 1, seeds, self.device)
+            made = [] if start is None else list(start[part])
+            for table, stage in zip(tables, stages, strict=True):
+                table[part] = run_stage(stage, job, made)
+                made = list(table[part])
+        return [self.processes.add(table) for table in tables]
+
+    def _text(self, words: Words) -> Text | None:
+        """Both halves of the text; None without text."""
+        prompt = self.texts(words)
+        if prompt is None:
+            return None
+        return pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)
+
+    def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""
-        if self.cascade is None:
+        if not self.cascade:
             return {}
-        made = self.cascade.draw(unet, self._words(), self.texts)
+        stages = [stage or self.own_stage(unet) for stage in self.cascade.values()]
+        others = [stage.unet for stage in self.cascade.values() if stage is not None]
+        for network in others:
+            network.to(self.device)
+        made = self.draw(stages, self._words(), "cascade")
+        for network in others:
+            network.to("cpu")
         last = made[-1].shape[-1]
         return {f"{name} {row.shape[-1]} px": resize(row, last, "nearest") for row in made}
-
-    def _noise(self, shape: Any, purpose: str, rows: range) -> Tensor:
-        generator = torch.Generator(self.device)
-        noise = draw_noise(shape, self.config.train.seed, purpose, 0, rows, generator)
-        return noise.to(self.dtype)
-
-    def _sample_chunk(self, unet: Any, words: Words, lowres: Tensor | None, rows: range, side: int) -> Tensor:
-        sampling, grid, stage = self.config.sampling, self.config.grid, self.config.stage
-        text = self.texts(words)
-        scale = sampling.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
-        scale = 1.0 if text is None else scale
-        z = self._noise((unet.config.in_channels, side, side), "grid", rows)
-        context = None
-        conditions: dict[str, Tensor] = {}
-        correct = None
-        if text is not None:
-            both = (text[0].to(self.dtype), text[1])
-            if scale != 1:
-                null = self.texts.null(len(words), text[0].shape[-1])
-                both = cat_text((null[0].to(self.dtype), null[1]), both)
-            context = unet(text=both[0], text_mask=both[1])
-        if lowres is not None:
-            level = torch.full((len(words),), sampling.aug_level, dtype=torch.float64, device=self.device)
-            noise = self._noise(self.objective.lowres_noise_shape(lowres, z), "grid lowres", rows)
-            conditions["lowres"] = augment_lowres(
-                lowres, level, noise, side, stage.aug_space, self.objective.aug_schedule, stage.lowres_mode
-            )
-            if sampling.lowres_consistency:
-                correct = match_lowres(lowres, sampling.lowres_consistency)
-            conditions["aug_timestep"] = timestep_from_t(level).to(self.dtype)
-
-        def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
-            # classifier-free guidance asks for both halves, or without it for the only one: the context's own rows
-            z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep.to(z.dtype)))
-            given = {name: torch.cat([value] * len(branches)) for name, value in conditions.items()}
-            text = {} if context is None else {"context": context}
-            return tuple(unet(z, timestep, **given, **text).chunk(len(branches)))
-
-        x0_fn = make_x0_fn(
-            evaluate,
-            prediction_type=stage.prediction_type,
-            log_snrs=level_log_snrs(self.scheduler),
-            guidance_scale=scale,
-            thresholding=Thresholding(sampling.threshold, sampling.threshold_p, sampling.threshold_cap),
-            learned_variance=learns_variance(unet.config),
-            correct=correct,
-        )
-        return sample_loop(x0_fn, z, self.scheduler, grid.num_inference_steps)
 
 
 def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> None:

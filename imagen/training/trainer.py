@@ -37,6 +37,7 @@ from imagen.training.objective import Objective
 from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.origin import with_origin
 from imagen.training.parsing import to_yaml
+from imagen.training.processes import Processes
 from imagen.training.randomness import draw_batch
 from imagen.training.samples import GridMaker
 from imagen.training.skipped import SkipFile
@@ -67,7 +68,8 @@ class Trainer:
             raise ConfigError(f"run_dir {config.run_dir!r} is a file; give the folder to keep the run in")
         self.states = StateFolder(self.run / "state", config.train.keep_last)
         self.accelerator = make_accelerator(config)
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.processes = Processes.of(self.accelerator)
+        self.rank, self.world = self.processes.rank, self.processes.world
         check_processes(config, self.accelerator)
         stored = read_stored(self.run, tell=self.accelerator.is_main_process)
         self.config = config = with_resize(config, stored)
@@ -94,7 +96,7 @@ class Trainer:
         self.validation: Validation | None = None
         if config.validation.every:
             self.validation = Validation(config, self.objective, self.texts, self.accelerator.device)
-        self.grids = GridMaker(config, self.objective, self.texts, self.accelerator.device)
+        self.grids = GridMaker(config, self.objective, self.texts, self.accelerator.device, self.processes)
         self.progress = progress
         self._stop_signal: int | None = None
         self._began = time.monotonic()
@@ -190,7 +192,7 @@ class Trainer:
         if self.validation is not None and (self.step % self.config.validation.every == 0 or last):
             self._validate(self.validation)
         every = self.config.grid.every
-        if every and self.accelerator.is_main_process and (self.step % every == 0 or last):
+        if every and (self.step % every == 0 or last):
             self.grids.write(self.unet, self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
         over = self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped
         if over and self.skipped_in_a_row:  # not after a good step: a run that was mended is to go on
@@ -236,10 +238,7 @@ class Trainer:
     def _validate(self, validation: Validation) -> None:
         """The held-out loss of the average, a line of its own; the processes share the work and add up their parts."""
         with self.ema.swapped_in(self.unet):
-            table = validation.table(self.unet, self.rank, self.world)
-        if self.world > 1:
-            table = self.accelerator.reduce(table, reduction="sum")
-        record = validation.record(table)
+            record = validation.record(validation.table(self.unet, self.processes))
         if self.metrics is not None and self.progress is not None:
             self.metrics.write({"step": self.step, **record})
             self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")

@@ -15,6 +15,7 @@ from imagen.training.batches import BatchMaker, Texts
 from imagen.training.config import RunConfig, ValidationConfig
 from imagen.training.loader import make_source
 from imagen.training.objective import Objective
+from imagen.training.processes import Processes
 from imagen.training.randomness import Draws, derive_seed, draw_batch
 from unets.contract import Network
 
@@ -69,16 +70,14 @@ class Validation:
         return replace(drawn, t=self.t[level].expand(self.settings.samples)).rows(rows.start, len(rows))
 
     @torch.no_grad()
-    def table(self, unet: Network, rank: int = 0, world: int = 1) -> Tensor:
-        """(levels, samples) losses of `unet` as it is, float64 on its device; 0 where it is another process's turn."""
+    def table(self, unet: Network, processes: Processes | None = None) -> Tensor:
+        """(levels, samples) losses of `unet` as it is, float64 on its device; the processes of a run share the work."""
+        processes = processes or Processes()
         training = unet.training
         unet.eval()
         samples, size = self.settings.samples, self.settings.batch_size
         table = torch.zeros(len(self.t), samples, dtype=torch.float64, device=self.batch_maker.device)
-        for turn, start in enumerate(range(0, samples, size)):
-            if turn % world != rank:
-                continue
-            rows = range(start, min(start + size, samples))
+        for rows in processes.turns(samples, size):
             raw = collate([self.source[row] for row in rows])
             self._tell(raw["notes"])
             batch = self.batch_maker(raw, self._draws(0, rows), 0, rows)
@@ -86,7 +85,7 @@ class Validation:
                 batch = self.batch_maker.redrawn(batch, self._draws(level, rows), level, rows)
                 table[level, rows.start : rows.stop] = self.objective(unet, batch)
         unet.train(training)
-        return table
+        return processes.add(table)
 
     def _tell(self, notes: list[Note]) -> None:
         for note in notes:

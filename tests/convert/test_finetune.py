@@ -19,6 +19,7 @@ from imagen.training.batches import Words
 from imagen.training.compose import compose, load_scheduler
 from imagen.training.metrics import Progress
 from imagen.training.randomness import draw_batch
+from imagen.training.samples import picture_generators
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline
 from tests.factories import sample, seeded
@@ -68,13 +69,15 @@ def test_the_cascade_s_grid_has_the_null_text_that_the_run_was_trained_with(conf
     trainer = Trainer(
         config(IF_STAGE, {"stage.size": 16, "train.steps": 2, "sampling.sampler": "ddim", **grid, **prompts})
     )
-    drawn = trainer.grids.cascade.draw(trainer.unet.eval(), trainer.grids._words(), trainer.texts)
+    stages = [stage or trainer.grids.own_stage(trainer.unet.eval()) for stage in trainer.grids.cascade.values()]
+    with torch.no_grad():
+        drawn = trainer.grids.draw(stages, trainer.grids._words(), "cascade")
     pipe = pipeline(converted)
     pipe.base_scheduler = trainer.grids.scheduler
-    own = trainer.grids.cascade.stages["base"]
+    own = stages[0].settings
     settings = ("guidance_scale", "threshold", "threshold_p", "threshold_cap")
-    pipe.set_stage_defaults("base", **{name: own[name] for name in settings})
-    generators = trainer.grids.cascade._generators(range(2))
+    pipe.set_stage_defaults("base", **{name: getattr(own, name) for name in settings})
+    generators = picture_generators(trainer.config.train.seed, "cascade", range(2))
     made = sample(pipe, ["a red circle", "a blue star"], num_inference_steps=2, generator=generators, size=16)
     torch.testing.assert_close(drawn[0] / 2 + 0.5, made.images, rtol=0, atol=1e-4)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
-from imagen.diffusion.sampling import SAMPLERS, LoopState, make_scheduler, sample_loop
+from imagen.diffusion.loop import LoopState, StepRule, sample_loop
+from imagen.diffusion.sampling import SAMPLERS, make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 
 
@@ -25,7 +26,7 @@ def test_callbacks_see_each_step_and_may_change_or_stop_it() -> None:
     for kind in SAMPLERS:
         states: list[LoopState] = []
         scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
-        plain = sample_loop(constant(0.5), noise(), scheduler, 6, callback=states.append)
+        plain = sample_loop(constant(0.5), noise(), StepRule(scheduler, 6), callback=states.append)
         assert [(s.step, s.total) for s in states] == [(i, 6) for i in range(6)]
         assert torch.equal(states[-1].z, plain)
         assert all(torch.equal(s.x0, torch.full_like(s.x0, 0.5)) for s in states)
@@ -51,12 +52,12 @@ def test_a_callback_changes_the_state() -> None:
     for kind in ("ddim", "euler"):
         scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
         whole, halved = (
-            sample_loop(x0_fn, noise(), scheduler, 4),
-            sample_loop(x0_fn, noise(), scheduler, 4, None, halve),
+            sample_loop(x0_fn, noise(), StepRule(scheduler, 4)),
+            sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, halve),
         )
         torch.testing.assert_close(halved, whole / 2, rtol=1e-4, atol=1e-5)  # the loop is linear in z here
-        assert torch.equal(sample_loop(x0_fn, noise(), scheduler, 4, None, halve_in_place), halved)
-        stopped = sample_loop(x0_fn, noise(), scheduler, 4, None, stop)
+        assert torch.equal(sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, halve_in_place), halved)
+        stopped = sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, stop)
         assert 0.3 < stopped.std() < 1.5, "not in variance-preserving form"
 
 
@@ -77,7 +78,7 @@ def test_what_a_callback_changes_is_seen_without_comparing_values(
             for place in (torch, Tensor):
                 for name in ("equal", "allclose", "isclose", "eq", "ne"):
                     patch.setattr(place, name, refuse)
-            return sample_loop(x0_fn, noise(), cut, 4, generators, callback).clone()
+            return sample_loop(x0_fn, noise(), StepRule(cut, 4), generators, callback).clone()
 
     def at_one(change: Any) -> Any:
         return lambda state: change(state) if state.step == 1 else None
@@ -108,5 +109,5 @@ def test_no_step_waits_for_the_device(kind: str, callback: Any) -> None:
     z = torch.empty(2, 1, 4, 4, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError), match="(?i)meta"):
         torch.equal(z, z + 0)
-    out = sample_loop(constant(0.5), z, make_scheduler(kind, CosineSchedule(), "epsilon"), 4, None, callback)
+    out = sample_loop(constant(0.5), z, StepRule(make_scheduler(kind, CosineSchedule(), "epsilon"), 4), None, callback)
     assert out.shape == z.shape

@@ -11,8 +11,9 @@ import torch
 from diffusers import DPMSolverSinglestepScheduler
 from torch import Tensor
 
+from imagen.diffusion.loop import StepRule, sample_loop
 from imagen.diffusion.parameterization import PREDICTION_TYPES
-from imagen.diffusion.sampling import make_scheduler, sample_loop
+from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 from tests.diffusion.gaussian import Gaussian, Straight, trailing
 
@@ -44,7 +45,7 @@ def test_ddim_turns_the_whitened_state(schedule: Schedule, prediction_type: str,
     u = data.whitened(z, 999)
     for first, second in pairwise(trailing(steps)):
         u = u * data.turn(first, second)
-    out = sample_loop(data.x0_fn(scheduler), z, scheduler, steps)
+    out = sample_loop(data.x0_fn(scheduler), z, StepRule(scheduler, steps))
     torch.testing.assert_close(out, data.mean + data.std * u, rtol=0, atol=1e-9)
 
 
@@ -55,7 +56,10 @@ def test_euler_is_ddim_in_other_variables(schedule: Schedule, prediction_type: s
     z = noise(data)
     euler, ddim = (make_scheduler(kind, schedule, prediction_type) for kind in ("euler", "ddim"))
     torch.testing.assert_close(
-        sample_loop(data.x0_fn(euler), z, euler, 20), sample_loop(data.x0_fn(ddim), z, ddim, 20), rtol=0, atol=1e-4
+        sample_loop(data.x0_fn(euler), z, StepRule(euler, 20)),
+        sample_loop(data.x0_fn(ddim), z, StepRule(ddim, 20)),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -99,7 +103,7 @@ def test_second_order_samplers_follow_their_formula(
     data = Gaussian.make(schedule)
     z = noise(data)
     scheduler = make_scheduler(kind, schedule, prediction_type)
-    out = sample_loop(data.x0_fn(scheduler), z, scheduler, 20)
+    out = sample_loop(data.x0_fn(scheduler), z, StepRule(scheduler, 20))
     torch.testing.assert_close(out, reference(data, z, 20), rtol=3e-4, atol=2e-4)  # diffusers steps in float32
 
 
@@ -124,7 +128,7 @@ def test_ddpm_follows_the_papers_ancestral_step(schedule: Schedule, prediction_t
         drawn = torch.cat([torch.randn((1, *z.shape[1:]), generator=g, dtype=z.dtype) for g in generators])
         z = mean + std * drawn
     again = [torch.Generator().manual_seed(i) for i in (3, 4)]
-    out = sample_loop(data.x0_fn(scheduler), start, scheduler, 7, again)
+    out = sample_loop(data.x0_fn(scheduler), start, StepRule(scheduler, 7), again)
     torch.testing.assert_close(out, z, rtol=0, atol=1e-8)
 
 
@@ -142,7 +146,7 @@ def error(kind: str, prediction_type: str, steps: int) -> float:
         seen.append(timestep[0].item())
         return x0_fn(z, timestep)
 
-    out = sample_loop(watched, z, scheduler, steps)
+    out = sample_loop(watched, z, StepRule(scheduler, steps))
     assert seen[0] == 999
     return rms(out - (data.mean + data.std * data.whitened(z, 999) * data.turn(seen[-1], -1)))
 

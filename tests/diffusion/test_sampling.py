@@ -22,11 +22,11 @@ from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.levels import level_log_snrs
+from imagen.diffusion.loop import StepRule, sample_loop
 from imagen.diffusion.sampling import (
     SAMPLERS,
     ImagenDDPMScheduler,
     make_scheduler,
-    sample_loop,
     sampling_clone,
 )
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule, alpha_sigma, t_from_timestep
@@ -67,7 +67,7 @@ def test_x0_is_neither_clipped_nor_thresholded_and_is_where_the_loop_lands(cls: 
     scheduler = cls.from_config(BASE.config, clip_sample=True, thresholding=True, sample_max_value=1.0)
     before = dict(scheduler.config)
     seen: list[float] = []
-    out = sample_loop(constant(3.0, seen), noise(), scheduler, steps)
+    out = sample_loop(constant(3.0, seen), noise(), StepRule(scheduler, steps))
     assert (out - 3).abs().max() < 2e-4
     assert seen[0] == 999
     assert all(0 <= t < 1000 for t in seen)
@@ -84,7 +84,7 @@ def test_the_last_ancestral_step_adds_no_noise(variance_type: str) -> None:
         return Denoised(torch.full_like(z, 3.0), torch.ones_like(z))
 
     scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="trailing")
-    assert torch.equal(sample_loop(x0_fn, noise(), scheduler, 4), torch.full((2, 1, 4, 4), 3.0))
+    assert torch.equal(sample_loop(x0_fn, noise(), StepRule(scheduler, 4)), torch.full((2, 1, 4, 4), 3.0))
 
 
 OPTIONS = {
@@ -122,7 +122,7 @@ def test_z_is_variance_preserving_and_agrees_with_the_timestep(name: str, schedu
         eps.append((z - alpha * picture) / sigma)
         return Denoised(torch.full_like(z, picture))
 
-    sample_loop(x0_fn, noise().double(), scheduler, 9)
+    sample_loop(x0_fn, noise().double(), StepRule(scheduler, 9))
     assert len(set(levels)) == 9
     for level, now in zip(levels, eps, strict=True):
         # Heun's first step, from sigma = 1283 to 6 in float32, is worth a thousandth.
@@ -136,12 +136,12 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     z = noise(3)
     for kind in ("ddpm", "dpm++"):
         scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
-        together = sample_loop(x0_fn, z, scheduler, 5, [torch.Generator().manual_seed(i) for i in range(3)])
+        together = sample_loop(x0_fn, z, StepRule(scheduler, 5), [torch.Generator().manual_seed(i) for i in range(3)])
         for i in range(3):
-            alone = sample_loop(x0_fn, z[i : i + 1], scheduler, 5, [torch.Generator().manual_seed(i)])
+            alone = sample_loop(x0_fn, z[i : i + 1], StepRule(scheduler, 5), [torch.Generator().manual_seed(i)])
             torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
     sde = DPMSolverMultistepScheduler.from_config(BASE.config, algorithm_type="sde-dpmsolver++")
-    first, second = (sample_loop(x0_fn, z[:1], sde, 5, [torch.Generator().manual_seed(i)]) for i in (0, 1))
+    first, second = (sample_loop(x0_fn, z[:1], StepRule(sde, 5), [torch.Generator().manual_seed(i)]) for i in (0, 1))
     assert not torch.equal(first, second), "the generators of a stochastic dpm++ are not used"
 
 
@@ -184,7 +184,9 @@ def test_a_learned_variance_is_a_gamma_per_pixel_and_ddpms_alone() -> None:
         return lambda z, timestep: Denoised(0.5 * z, torch.full_like(z, value))
 
     def run(scheduler: Any, value: float) -> Tensor:
-        return sample_loop(x0_fn(value), noise(), scheduler, 6, [torch.Generator().manual_seed(i) for i in range(2)])
+        return sample_loop(
+            x0_fn(value), noise(), StepRule(scheduler, 6), [torch.Generator().manual_seed(i) for i in range(2)]
+        )
 
     config = {k: v for k, v in BASE.config.items() if not k.startswith("_") and k != "gamma"}
     for learned in (DDPMScheduler, ImagenDDPMScheduler):
@@ -193,7 +195,7 @@ def test_a_learned_variance_is_a_gamma_per_pixel_and_ddpms_alone() -> None:
             plain = make_scheduler("ddpm", CosineSchedule(), "v_prediction", gamma=gamma)
             torch.testing.assert_close(run(scheduler, value), run(plain, value), rtol=0, atol=1e-5)
         with pytest.raises(ValueError, match="learned no variance"):
-            sample_loop(constant(0.0), noise(), scheduler, 2)
+            sample_loop(constant(0.0), noise(), StepRule(scheduler, 2))
     for kind in SAMPLERS:
         scheduler = make_scheduler(kind, CosineSchedule(), "v_prediction")
         assert torch.equal(run(scheduler, -1.0), run(scheduler, 1.0)), kind
@@ -250,7 +252,7 @@ def test_foreign_schedulers_keep_their_spacing() -> None:
     """A converted checkpoint's "leading" list is stepped as it stands, and still lands on x0."""
     seen: list[float] = []
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="fixed_large")
-    out = sample_loop(constant(0.5, seen), noise(), scheduler, 10)
+    out = sample_loop(constant(0.5, seen), noise(), StepRule(scheduler, 10))
     assert seen == [900.0 - 100 * i for i in range(10)]
     assert torch.equal(out, torch.full_like(out, 0.5))
 
@@ -259,17 +261,17 @@ def test_zero_terminal_snr_is_finite() -> None:
     for cls in (DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler):
         scheduler = cls(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         assert level_log_snrs(scheduler)[-1] == -20
-        assert sample_loop(constant(0.5), noise(), scheduler, 4).isfinite().all()
+        assert sample_loop(constant(0.5), noise(), StepRule(scheduler, 4)).isfinite().all()
 
 
 def test_half_precision_noise_is_stepped_in_float32() -> None:
-    assert sample_loop(constant(0.5), noise().half(), BASE, 2).dtype == torch.float32
+    assert sample_loop(constant(0.5), noise().half(), StepRule(BASE, 2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler"])
 def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot step x0.*DDIMScheduler.*ImagenDDPMScheduler"):
-        sample_loop(constant(0.0), noise(), getattr(diffusers, name)(), 3)
+        sample_loop(constant(0.0), noise(), StepRule(getattr(diffusers, name)(), 3))
 
 
 def test_flow_matching_is_refused() -> None:
@@ -280,9 +282,12 @@ def test_flow_matching_is_refused() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sample_loop(constant(0.0), noise(), BASE, 0), "num_inference_steps=0"),
-        (lambda: sample_loop(constant(0.0), noise(), BASE, 1001), "num_inference_steps=1001"),
-        (lambda: sample_loop(constant(0.0), noise(), BASE, 2, [torch.Generator()]), "1 generators for 2 images"),
+        (lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 0)), "num_inference_steps=0"),
+        (lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 1001)), "num_inference_steps=1001"),
+        (
+            lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 2), [torch.Generator()]),
+            "1 generators for 2 images",
+        ),
         (lambda: make_scheduler("ddmp", CosineSchedule(), "epsilon"), "'ddmp' is unknown"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "epsilon", gamma=0.5), "gamma=0.5 has no effect"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "eps"), "'eps' is unknown"),

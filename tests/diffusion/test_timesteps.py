@@ -9,7 +9,8 @@ from diffusers.pipelines.deepfloyd_if import timesteps as released
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
-from imagen.diffusion.sampling import SAMPLERS, make_scheduler, sample_loop
+from imagen.diffusion.loop import StepRule, sample_loop
+from imagen.diffusion.sampling import SAMPLERS, make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.diffusion.timesteps import RESPACINGS, count_steps, named_timesteps, respace
 
@@ -40,7 +41,7 @@ def test_the_loop_visits_the_list_and_lands_on_x0(kind: str) -> None:
 
     scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
     z = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    done = sample_loop(x0_fn, z, scheduler, LIST)
+    done = sample_loop(x0_fn, z, StepRule(scheduler, LIST))
     torch.testing.assert_close(done, torch.full_like(done, 0.25), atol=1e-5, rtol=0)
     assert sorted({round(step) for step in seen}, reverse=True) == LIST
 
@@ -48,7 +49,7 @@ def test_the_loop_visits_the_list_and_lands_on_x0(kind: str) -> None:
 def test_lists_that_cannot_be_visited_are_refused() -> None:
     def call(kind: str, steps: list[int]) -> None:
         z = torch.zeros(1, 3, 4, 4)
-        sample_loop(lambda z, t: Denoised(z), z, make_scheduler(kind, CosineSchedule(), "epsilon"), steps)
+        sample_loop(lambda z, t: Denoised(z), z, StepRule(make_scheduler(kind, CosineSchedule(), "epsilon"), steps))
 
     with pytest.raises(ValueError, match="UniPCMultistepScheduler takes no list of timesteps"):
         call("unipc", LIST)
@@ -76,6 +77,6 @@ def test_options_that_do_not_go_with_x0_and_a_clean_end_are_put_right(cls: type,
     other = cls.from_config(plain.config, **options)  # type: ignore[attr-defined]
     z = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for steps in (1, 2, 7):
-        ours, theirs = (sample_loop(x0_fn, z, scheduler, steps) for scheduler in (plain, other))
+        ours, theirs = (sample_loop(x0_fn, z, StepRule(scheduler, steps)) for scheduler in (plain, other))
         assert torch.equal(ours, theirs)
         assert ours.isfinite().all()

@@ -15,6 +15,7 @@ from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
+from imagen.training.samples import picture_generators
 from imagen.training.trainer import Trainer
 from tests.factories import tiny_sr
 from unets import BaseUNet
@@ -132,7 +133,7 @@ def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folde
         **{**parts, "base_unet": base, "base_scheduler": scheduler}, stages={**stages, "base": {"size": 8}}
     )
     pipe.set_progress_bar_config(disable=True)
-    generators = trainer.grids.cascade._generators(range(3))
+    generators = picture_generators(settings.train.seed, "cascade", range(3))
     made = pipe(num_images_per_prompt=3, num_inference_steps=2, generator=generators, output_type="np").stages
     for side, pictures in made.items():
         expected = np.round(pictures * 255).repeat(32 // side, axis=1).repeat(32 // side, axis=2)

@@ -16,6 +16,7 @@ from imagen.training.batches import Texts
 from imagen.training.config import RunConfig
 from imagen.training.network import make_unet
 from imagen.training.objective import Objective
+from imagen.training.processes import Processes
 from imagen.training.trainer import Trainer
 from imagen.training.validation import Validation
 
@@ -46,7 +47,7 @@ def test_two_processes_measure_what_one_does(config):
     whole = make(settings).table(unet)
     assert unet.training
     assert (whole > 0).all()
-    parts = [make(settings).table(unet.eval(), rank, 2) for rank in range(2)]
+    parts = [make(settings).table(unet.eval(), Processes(rank, 2)) for rank in range(2)]
     assert all((part > 0).any() for part in parts)
     assert not any(((parts[0] > 0) & (parts[1] > 0)).flatten().tolist())
     assert torch.equal(whole, parts[0] + parts[1])

@@ -1,4 +1,7 @@
-"""One stage of one call: noise, conditions and the network bound into the contract, and stepped by the one loop."""
+"""The stage runner: noise, conditions and the network bound into the contract, and stepped by the one loop.
+
+The pipeline, the grids drawn while training and the cascade's grid all sample here.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
 from imagen.cascade.text import Text
-from imagen.cascade.variance import learns_variance
+from imagen.conditions.given import Given, Value, select
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
 from imagen.diffusion.guidance import Branch
 from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.sampling import LoopState, sample_loop
+from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
-from unets.contract import Network
+from unets.contract import Network, TextContext
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -38,6 +41,7 @@ class Stage(NamedTuple):
         unet, scheduler: its parts.
         settings: its stored defaults with the call's values on top.
         aspect: height and width of its picture over ``settings.size``; (1, 1) is square.
+        rule: how its loop steps, made once a call; None makes it for the run.
     """
 
     slot: str
@@ -45,16 +49,12 @@ class Stage(NamedTuple):
     scheduler: Any
     settings: StageDefaults
     aspect: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+    rule: StepRule | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the pictures it makes."""
         return scaled(self.settings.size, self.aspect)
-
-    @property
-    def timesteps(self) -> int | list[int]:
-        """The number of its steps, or the timesteps that the list named in its settings visits."""
-        return chosen_timesteps(self.settings.num_inference_steps, self.scheduler.config.num_train_timesteps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,10 +102,12 @@ class Job(NamedTuple):
     pictures_per_prompt: int
     seeds: list[int]
     device: torch.device
-    sr_batch_size: int | None
+    sr_batch_size: int | None = None
 
 
-def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None]) -> Tensor:
+def run_stage(
+    stage: Stage, job: Job, lowres: Sequence[Tensor] = (), callback: Callable[[LoopState], None] | None = None
+) -> Tensor:
     """Sample one stage.
 
     Args:
@@ -121,30 +123,32 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
-    conditions, correct = {}, None
+    given = [] if job.text is None or not stage.reads_text else [_text(stage, job, job.text)]
+    correct = None
     if settings.lowres_size is not None:
         small_shape = scaled(settings.lowres_size, stage.aspect)
         small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
-        conditions = _low_resolution(stage, small, generators)
+        given.append(_low_resolution(stage, small, generators))
         if settings.lowres_consistency:
             correct = match_lowres(small, settings.lowres_consistency)
     x0_fn = make_x0_fn(
-        bind(stage, job, conditions),
+        bind(stage, job, given),
         prediction_type=stage.scheduler.config.prediction_type,
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
         guidance_scale=settings.guidance_scale if stage.guided else 1.0,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
-        learned_variance=learns_variance(stage.unet.config),
+        learned_variance=stage.unet.facts.learns_variance,
         correct=correct,
     )
     estimate: list[Tensor] = []
 
     def watch(state: LoopState) -> None:
-        callback(state)
+        if callback is not None:
+            callback(state)
         if state.stop:
             estimate.append(state.x0)
 
-    done = sample_loop(x0_fn, z, stage.scheduler, stage.timesteps, generators, watch)
+    done = sample_loop(x0_fn, z, stage.rule or step_rule(stage), generators, watch if callback is not None else None)
     picture = estimate[0] if estimate else done
     if not torch.isfinite(picture).all():
         raise ValueError(
@@ -154,45 +158,50 @@ def run_stage(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callab
     return picture.clamp(-1, 1)
 
 
-def bind(stage: Stage, job: Job, conditions: dict[str, Tensor]) -> Evaluate:
-    """The network with its text and low-res picture bound, in as many calls as memory needs.
+def step_rule(stage: Stage) -> StepRule:
+    """The step rule of a stage's scheduler and steps. Raises: ValueError for steps that it cannot take."""
+    levels = stage.scheduler.config.num_train_timesteps
+    return StepRule(stage.scheduler, chosen_timesteps(stage.settings.num_inference_steps, levels))
 
-    The text is projected here, once; the branches of a step are stacked, B rows for each.
+
+def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
+    """The network with what its pictures are given, in as many calls as memory needs.
+
+    The branches of a step are stacked, B rows for each.
     """
     count = len(job.seeds)
-    context, rows = None, {}
-    if job.text is not None and stage.reads_text:
-        text, mask, read = job.text.batch(job.pictures_per_prompt, stage.guided)
-        context = stage.unet(text=text, text_mask=mask)
-        names: tuple[Branch, ...] = ("unconditional", "conditional") if stage.guided else ("conditional",)
-        rows = dict(zip(names, read.split(count), strict=True))
+    pictures = torch.arange(count, device=job.device)
 
     @cache
-    def given(branches: tuple[Branch, ...]) -> list[tuple[slice, dict[str, Any]]]:
+    def calls(branches: tuple[Branch, ...]) -> list[tuple[slice, dict[str, Value]]]:
         """The rows of each call, and what the network is given beside z and timestep."""
         limit = max(1, PIXELS_PER_CALL // math.prod(stage.shape))
         if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
             limit = job.sr_batch_size * len(branches)
-        pictures = torch.arange(count, device=job.device).repeat(len(branches))
-        texts = torch.cat([rows[branch] for branch in branches]) if context is not None else None
-        calls = []
-        for start in range(0, len(pictures), limit):
-            part = slice(start, start + limit)
-            seen: dict[str, Any] = {name: value[pictures[part]] for name, value in conditions.items()}
-            if context is not None and texts is not None:
-                seen["context"] = context.select(texts[part])
-            calls.append((part, seen))
-        return calls
+        rows = [(one.values, one.stacked(branches, pictures)) for one in given]
+        parts = [slice(start, start + limit) for start in range(0, len(branches) * count, limit)]
+        return [
+            (part, {name: value for values, seen in rows for name, value in select(values, seen[part]).items()})
+            for part in parts
+        ]
 
     def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
         z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))
-        outputs = torch.cat([stage.unet(z[part], timestep[part], **seen) for part, seen in given(branches)])
+        outputs = torch.cat([stage.unet(z[part], timestep[part], **seen) for part, seen in calls(branches)])
         return outputs.split(count)
 
     return evaluate
 
 
-def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+def _text(stage: Stage, job: Job, text: Text) -> Given:
+    """The texts, which the network projects here, once."""
+    states, mask, read = text.batch(job.pictures_per_prompt, stage.guided)
+    context: TextContext = stage.unet(text=states, text_mask=mask)
+    names: tuple[Branch, ...] = ("unconditional", "conditional") if stage.guided else ("conditional",)
+    return Given({"context": context}, dict(zip(names, read.split(len(job.seeds)), strict=True)))
+
+
+def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> Given:
     """The noised and enlarged low-res pictures and their level, as the network takes them (section 2.4)."""
     settings = stage.settings
     shape = aug_noise_shape(small.shape, stage.shape, settings.aug_space)
@@ -209,7 +218,7 @@ def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Gene
         schedule,
         settings.lowres_mode,
     )
-    return {"lowres": noised, "aug_timestep": timestep_from_t(level).float()}
+    return Given({"lowres": noised, "aug_timestep": timestep_from_t(level).float()})
 
 
 def _noise(
