@@ -36,18 +36,18 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     """
     data, stage, unet = config.data, config.stage, config.unet
     fields: dict[str, Kind] = {}
-    if data.conditioning is not None and stage.lowres_size is not None:
-        fields["conditioning"] = Paired(stage.lowres_size, unet.get("lowres_channels", 3))
-    if data.embedding is not None:
-        fields["embedding"] = Encoded(config.text.max_length, unet.get("text_dim", 4096))
-    want = make.Want(
-        stage.size,
-        stage.lowres_size if data.conditioning is None else None,
-        channels=unet.get("in_channels", 3),
-        captions="required" if config.text.used and data.embedding is None else "optional",
-        fields=fields,
-    )
     try:
+        if data.conditioning is not None and stage.lowres_size is not None:
+            fields["conditioning"] = Paired(stage.lowres_size, unet.get("lowres_channels", 3))
+        if data.embedding is not None:
+            fields["embedding"] = Encoded(config.text.max_length, unet.get("text_dim", 4096))
+        want = make.Want(
+            stage.size,
+            stage.lowres_size if data.conditioning is None else None,
+            channels=unet.get("in_channels", 3),
+            captions="required" if config.text.used and data.embedding is None else "optional",
+            fields=fields,
+        )
         return make.make_source(data, want, config.train.seed if seed is None else seed)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
