@@ -39,18 +39,18 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     # without a section the network is that of train.init_from, which need not be there to look at data
     unet = facts(config.unet or {"kind": "EfficientUNet"})
     fields: dict[str, Kind] = {}
-    if data.conditioning is not None and stage.lowres_size is not None:
-        fields["conditioning"] = Paired(stage.lowres_size, unet.lowres_channels)
-    if data.embedding is not None and unet.text_dim is not None:
-        fields["embedding"] = Encoded(config.text.max_length, unet.text_dim)
-    want = make.Want(
-        stage.size,
-        stage.lowres_size if data.conditioning is None else None,
-        channels=unet.in_channels,
-        captions="required" if config.text.used and data.embedding is None else "optional",
-        fields=fields,
-    )
     try:
+        if data.conditioning is not None and stage.lowres_size is not None:
+            fields["conditioning"] = Paired(stage.lowres_size, unet.lowres_channels)
+        if data.embedding is not None and unet.text_dim is not None:
+            fields["embedding"] = Encoded(config.text.max_length, unet.text_dim)
+        want = make.Want(
+            stage.size,
+            stage.lowres_size if data.conditioning is None else None,
+            channels=unet.in_channels,
+            captions="required" if config.text.used and data.embedding is None else "optional",
+            fields=fields,
+        )
         return make.make_source(data, want, config.train.seed if seed is None else seed)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
