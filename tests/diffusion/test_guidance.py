@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imagen.diffusion.denoiser import X0Fn, make_x0_fn
 from imagen.diffusion.guidance import (
+    APG,
     CFG,
     GUIDANCES,
     Branch,
@@ -96,7 +97,7 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
 
 # --- what holds for every guidance ------------------------------------------------------------------------------------
 
-EVERY = ["cfg", "interval(low=-1, high=2)"]
+EVERY = ["cfg", "interval(low=-1, high=2)", "apg(eta=0.3, norm=2, momentum=-0.5)"]
 
 
 def test_every_guidance_is_tested() -> None:
@@ -191,6 +192,71 @@ def test_an_interval_is_a_share_of_sigma() -> None:
         assert abs(float(sigma / alpha) / sigma_over_alpha - 1) < 0.01
 
 
+# --- adaptive projected guidance --------------------------------------------------------------------------------------
+
+
+def halves(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's x0 without and with text, at TIMESTEP; it predicts v."""
+    return tuple(run("cfg", scale=scale)(z, TIMESTEP).x0 for scale in (0.0, 1.0))
+
+
+def lengths(pictures: Tensor) -> Tensor:
+    return pictures.flatten(1).norm(dim=1)
+
+
+def test_apg_without_projection_limit_and_momentum_is_classifier_free_guidance() -> None:
+    x0_fn, plain = run(APG(eta=1)), run("cfg")
+    for seed in range(3):
+        z = noise(3, 3, 4, 4, seed=seed)
+        torch.testing.assert_close(x0_fn(z, TIMESTEP).x0, plain(z, TIMESTEP).x0, rtol=0, atol=1e-12)
+
+
+def test_apg_leaves_the_conditional_picture_at_a_right_angle() -> None:
+    """With eta = 0; with more, that share of what is parallel is left, and the rest is the same."""
+    uncond, cond = halves(Z)
+    update = (run(APG(), scale=2.0)(Z, TIMESTEP).x0 - cond).flatten(1)
+    torch.testing.assert_close((update * cond.flatten(1)).sum(1), torch.zeros(3).double(), rtol=0, atol=1e-11)
+    some = (run(APG(eta=0.25), scale=2.0)(Z, TIMESTEP).x0 - cond).flatten(1)
+    whole = (cond - uncond).flatten(1)
+    torch.testing.assert_close(some, 0.75 * update + 0.25 * whole, rtol=0, atol=1e-12)
+    assert (lengths(update) > 0.1).all()
+
+
+def test_apg_shortens_what_is_longer_than_its_norm_and_nothing_else() -> None:
+    uncond, cond = halves(Z)
+    middle = float(lengths(cond - uncond).median())
+    update = run(APG(eta=1, norm=middle), scale=2.0)(Z, TIMESTEP).x0 - cond
+    torch.testing.assert_close(lengths(update), lengths(cond - uncond).clamp(max=middle), rtol=0, atol=1e-12)
+    turned = update / lengths(update)[:, None, None, None]
+    torch.testing.assert_close(turned, (cond - uncond) / lengths(cond - uncond)[:, None, None, None])
+
+
+def test_apg_gathers_momentum_from_every_evaluation_before() -> None:
+    """A sum of powers, of what was there before it was shortened and projected."""
+    x0_fn = run(APG(eta=1, momentum=-0.5), scale=2.0)
+    limited = run(APG(eta=0, norm=0.1, momentum=-0.5), scale=2.0)
+    states = [noise(3, 3, 4, 4, seed=seed) for seed in range(3)]
+    updates = [(lambda uncond, cond: cond - uncond)(*halves(z)) for z in states]
+    sums = [updates[0], updates[1] - updates[0] / 2, updates[2] - updates[1] / 2 + updates[0] / 4]
+    for z, expected in zip(states, sums, strict=True):
+        cond = halves(z)[1]
+        torch.testing.assert_close(x0_fn(z, TIMESTEP).x0 - cond, expected, rtol=0, atol=1e-12)
+        along = (expected * cond).flatten(1).sum(1) / lengths(cond) ** 2
+        across = (expected - along[:, None, None, None] * cond) * (0.1 / lengths(expected))[:, None, None, None]
+        torch.testing.assert_close(limited(z, TIMESTEP).x0 - cond, across, rtol=0, atol=1e-12)
+
+
+def test_apg_of_nothing_is_nothing() -> None:
+    x0_fn = make_x0_fn(
+        lambda z, t, branches: [0 * z for _ in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance=APG(norm=1.0),
+        guidance_scale=4.0,
+    )
+    assert (x0_fn(Z.float(), TIMESTEP).x0 == 0).all()
+
+
 # --- the setting ------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +335,12 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         ("interval", "not both infinite"),
         ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
         ("interval(low=nan)", "expected low < high"),
+        ("apg(eta=2)", "eta=2.0; expected 0 to 1"),
+        ("apg(norm=0)", "norm=0.0; expected a positive length"),
+        ("apg(momentum=-1)", "momentum=-1.0; expected a number between"),
+        ("apg(eta=nan)", "eta=nan"),
+        ("apg(norn=1)", "apg has no option 'norn'; did you mean 'norm'\\? known: eta, norm, momentum"),
+        ("apg+cfg", "apg combines the branches and stands last"),
         (7, "guidance is 7; expected a text"),
     ],
 )
