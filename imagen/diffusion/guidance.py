@@ -13,82 +13,19 @@ No torch at import: the command line and the configuration check the setting bef
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
+
+from imagen.diffusion.guidance_base import Branch, Guidance, Guide, Wrapper, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from imagen.diffusion.denoiser import Step
-
-Branch = Literal["conditional", "unconditional", "weak"]
-
-#: One run's guidance: a step to the guided x0 (B, C, H, W), not yet thresholded. What it remembers is its closure's.
-Guide = Callable[["Step"], "Tensor"]
-
-
-@dataclass(frozen=True)
-class Guidance(ABC):
-    """The settings of a guidance; a subclass is a frozen dataclass of numbers, registered in :data:`GUIDANCES`."""
-
-    @property
-    def gradient(self) -> bool:
-        """Whether it differentiates through the network; then ``step.z`` requires a gradient."""
-        return False
-
-    @property
-    @abstractmethod
-    def branches(self) -> tuple[Branch, ...]:
-        """What it may evaluate in one step; their number is its cost. At a scale of 1 only "conditional" is."""
-
-    @abstractmethod
-    def start(self, scale: float) -> Guide:
-        """Begin one run of one stage; what is kept from step to step starts anew here.
-
-        Args:
-            scale: w of equation 2.
-        """
-
-    def __str__(self) -> str:
-        """The setting that :func:`parse_guidance` reads, with every option written out."""
-        options = [f"{field.name}={_number(getattr(self, field.name))}" for field in _options(type(self))]
-        name = type(self).__name__.lower()
-        return f"{name}({', '.join(options)})" if options else name
-
-
-@dataclass(frozen=True)
-class Wrapper(Guidance):
-    """A guidance that acts on what another makes, its field ``of``."""
-
-    of: Guidance
-
-    def __post_init__(self) -> None:
-        name, inner = type(self).__name__.lower(), self.of
-        while isinstance(inner, Wrapper):
-            if type(inner) is type(self):
-                raise ValueError(f"guidance {str(self)!r} has {name} twice; give it once")
-            if isinstance(inner, Interval):
-                raise ValueError(f"guidance {str(self)!r}: interval decides when the rest acts and stands first")
-            inner = inner.of
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """Those of the guidance that it acts on."""
-        return self.of.branches
-
-    @property
-    def gradient(self) -> bool:
-        """Whether the guidance that it acts on needs one."""
-        return self.of.gradient
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}+{self.of}"
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -148,6 +85,8 @@ class Interval(Wrapper):
     Attributes:
         low, high: log-SNR; infinite is no limit, and one of them has to be one.
     """
+
+    first: ClassVar[bool] = True
 
     low: float = -math.inf
     high: float = math.inf
@@ -268,15 +207,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).flatten(1).sum(1).reshape(-1, 1, 1, 1)
 
 
-def _options(cls: type[Guidance]) -> list[dataclasses.Field[float]]:
-    return [field for field in dataclasses.fields(cls) if field.name != "of"]
-
-
-def _number(value: float) -> str:
-    """As short as reads back the same."""
-    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
-
-
 def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
     """One part of a setting: its name, and its options by name."""
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", part)
@@ -285,7 +215,7 @@ def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
     name, inside = match[1], (match[2] or "").strip()
     if name not in GUIDANCES:
         raise ValueError(f"guidance {text!r}: {name!r} is unknown{_nearest(name, list(GUIDANCES))}")
-    known = [field.name for field in _options(GUIDANCES[name])]
+    known = [field.name for field in options_of(GUIDANCES[name])]
     options: dict[str, float | Guidance] = {}
     for entry in inside.split(",") if inside else []:
         option, equals, value = (word.strip() for word in entry.partition("="))

@@ -1,67 +1,16 @@
-"""Guidance: equation 2 in every form, each guidance's closed forms and limits, and the setting that chooses one."""
+"""Guidance: equation 2 in every form, and each guidance's closed forms and limits."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from imagen.diffusion.denoiser import X0Fn, make_x0_fn
-from imagen.diffusion.guidance import (
-    APG,
-    CFG,
-    GUIDANCES,
-    Branch,
-    Guidance,
-    Guide,
-    Interval,
-    Wrapper,
-    branches,
-    check_guidance,
-    guide,
-    parse_guidance,
-)
+from imagen.diffusion.denoiser import make_x0_fn
+from imagen.diffusion.guidance import APG, CFG, GUIDANCES, Branch, Interval, branches, guide, parse_guidance
 from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, training_target, x0_from
-from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
-from imagen.diffusion.thresholding import Thresholding
-
-LOG_SNRS = log_snr_from_betas(trained_betas(CosineSchedule()))
-
-
-class Network:
-    """Another answer to every z and branch; a picture's answer is its own. Notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Branch, ...]] = []
-
-    def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
-        self.asked.append(branches)
-        turned = {"conditional": z.sin(), "unconditional": z.flip(-1).cos(), "weak": 0.5 * z.flip(-2).sin()}
-        return [turned[branch] for branch in branches]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def run(
-    guidance: Guidance | str, scale: float = 4.0, network: Network | None = None, prediction_type: str = "v_prediction"
-) -> X0Fn:
-    return make_x0_fn(
-        network or Network(),
-        prediction_type=prediction_type,
-        log_snrs=LOG_SNRS,
-        guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
-        guidance_scale=scale,
-        thresholding=Thresholding("none"),
-    )
-
-
-Z, TIMESTEP = noise(3, 3, 4, 4), torch.full((3,), 500.0)
+from imagen.diffusion.schedules import alpha_sigma
+from tests.diffusion.guided import LOG_SNRS, TIMESTEP, Network, Z, noise, run
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -102,6 +51,11 @@ EVERY = ["cfg", "interval(low=-1, high=2)", "apg(eta=0.3, norm=2, momentum=-0.5)
 
 def test_every_guidance_is_tested() -> None:
     assert {name for text in EVERY for name in GUIDANCES if name in text} == set(GUIDANCES)
+
+
+def test_names_in_the_table_are_those_that_a_setting_writes() -> None:
+    for name in GUIDANCES:
+        assert any(str(parse_guidance(text)).startswith(name) for text in EVERY)
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -255,113 +209,3 @@ def test_apg_of_nothing_is_nothing() -> None:
         guidance_scale=4.0,
     )
     assert (x0_fn(Z.float(), TIMESTEP).x0 == 0).all()
-
-
-# --- the setting ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shift(Wrapper):
-    """A number added to what another guidance makes."""
-
-    by: float = 0.5
-
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
-        return lambda step: inner(step) + self.by
-
-
-@dataclass(frozen=True)
-class Double(Wrapper):
-    """Twice what another guidance makes."""
-
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
-        return lambda step: 2 * inner(step)
-
-
-@pytest.fixture
-def more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two more guidances: a class and a line each."""
-    monkeypatch.setitem(GUIDANCES, "shift", Shift)
-    monkeypatch.setitem(GUIDANCES, "double", Double)
-
-
-@pytest.mark.usefixtures("more")
-def test_the_first_part_acts_last() -> None:
-    plain = run("cfg")(Z, TIMESTEP).x0
-    assert torch.equal(run("double+shift(by=3)+cfg")(Z, TIMESTEP).x0, 2 * (plain + 3))
-    assert torch.equal(run("shift(by=3)+double")(Z, TIMESTEP).x0, 2 * plain + 3)
-
-
-@pytest.mark.usefixtures("more")
-def test_a_setting_reads_back_what_it_writes() -> None:
-    for text, made in (
-        ("cfg", CFG()),
-        (" shift ( by = -1e+3 ) + cfg ", Shift(CFG(), by=-1000)),
-        ("shift", Shift(CFG(), by=0.5)),
-        ("double()+shift(by=0.1)", Double(Shift(CFG(), by=0.1))),
-        ("shift(by=1e+300)", Shift(CFG(), by=1e300)),
-        ("shift(by=inf)", Shift(CFG(), by=float("inf"))),
-    ):
-        assert parse_guidance(text) == made
-        assert parse_guidance(str(made)) == made
-        assert check_guidance(check_guidance(text)) == check_guidance(text) == str(made)
-    assert check_guidance("double+shift(by=-2)") == "double+shift(by=-2)+cfg"
-
-
-@pytest.mark.usefixtures("more")
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "cannot read ''; expected name"),
-        ("cfg+", "cannot read ''"),
-        ("cfg)", "cannot read 'cfg\\)'"),
-        ("shift(by=1", "cannot read"),
-        ("cgf", "'cgf' is unknown; did you mean 'cfg'\\? known: "),
-        ("zzz", "'zzz' is unknown; known: "),
-        ("shift(bye=1)", "shift has no option 'bye'; did you mean 'by'\\? known: by"),
-        ("shift(of=1)", "shift has no option 'of'"),
-        ("cfg(scale=7)", "cfg has no option 'scale'; known: none"),
-        ("shift(by=big)", "by=big of shift is no number"),
-        ("shift(by)", "by of shift is no number"),
-        ("shift(by=1, by=2)", "shift is given by twice"),
-        ("cfg+shift", "cfg combines the branches and stands last"),
-        ("cfg+cfg", "cfg combines the branches and stands last"),
-        ("shift+double+shift", "has shift twice"),
-        ("shift+interval(low=0)+cfg", "interval decides when the rest acts and stands first"),
-        ("shift+double+interval(low=0)", "interval decides when the rest acts and stands first"),
-        ("interval(low=0)+interval(high=2)", "has interval twice"),
-        ("interval", "not both infinite"),
-        ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
-        ("interval(low=nan)", "expected low < high"),
-        ("apg(eta=2)", "eta=2.0; expected 0 to 1"),
-        ("apg(norm=0)", "norm=0.0; expected a positive length"),
-        ("apg(momentum=-1)", "momentum=-1.0; expected a number between"),
-        ("apg(eta=nan)", "eta=nan"),
-        ("apg(norn=1)", "apg has no option 'norn'; did you mean 'norm'\\? known: eta, norm, momentum"),
-        ("apg+cfg", "apg combines the branches and stands last"),
-        (7, "guidance is 7; expected a text"),
-    ],
-)
-def test_a_bad_setting_is_one_line_that_names_the_place(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        check_guidance(text)
-    assert "\n" not in str(caught.value)
-
-
-def test_names_in_the_table_are_those_that_a_setting_writes() -> None:
-    for name in GUIDANCES:
-        assert any(str(parse_guidance(text)).startswith(name) for text in EVERY)
-
-
-def test_the_setting_is_checked_without_torch() -> None:
-    code = f"""
-import sys
-from imagen.diffusion.guidance import check_guidance
-for text in {EVERY!r}:
-    check_guidance(text)
-sys.exit(sorted({{"torch", "numpy"}} & set(sys.modules)) or 0)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
