@@ -163,11 +163,45 @@ class APG(Guidance):
         return apg
 
 
+@dataclass(frozen=True)
+class Rescaled(Wrapper):
+    """What another guidance makes, given the contrast of the conditional picture (Lin et al. 2023, equations 14 to 16).
+
+    x0 becomes phi x0 std(x0 cond) / std(x0) + (1 - phi) x0, the deviations of each picture over C, H, W. The paper
+    (arXiv 2305.08891) does it to the network's v, which is -x0 at the noisiest level it is made for; here it is x0 at
+    every level, so that it does not matter what a network predicts.
+
+    Attributes:
+        phi: in [0, 1]; 0 is off, the paper uses 0.7.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.phi <= 1:
+            raise ValueError(f"guidance rescaled has phi={self.phi}; expected 0 (off) to 1, the paper uses 0.7")
+
+    def start(self, scale: float) -> Guide:
+        """What it acts on starts; of its own nothing is kept."""
+        inner = self.of.start(scale)
+        if scale == 1:
+            return inner
+
+        def rescaled(step: Step) -> Tensor:
+            x0 = inner(step)
+            ratio = _std(conditional(step)) / _std(x0).clamp(min=1e-30)
+            return x0 * (self.phi * ratio + 1 - self.phi).to(x0.dtype)
+
+        return rescaled
+
+
 #: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
 GUIDANCES: dict[str, type[Guidance]] = {
     "apg": APG,
     "cfg": CFG,
     "interval": Interval,
+    "rescaled": Rescaled,
 }
 
 
@@ -205,6 +239,11 @@ def check_guidance(text: str) -> str:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each picture (B, C, H, W) with its partner, summed in float64: (B, 1, 1, 1)."""
     return (a.double() * b.double()).flatten(1).sum(1).reshape(-1, 1, 1, 1)
+
+
+def _std(pictures: Tensor) -> Tensor:
+    """The standard deviation of each picture (B, C, H, W) over its values, in float64: (B, 1, 1, 1)."""
+    return pictures.double().flatten(1).std(1).reshape(-1, 1, 1, 1)
 
 
 def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import APG, CFG, GUIDANCES, Branch, Interval, branches, guide, parse_guidance
+from imagen.diffusion.guidance import APG, CFG, GUIDANCES, Branch, Interval, Rescaled, branches, guide, parse_guidance
 from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, training_target, x0_from
 from imagen.diffusion.schedules import alpha_sigma
 from tests.diffusion.guided import LOG_SNRS, TIMESTEP, Network, Z, noise, run
@@ -44,9 +44,37 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
         guide(cond, uncond, torch.tensor([1.0, 2.0]))
 
 
+# --- rescaled ---------------------------------------------------------------------------------------------------------
+
+
+def test_rescaled_by_nothing_is_what_it_acts_on() -> None:
+    for of in (CFG(), APG(norm=2)):
+        assert torch.equal(run(Rescaled(of, phi=0))(Z, TIMESTEP).x0, run(of)(Z, TIMESTEP).x0)
+
+
+def test_rescaled_gives_each_picture_the_deviation_of_the_conditional_one() -> None:
+    """All of it with phi = 1, and a mixture of factors between: the picture is only multiplied."""
+    cond, guided = halves(Z)[1], run("cfg")(Z, TIMESTEP).x0
+    ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    assert (ratio < 0.8).all()
+    whole = run(Rescaled(CFG(), phi=1))(Z, TIMESTEP).x0
+    torch.testing.assert_close(whole.std((1, 2, 3)), cond.std((1, 2, 3)), rtol=0, atol=1e-12)
+    some = run(Rescaled(CFG(), phi=0.25))(Z, TIMESTEP).x0
+    torch.testing.assert_close(some, 0.25 * whole + 0.75 * guided, rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole, guided * ratio, rtol=0, atol=1e-12)
+
+
+def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
+    x0_fn = run("interval(low=-1, high=2)+rescaled(phi=1)")
+    for level, expected in ((500.0, "rescaled(phi=1)"), (900.0, None)):
+        other = run(expected) if expected else run("cfg", scale=1.0)
+        timestep = torch.full((3,), level)
+        assert torch.equal(x0_fn(Z, timestep).x0, other(Z, timestep).x0)
+
+
 # --- what holds for every guidance ------------------------------------------------------------------------------------
 
-EVERY = ["cfg", "interval(low=-1, high=2)", "apg(eta=0.3, norm=2, momentum=-0.5)"]
+EVERY = ["cfg", "interval(low=-1, high=2)", "apg(eta=0.3, norm=2, momentum=-0.5)", "rescaled(phi=0.6)", "rescaled+apg"]
 
 
 def test_every_guidance_is_tested() -> None:

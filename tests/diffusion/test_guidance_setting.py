@@ -94,6 +94,9 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         ("apg(eta=nan)", "eta=nan"),
         ("apg(norn=1)", "apg has no option 'norn'; did you mean 'norm'\\? known: eta, norm, momentum"),
         ("apg+cfg", "apg combines the branches and stands last"),
+        ("rescaled(phi=1.5)", "phi=1.5; expected 0"),
+        ("rescaled+rescaled", "has rescaled twice"),
+        ("rescaled+interval(low=0)", "interval has to stand first"),
         (7, "guidance is 7; expected a text"),
     ],
 )
