@@ -196,9 +196,36 @@ class Rescaled(Wrapper):
         return rescaled
 
 
+@dataclass(frozen=True)
+class Auto(Guidance):
+    """Autoguidance (Karras et al. 2024, arXiv 2406.02507): away from what a worse network says with the same text.
+
+    w * x0 of the network + (1 - w) * x0 of the weak one: equation 2 with the weak branch in the unconditional one's
+    place, both conditional. The weak network makes the same mistakes, only larger: a smaller or less trained one of the
+    same kind.
+    """
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The network's and the weak one's."""
+        return ("weak", "conditional")
+
+    def start(self, scale: float) -> Guide:
+        """Nothing is kept."""
+        if scale == 1:
+            return conditional
+
+        def auto(step: Step) -> Tensor:
+            weak, strong = step.evaluate("weak", "conditional")
+            return step.x0(guide(strong, weak, scale))
+
+        return auto
+
+
 #: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
 GUIDANCES: dict[str, type[Guidance]] = {
     "apg": APG,
+    "auto": Auto,
     "cfg": CFG,
     "interval": Interval,
     "rescaled": Rescaled,

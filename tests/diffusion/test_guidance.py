@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import make_x0_fn
-from imagen.diffusion.guidance import APG, CFG, GUIDANCES, Branch, Interval, Rescaled, branches, guide, parse_guidance
+from imagen.diffusion.guidance import (
+    APG,
+    CFG,
+    GUIDANCES,
+    Auto,
+    Branch,
+    Interval,
+    Rescaled,
+    branches,
+    guide,
+    parse_guidance,
+)
 from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, training_target, x0_from
-from imagen.diffusion.schedules import alpha_sigma
+from imagen.diffusion.schedules import CosineSchedule, alpha_sigma
+from imagen.diffusion.thresholding import Thresholding
+from tests.diffusion.gaussian import Gaussian
 from tests.diffusion.guided import LOG_SNRS, TIMESTEP, Network, Z, noise, run
 
 
@@ -72,9 +87,41 @@ def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
         assert torch.equal(x0_fn(Z, timestep).x0, other(Z, timestep).x0)
 
 
+# --- autoguidance -----------------------------------------------------------------------------------------------------
+
+
+def test_auto_leads_away_from_the_weak_network_with_the_text_in_both() -> None:
+    """A network too broad by half leads to the Gaussian of that mean with 1 / D = w / D strong + (1 - w) / D weak."""
+    strong = Gaussian.make(CosineSchedule())
+    weak = replace(strong, std=1.5 * strong.std)
+    networks = {"conditional": strong.network("epsilon"), "weak": weak.network("epsilon")}
+    z, timestep, scale = noise(2, 1, 4, 4), torch.tensor([300.0, 600.0]), 1.8
+    x0 = make_x0_fn(
+        lambda z, t, branches: [networks[branch](z, t) for branch in branches],
+        prediction_type="epsilon",
+        log_snrs=LOG_SNRS,
+        guidance=Auto(),
+        guidance_scale=scale,
+        thresholding=Thresholding("none"),
+    )(z, timestep).x0
+    alpha, sigma = (value[:, None, None, None] for value in strong.levels(timestep))
+    spreads = [alpha**2 * data.std**2 + sigma**2 for data in (strong, weak)]
+    spread = 1 / (scale / spreads[0] + (1 - scale) / spreads[1])
+    expected = (z - sigma**2 / spread * (z - alpha * strong.mean)) / alpha
+    torch.testing.assert_close(x0, expected, rtol=0, atol=1e-9)
+    assert ((sigma**2 < spread) & (spread < spreads[0])).all()  # narrower than the strong network's
+
+
 # --- what holds for every guidance ------------------------------------------------------------------------------------
 
-EVERY = ["cfg", "interval(low=-1, high=2)", "apg(eta=0.3, norm=2, momentum=-0.5)", "rescaled(phi=0.6)", "rescaled+apg"]
+EVERY = [
+    "cfg",
+    "interval(low=-1, high=2)",
+    "apg(eta=0.3, norm=2, momentum=-0.5)",
+    "rescaled(phi=0.6)",
+    "rescaled+apg",
+    "auto",
+]
 
 
 def test_every_guidance_is_tested() -> None:

@@ -97,6 +97,7 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         ("rescaled(phi=1.5)", "phi=1.5; expected 0"),
         ("rescaled+rescaled", "has rescaled twice"),
         ("rescaled+interval(low=0)", "interval has to stand first"),
+        ("auto+cfg", "auto combines the branches and stands last"),
         (7, "guidance is 7; expected a text"),
     ],
 )
