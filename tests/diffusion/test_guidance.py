@@ -59,57 +59,21 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
         guide(cond, uncond, torch.tensor([1.0, 2.0]))
 
 
-# --- rescaled ---------------------------------------------------------------------------------------------------------
-
-
-def test_rescaled_by_nothing_is_what_it_acts_on() -> None:
-    for of in (CFG(), APG(norm=2)):
-        assert torch.equal(run(Rescaled(of, phi=0))(Z, TIMESTEP).x0, run(of)(Z, TIMESTEP).x0)
-
-
-def test_rescaled_gives_each_picture_the_deviation_of_the_conditional_one() -> None:
-    """All of it with phi = 1, and a mixture of factors between: the picture is only multiplied."""
-    cond, guided = halves(Z)[1], run("cfg")(Z, TIMESTEP).x0
-    ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-    assert (ratio < 0.8).all()
-    whole = run(Rescaled(CFG(), phi=1))(Z, TIMESTEP).x0
-    torch.testing.assert_close(whole.std((1, 2, 3)), cond.std((1, 2, 3)), rtol=0, atol=1e-12)
-    some = run(Rescaled(CFG(), phi=0.25))(Z, TIMESTEP).x0
-    torch.testing.assert_close(some, 0.25 * whole + 0.75 * guided, rtol=0, atol=1e-12)
-    torch.testing.assert_close(whole, guided * ratio, rtol=0, atol=1e-12)
-
-
-def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
-    x0_fn = run("interval(low=-1, high=2)+rescaled(phi=1)")
-    for level, expected in ((500.0, "rescaled(phi=1)"), (900.0, None)):
-        other = run(expected) if expected else run("cfg", scale=1.0)
-        timestep = torch.full((3,), level)
-        assert torch.equal(x0_fn(Z, timestep).x0, other(Z, timestep).x0)
-
-
-# --- autoguidance -----------------------------------------------------------------------------------------------------
-
-
-def test_auto_leads_away_from_the_weak_network_with_the_text_in_both() -> None:
-    """A network too broad by half leads to the Gaussian of that mean with 1 / D = w / D strong + (1 - w) / D weak."""
-    strong = Gaussian.make(CosineSchedule())
-    weak = replace(strong, std=1.5 * strong.std)
-    networks = {"conditional": strong.network("epsilon"), "weak": weak.network("epsilon")}
-    z, timestep, scale = noise(2, 1, 4, 4), torch.tensor([300.0, 600.0]), 1.8
+def test_classifier_free_guidance_moves_a_gaussian_along_the_line_of_the_means() -> None:
+    """Of two Gaussians of equal spread w leads to the one at mean uncond + w (mean cond - mean uncond)."""
+    cond = Gaussian.make(CosineSchedule())
+    uncond, guided = (replace(cond, mean=share * cond.mean) for share in (-1.0, 2 * 3.0 - 1))
+    networks = {"conditional": cond.network("v_prediction"), "unconditional": uncond.network("v_prediction")}
+    z, timestep = noise(2, 1, 4, 4), torch.tensor([300.0, 800.0])
     x0 = make_x0_fn(
         lambda z, t, branches: [networks[branch](z, t) for branch in branches],
-        prediction_type="epsilon",
+        prediction_type="v_prediction",
         log_snrs=LOG_SNRS,
-        guidance=Auto(),
-        guidance_scale=scale,
+        guidance_scale=3.0,
         thresholding=Thresholding("none"),
     )(z, timestep).x0
-    alpha, sigma = (value[:, None, None, None] for value in strong.levels(timestep))
-    spreads = [alpha**2 * data.std**2 + sigma**2 for data in (strong, weak)]
-    spread = 1 / (scale / spreads[0] + (1 - scale) / spreads[1])
-    expected = (z - sigma**2 / spread * (z - alpha * strong.mean)) / alpha
-    torch.testing.assert_close(x0, expected, rtol=0, atol=1e-9)
-    assert ((sigma**2 < spread) & (spread < spreads[0])).all()  # narrower than the strong network's
+    alpha, sigma = (value[:, None, None, None] for value in cond.levels(timestep))
+    torch.testing.assert_close(x0, guided.posterior_mean(z, alpha, sigma), rtol=0, atol=1e-9)
 
 
 # --- what holds for every guidance ------------------------------------------------------------------------------------
@@ -284,3 +248,56 @@ def test_apg_of_nothing_is_nothing() -> None:
         guidance_scale=4.0,
     )
     assert (x0_fn(Z.float(), TIMESTEP).x0 == 0).all()
+
+
+# --- rescaled ---------------------------------------------------------------------------------------------------------
+
+
+def test_rescaled_by_nothing_is_what_it_acts_on() -> None:
+    for of in (CFG(), APG(norm=2)):
+        assert torch.equal(run(Rescaled(of, phi=0))(Z, TIMESTEP).x0, run(of)(Z, TIMESTEP).x0)
+
+
+def test_rescaled_gives_each_picture_the_deviation_of_the_conditional_one() -> None:
+    """All of it with phi = 1, and a mixture of factors between: the picture is only multiplied."""
+    cond, guided = halves(Z)[1], run("cfg")(Z, TIMESTEP).x0
+    ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    assert (ratio < 0.8).all()
+    whole = run(Rescaled(CFG(), phi=1))(Z, TIMESTEP).x0
+    torch.testing.assert_close(whole.std((1, 2, 3)), cond.std((1, 2, 3)), rtol=0, atol=1e-12)
+    some = run(Rescaled(CFG(), phi=0.25))(Z, TIMESTEP).x0
+    torch.testing.assert_close(some, 0.25 * whole + 0.75 * guided, rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole, guided * ratio, rtol=0, atol=1e-12)
+
+
+def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
+    x0_fn = run("interval(low=-1, high=2)+rescaled(phi=1)")
+    for level, expected in ((500.0, "rescaled(phi=1)"), (900.0, None)):
+        other = run(expected) if expected else run("cfg", scale=1.0)
+        timestep = torch.full((3,), level)
+        assert torch.equal(x0_fn(Z, timestep).x0, other(Z, timestep).x0)
+
+
+# --- autoguidance -----------------------------------------------------------------------------------------------------
+
+
+def test_auto_leads_away_from_the_weak_network_with_the_text_in_both() -> None:
+    """A network too broad by half leads to the Gaussian of that mean with 1 / D = w / D strong + (1 - w) / D weak."""
+    strong = Gaussian.make(CosineSchedule())
+    weak = replace(strong, std=1.5 * strong.std)
+    networks = {"conditional": strong.network("epsilon"), "weak": weak.network("epsilon")}
+    z, timestep, scale = noise(2, 1, 4, 4), torch.tensor([300.0, 600.0]), 1.8
+    x0 = make_x0_fn(
+        lambda z, t, branches: [networks[branch](z, t) for branch in branches],
+        prediction_type="epsilon",
+        log_snrs=LOG_SNRS,
+        guidance=Auto(),
+        guidance_scale=scale,
+        thresholding=Thresholding("none"),
+    )(z, timestep).x0
+    alpha, sigma = (value[:, None, None, None] for value in strong.levels(timestep))
+    spreads = [alpha**2 * data.std**2 + sigma**2 for data in (strong, weak)]
+    spread = 1 / (scale / spreads[0] + (1 - scale) / spreads[1])
+    expected = (z - sigma**2 / spread * (z - alpha * strong.mean)) / alpha
+    torch.testing.assert_close(x0, expected, rtol=0, atol=1e-9)
+    assert ((sigma**2 < spread) & (spread < spreads[0])).all()  # narrower than the strong network's
