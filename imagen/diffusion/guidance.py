@@ -13,82 +13,19 @@ No torch at import: the command line and the configuration check the setting bef
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
+
+from imagen.diffusion.guidance_base import Branch, Guidance, Guide, Wrapper, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from imagen.diffusion.denoiser import Step
-
-Branch = Literal["conditional", "unconditional", "weak"]
-
-#: One run's guidance: a step to the guided x0 (B, C, H, W), not yet thresholded. What it remembers is its closure's.
-Guide = Callable[["Step"], "Tensor"]
-
-
-@dataclass(frozen=True)
-class Guidance(ABC):
-    """The settings of a guidance; a subclass is a frozen dataclass of numbers, registered in :data:`GUIDANCES`."""
-
-    @property
-    def gradient(self) -> bool:
-        """Whether it differentiates through the network; then ``step.z`` requires a gradient."""
-        return False
-
-    @property
-    @abstractmethod
-    def branches(self) -> tuple[Branch, ...]:
-        """What it may evaluate in one step; their number is its cost. At a scale of 1 only "conditional" is."""
-
-    @abstractmethod
-    def start(self, scale: float) -> Guide:
-        """Begin one run of one stage; what is kept from step to step starts anew here.
-
-        Args:
-            scale: w of equation 2.
-        """
-
-    def __str__(self) -> str:
-        """The setting that :func:`parse_guidance` reads, with every option written out."""
-        options = [f"{field.name}={_number(getattr(self, field.name))}" for field in _options(type(self))]
-        name = type(self).__name__.lower()
-        return f"{name}({', '.join(options)})" if options else name
-
-
-@dataclass(frozen=True)
-class Wrapper(Guidance):
-    """A guidance that acts on what another makes, its field ``of``."""
-
-    of: Guidance
-
-    def __post_init__(self) -> None:
-        name, inner = type(self).__name__.lower(), self.of
-        while isinstance(inner, Wrapper):
-            if type(inner) is type(self):
-                raise ValueError(f"guidance {str(self)!r} has {name} twice; give it once")
-            if isinstance(inner, Interval):
-                raise ValueError(f"guidance {str(self)!r}: interval decides when the rest acts and stands first")
-            inner = inner.of
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """Those of the guidance that it acts on."""
-        return self.of.branches
-
-    @property
-    def gradient(self) -> bool:
-        """Whether the guidance that it acts on needs one."""
-        return self.of.gradient
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}+{self.of}"
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -149,6 +86,8 @@ class Interval(Wrapper):
         low, high: log-SNR; infinite is no limit, and one of them has to be one.
     """
 
+    first: ClassVar[bool] = True
+
     low: float = -math.inf
     high: float = math.inf
 
@@ -174,10 +113,122 @@ class Interval(Wrapper):
         return interval
 
 
+@dataclass(frozen=True)
+class APG(Guidance):
+    """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416): strong guidance without its loud colours.
+
+    On x0, with u = x0 cond - x0 uncond: u gathers ``momentum`` times the u of the evaluation before, is shortened to
+    the length ``norm``, loses all but ``eta`` of its part parallel to x0 cond, and x0 = x0 cond + (w - 1) u. With the
+    defaults only that part is dropped; eta=1, norm=inf, momentum=0 is cfg.
+
+    Attributes:
+        eta: share of the parallel part that stays, in [0, 1]; the paper uses 0.
+        norm: longest u of a picture over C, H, W, > 0. It counts in values, not in means: the same change at twice the
+            side is twice as long. The paper uses 2.5 to 15, in latents.
+        momentum: in (-1, 1); negative, as in the paper (-0.75 to -0.5), works against the steps before.
+    """
+
+    eta: float = 0.0
+    norm: float = math.inf
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"guidance apg has eta={self.eta}; expected 0 to 1, the share of the parallel part kept")
+        if not self.norm > 0:
+            raise ValueError(f"guidance apg has norm={self.norm}; expected a positive length, inf is no limit")
+        if not -1 < self.momentum < 1:
+            raise ValueError(f"guidance apg has momentum={self.momentum}; expected a number between -1 and 1")
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Both halves."""
+        return ("unconditional", "conditional")
+
+    def start(self, scale: float) -> Guide:
+        """The u of the evaluation before, of each picture, starts at nothing."""
+        if scale == 1:
+            return conditional
+        before: Tensor | None = None
+
+        def apg(step: Step) -> Tensor:
+            nonlocal before
+            uncond, cond = (step.x0(output) for output in step.evaluate("unconditional", "conditional"))
+            update = cond - uncond if before is None else cond - uncond + self.momentum * before
+            before = update.detach()
+            update = update * (self.norm / _dot(update, update).sqrt()).clamp(max=1).to(update.dtype)
+            parallel = (_dot(update, cond) / _dot(cond, cond).clamp(min=1e-30)).to(cond.dtype) * cond
+            return cond + (scale - 1) * (update - (1 - self.eta) * parallel)
+
+        return apg
+
+
+@dataclass(frozen=True)
+class Rescaled(Wrapper):
+    """What another guidance makes, given the contrast of the conditional picture (Lin et al. 2023, equations 14 to 16).
+
+    x0 becomes phi x0 std(x0 cond) / std(x0) + (1 - phi) x0, the deviations of each picture over C, H, W. The paper
+    (arXiv 2305.08891) does it to the network's v, which is -x0 at the noisiest level it is made for; here it is x0 at
+    every level, so that it does not matter what a network predicts.
+
+    Attributes:
+        phi: in [0, 1]; 0 is off, the paper uses 0.7.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.phi <= 1:
+            raise ValueError(f"guidance rescaled has phi={self.phi}; expected 0 (off) to 1, the paper uses 0.7")
+
+    def start(self, scale: float) -> Guide:
+        """What it acts on starts; of its own nothing is kept."""
+        inner = self.of.start(scale)
+        if scale == 1:
+            return inner
+
+        def rescaled(step: Step) -> Tensor:
+            x0 = inner(step)
+            ratio = _std(conditional(step)) / _std(x0).clamp(min=1e-30)
+            return x0 * (self.phi * ratio + 1 - self.phi).to(x0.dtype)
+
+        return rescaled
+
+
+@dataclass(frozen=True)
+class Auto(Guidance):
+    """Autoguidance (Karras et al. 2024, arXiv 2406.02507): away from what a worse network says with the same text.
+
+    w * x0 of the network + (1 - w) * x0 of the weak one: equation 2 with the weak branch in the unconditional one's
+    place, both conditional. The weak network makes the same mistakes, only larger: a smaller or less trained one of the
+    same kind.
+    """
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The network's and the weak one's."""
+        return ("weak", "conditional")
+
+    def start(self, scale: float) -> Guide:
+        """Nothing is kept."""
+        if scale == 1:
+            return conditional
+
+        def auto(step: Step) -> Tensor:
+            weak, strong = step.evaluate("weak", "conditional")
+            return step.x0(guide(strong, weak, scale))
+
+        return auto
+
+
 #: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
 GUIDANCES: dict[str, type[Guidance]] = {
+    "apg": APG,
+    "auto": Auto,
     "cfg": CFG,
     "interval": Interval,
+    "rescaled": Rescaled,
 }
 
 
@@ -212,13 +263,14 @@ def check_guidance(text: str) -> str:
     return str(parse_guidance(text))
 
 
-def _options(cls: type[Guidance]) -> list[dataclasses.Field[float]]:
-    return [field for field in dataclasses.fields(cls) if field.name != "of"]
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each picture (B, C, H, W) with its partner, summed in float64: (B, 1, 1, 1)."""
+    return (a.double() * b.double()).flatten(1).sum(1).reshape(-1, 1, 1, 1)
 
 
-def _number(value: float) -> str:
-    """As short as reads back the same."""
-    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+def _std(pictures: Tensor) -> Tensor:
+    """The standard deviation of each picture (B, C, H, W) over its values, in float64: (B, 1, 1, 1)."""
+    return pictures.double().flatten(1).std(1).reshape(-1, 1, 1, 1)
 
 
 def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
@@ -229,7 +281,7 @@ def _read(part: str, text: str) -> tuple[str, dict[str, float | Guidance]]:
     name, inside = match[1], (match[2] or "").strip()
     if name not in GUIDANCES:
         raise ValueError(f"guidance {text!r}: {name!r} is unknown{_nearest(name, list(GUIDANCES))}")
-    known = [field.name for field in _options(GUIDANCES[name])]
+    known = [field.name for field in options_of(GUIDANCES[name])]
     options: dict[str, float | Guidance] = {}
     for entry in inside.split(",") if inside else []:
         option, equals, value = (word.strip() for word in entry.partition("="))

@@ -1,66 +1,31 @@
-"""Guidance: equation 2 in every form, each guidance's closed forms and limits, and the setting that chooses one."""
+"""Guidance: equation 2 in every form, and each guidance's closed forms and limits."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from imagen.diffusion.denoiser import X0Fn, make_x0_fn
+from imagen.diffusion.denoiser import make_x0_fn
 from imagen.diffusion.guidance import (
+    APG,
     CFG,
     GUIDANCES,
+    Auto,
     Branch,
-    Guidance,
-    Guide,
     Interval,
-    Wrapper,
+    Rescaled,
     branches,
-    check_guidance,
     guide,
     parse_guidance,
 )
 from imagen.diffusion.parameterization import PREDICTION_TYPES, q_sample, training_target, x0_from
-from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
+from imagen.diffusion.schedules import CosineSchedule, alpha_sigma
 from imagen.diffusion.thresholding import Thresholding
-
-LOG_SNRS = log_snr_from_betas(trained_betas(CosineSchedule()))
-
-
-class Network:
-    """Another answer to every z and branch; a picture's answer is its own. Notes what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Branch, ...]] = []
-
-    def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> list[Tensor]:
-        self.asked.append(branches)
-        turned = {"conditional": z.sin(), "unconditional": z.flip(-1).cos(), "weak": 0.5 * z.flip(-2).sin()}
-        return [turned[branch] for branch in branches]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def run(
-    guidance: Guidance | str, scale: float = 4.0, network: Network | None = None, prediction_type: str = "v_prediction"
-) -> X0Fn:
-    return make_x0_fn(
-        network or Network(),
-        prediction_type=prediction_type,
-        log_snrs=LOG_SNRS,
-        guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
-        guidance_scale=scale,
-        thresholding=Thresholding("none"),
-    )
-
-
-Z, TIMESTEP = noise(3, 3, 4, 4), torch.full((3,), 500.0)
+from tests.diffusion.gaussian import Gaussian
+from tests.diffusion.guided import LOG_SNRS, TIMESTEP, Network, Z, noise, run
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -94,13 +59,42 @@ def test_a_scale_per_image_acts_on_whole_images() -> None:
         guide(cond, uncond, torch.tensor([1.0, 2.0]))
 
 
+def test_classifier_free_guidance_moves_a_gaussian_along_the_line_of_the_means() -> None:
+    """Of two Gaussians of equal spread w leads to the one at mean uncond + w (mean cond - mean uncond)."""
+    cond = Gaussian.make(CosineSchedule())
+    uncond, guided = (replace(cond, mean=share * cond.mean) for share in (-1.0, 2 * 3.0 - 1))
+    networks = {"conditional": cond.network("v_prediction"), "unconditional": uncond.network("v_prediction")}
+    z, timestep = noise(2, 1, 4, 4), torch.tensor([300.0, 800.0])
+    x0 = make_x0_fn(
+        lambda z, t, branches: [networks[branch](z, t) for branch in branches],
+        prediction_type="v_prediction",
+        log_snrs=LOG_SNRS,
+        guidance_scale=3.0,
+        thresholding=Thresholding("none"),
+    )(z, timestep).x0
+    alpha, sigma = (value[:, None, None, None] for value in cond.levels(timestep))
+    torch.testing.assert_close(x0, guided.posterior_mean(z, alpha, sigma), rtol=0, atol=1e-9)
+
+
 # --- what holds for every guidance ------------------------------------------------------------------------------------
 
-EVERY = ["cfg", "interval(low=-1, high=2)"]
+EVERY = [
+    "cfg",
+    "interval(low=-1, high=2)",
+    "apg(eta=0.3, norm=2, momentum=-0.5)",
+    "rescaled(phi=0.6)",
+    "rescaled+apg",
+    "auto",
+]
 
 
 def test_every_guidance_is_tested() -> None:
     assert {name for text in EVERY for name in GUIDANCES if name in text} == set(GUIDANCES)
+
+
+def test_names_in_the_table_are_those_that_a_setting_writes() -> None:
+    for name in GUIDANCES:
+        assert any(str(parse_guidance(text)).startswith(name) for text in EVERY)
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -191,105 +185,119 @@ def test_an_interval_is_a_share_of_sigma() -> None:
         assert abs(float(sigma / alpha) / sigma_over_alpha - 1) < 0.01
 
 
-# --- the setting ------------------------------------------------------------------------------------------------------
+# --- adaptive projected guidance --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shift(Wrapper):
-    """A number added to what another guidance makes."""
-
-    by: float = 0.5
-
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
-        return lambda step: inner(step) + self.by
+def halves(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's x0 without and with text, at TIMESTEP; it predicts v."""
+    return tuple(run("cfg", scale=scale)(z, TIMESTEP).x0 for scale in (0.0, 1.0))
 
 
-@dataclass(frozen=True)
-class Double(Wrapper):
-    """Twice what another guidance makes."""
-
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
-        return lambda step: 2 * inner(step)
+def lengths(pictures: Tensor) -> Tensor:
+    return pictures.flatten(1).norm(dim=1)
 
 
-@pytest.fixture
-def more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two more guidances: a class and a line each."""
-    monkeypatch.setitem(GUIDANCES, "shift", Shift)
-    monkeypatch.setitem(GUIDANCES, "double", Double)
+def test_apg_without_projection_limit_and_momentum_is_classifier_free_guidance() -> None:
+    x0_fn, plain = run(APG(eta=1)), run("cfg")
+    for seed in range(3):
+        z = noise(3, 3, 4, 4, seed=seed)
+        torch.testing.assert_close(x0_fn(z, TIMESTEP).x0, plain(z, TIMESTEP).x0, rtol=0, atol=1e-12)
 
 
-@pytest.mark.usefixtures("more")
-def test_the_first_part_acts_last() -> None:
-    plain = run("cfg")(Z, TIMESTEP).x0
-    assert torch.equal(run("double+shift(by=3)+cfg")(Z, TIMESTEP).x0, 2 * (plain + 3))
-    assert torch.equal(run("shift(by=3)+double")(Z, TIMESTEP).x0, 2 * plain + 3)
+def test_apg_leaves_the_conditional_picture_at_a_right_angle() -> None:
+    """With eta = 0; with more, that share of what is parallel is left, and the rest is the same."""
+    uncond, cond = halves(Z)
+    update = (run(APG(), scale=2.0)(Z, TIMESTEP).x0 - cond).flatten(1)
+    torch.testing.assert_close((update * cond.flatten(1)).sum(1), torch.zeros(3).double(), rtol=0, atol=1e-11)
+    some = (run(APG(eta=0.25), scale=2.0)(Z, TIMESTEP).x0 - cond).flatten(1)
+    whole = (cond - uncond).flatten(1)
+    torch.testing.assert_close(some, 0.75 * update + 0.25 * whole, rtol=0, atol=1e-12)
+    assert (lengths(update) > 0.1).all()
 
 
-@pytest.mark.usefixtures("more")
-def test_a_setting_reads_back_what_it_writes() -> None:
-    for text, made in (
-        ("cfg", CFG()),
-        (" shift ( by = -1e+3 ) + cfg ", Shift(CFG(), by=-1000)),
-        ("shift", Shift(CFG(), by=0.5)),
-        ("double()+shift(by=0.1)", Double(Shift(CFG(), by=0.1))),
-        ("shift(by=1e+300)", Shift(CFG(), by=1e300)),
-        ("shift(by=inf)", Shift(CFG(), by=float("inf"))),
-    ):
-        assert parse_guidance(text) == made
-        assert parse_guidance(str(made)) == made
-        assert check_guidance(check_guidance(text)) == check_guidance(text) == str(made)
-    assert check_guidance("double+shift(by=-2)") == "double+shift(by=-2)+cfg"
+def test_apg_shortens_what_is_longer_than_its_norm_and_nothing_else() -> None:
+    uncond, cond = halves(Z)
+    middle = float(lengths(cond - uncond).median())
+    update = run(APG(eta=1, norm=middle), scale=2.0)(Z, TIMESTEP).x0 - cond
+    torch.testing.assert_close(lengths(update), lengths(cond - uncond).clamp(max=middle), rtol=0, atol=1e-12)
+    turned = update / lengths(update)[:, None, None, None]
+    torch.testing.assert_close(turned, (cond - uncond) / lengths(cond - uncond)[:, None, None, None])
 
 
-@pytest.mark.usefixtures("more")
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "cannot read ''; expected name"),
-        ("cfg+", "cannot read ''"),
-        ("cfg)", "cannot read 'cfg\\)'"),
-        ("shift(by=1", "cannot read"),
-        ("cgf", "'cgf' is unknown; did you mean 'cfg'\\? known: "),
-        ("zzz", "'zzz' is unknown; known: "),
-        ("shift(bye=1)", "shift has no option 'bye'; did you mean 'by'\\? known: by"),
-        ("shift(of=1)", "shift has no option 'of'"),
-        ("cfg(scale=7)", "cfg has no option 'scale'; known: none"),
-        ("shift(by=big)", "by=big of shift is no number"),
-        ("shift(by)", "by of shift is no number"),
-        ("shift(by=1, by=2)", "shift is given by twice"),
-        ("cfg+shift", "cfg combines the branches and stands last"),
-        ("cfg+cfg", "cfg combines the branches and stands last"),
-        ("shift+double+shift", "has shift twice"),
-        ("shift+interval(low=0)+cfg", "interval decides when the rest acts and stands first"),
-        ("shift+double+interval(low=0)", "interval decides when the rest acts and stands first"),
-        ("interval(low=0)+interval(high=2)", "has interval twice"),
-        ("interval", "not both infinite"),
-        ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
-        ("interval(low=nan)", "expected low < high"),
-        (7, "guidance is 7; expected a text"),
-    ],
-)
-def test_a_bad_setting_is_one_line_that_names_the_place(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        check_guidance(text)
-    assert "\n" not in str(caught.value)
+def test_apg_gathers_momentum_from_every_evaluation_before() -> None:
+    """A sum of powers, of what was there before it was shortened and projected."""
+    x0_fn = run(APG(eta=1, momentum=-0.5), scale=2.0)
+    limited = run(APG(eta=0, norm=0.1, momentum=-0.5), scale=2.0)
+    states = [noise(3, 3, 4, 4, seed=seed) for seed in range(3)]
+    updates = [(lambda uncond, cond: cond - uncond)(*halves(z)) for z in states]
+    sums = [updates[0], updates[1] - updates[0] / 2, updates[2] - updates[1] / 2 + updates[0] / 4]
+    for z, expected in zip(states, sums, strict=True):
+        cond = halves(z)[1]
+        torch.testing.assert_close(x0_fn(z, TIMESTEP).x0 - cond, expected, rtol=0, atol=1e-12)
+        along = (expected * cond).flatten(1).sum(1) / lengths(cond) ** 2
+        across = (expected - along[:, None, None, None] * cond) * (0.1 / lengths(expected))[:, None, None, None]
+        torch.testing.assert_close(limited(z, TIMESTEP).x0 - cond, across, rtol=0, atol=1e-12)
 
 
-def test_names_in_the_table_are_those_that_a_setting_writes() -> None:
-    for name in GUIDANCES:
-        assert any(str(parse_guidance(text)).startswith(name) for text in EVERY)
+def test_apg_of_nothing_is_nothing() -> None:
+    x0_fn = make_x0_fn(
+        lambda z, t, branches: [0 * z for _ in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance=APG(norm=1.0),
+        guidance_scale=4.0,
+    )
+    assert (x0_fn(Z.float(), TIMESTEP).x0 == 0).all()
 
 
-def test_the_setting_is_checked_without_torch() -> None:
-    code = f"""
-import sys
-from imagen.diffusion.guidance import check_guidance
-for text in {EVERY!r}:
-    check_guidance(text)
-sys.exit(sorted({{"torch", "numpy"}} & set(sys.modules)) or 0)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+# --- rescaled ---------------------------------------------------------------------------------------------------------
+
+
+def test_rescaled_by_nothing_is_what_it_acts_on() -> None:
+    for of in (CFG(), APG(norm=2)):
+        assert torch.equal(run(Rescaled(of, phi=0))(Z, TIMESTEP).x0, run(of)(Z, TIMESTEP).x0)
+
+
+def test_rescaled_gives_each_picture_the_deviation_of_the_conditional_one() -> None:
+    """All of it with phi = 1, and a mixture of factors between: the picture is only multiplied."""
+    cond, guided = halves(Z)[1], run("cfg")(Z, TIMESTEP).x0
+    ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    assert (ratio < 0.8).all()
+    whole = run(Rescaled(CFG(), phi=1))(Z, TIMESTEP).x0
+    torch.testing.assert_close(whole.std((1, 2, 3)), cond.std((1, 2, 3)), rtol=0, atol=1e-12)
+    some = run(Rescaled(CFG(), phi=0.25))(Z, TIMESTEP).x0
+    torch.testing.assert_close(some, 0.25 * whole + 0.75 * guided, rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole, guided * ratio, rtol=0, atol=1e-12)
+
+
+def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
+    x0_fn = run("interval(low=-1, high=2)+rescaled(phi=1)")
+    for level, expected in ((500.0, "rescaled(phi=1)"), (900.0, None)):
+        other = run(expected) if expected else run("cfg", scale=1.0)
+        timestep = torch.full((3,), level)
+        assert torch.equal(x0_fn(Z, timestep).x0, other(Z, timestep).x0)
+
+
+# --- autoguidance -----------------------------------------------------------------------------------------------------
+
+
+def test_auto_leads_away_from_the_weak_network_with_the_text_in_both() -> None:
+    """A network too broad by half leads to the Gaussian of that mean with 1 / D = w / D strong + (1 - w) / D weak."""
+    strong = Gaussian.make(CosineSchedule())
+    weak = replace(strong, std=1.5 * strong.std)
+    networks = {"conditional": strong.network("epsilon"), "weak": weak.network("epsilon")}
+    z, timestep, scale = noise(2, 1, 4, 4), torch.tensor([300.0, 600.0]), 1.8
+    x0 = make_x0_fn(
+        lambda z, t, branches: [networks[branch](z, t) for branch in branches],
+        prediction_type="epsilon",
+        log_snrs=LOG_SNRS,
+        guidance=Auto(),
+        guidance_scale=scale,
+        thresholding=Thresholding("none"),
+    )(z, timestep).x0
+    alpha, sigma = (value[:, None, None, None] for value in strong.levels(timestep))
+    spreads = [alpha**2 * data.std**2 + sigma**2 for data in (strong, weak)]
+    spread = 1 / (scale / spreads[0] + (1 - scale) / spreads[1])
+    expected = (z - sigma**2 / spread * (z - alpha * strong.mean)) / alpha
+    torch.testing.assert_close(x0, expected, rtol=0, atol=1e-9)
+    assert ((sigma**2 < spread) & (spread < spreads[0])).all()  # narrower than the strong network's
