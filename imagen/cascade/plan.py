@@ -141,7 +141,8 @@ def join(
         return None, max(1, pictures)
     if not reading:
         raise ValueError("prompt is given but no stage that runs reads text (text_dim=None); leave it out")
-    if negative is not None and not any(stage.guided for stage in stages):
+    guided = any("unconditional" in stage.branches for stage in stages)
+    if negative is not None and not guided:
         logger.warning("negative_prompt has no effect at guidance_scale=1: the unconditional half is not computed")
     width = prompt[0].shape[-1]
     for stage in reading:
@@ -154,6 +155,5 @@ def join(
     if pictures not in (0, 1, count):
         raise ValueError(f"{pictures} pictures to start from for {count} prompts; give one, or one for each")
     if negative is None:
-        guided = any(stage.guided for stage in stages)
         negative = null(width) if guided else null_text(1, width)  # unread without guidance
     return pair(prompt, negative, count, device), count

@@ -20,7 +20,7 @@ from imagen.conditions.given import Given, Value, select
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
-from imagen.diffusion.guidance import Branch
+from imagen.diffusion.guidance import CFG, Branch, Guidance, branches
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
@@ -77,9 +77,20 @@ class Stage(NamedTuple):
         return self.unet.facts.text_dim is not None
 
     @property
-    def guided(self) -> bool:
-        """Whether the unconditional half is computed."""
-        return self.reads_text and self.settings.guidance_scale != 1
+    def guidance(self) -> Guidance:
+        """How the answers of its network's branches become one."""
+        return CFG()
+
+    @property
+    def scale(self) -> float:
+        """w of equation 2, 1 where the guidance would compare a network with itself."""
+        pointless = not self.reads_text and "unconditional" in self.guidance.branches
+        return 1.0 if pointless else self.settings.guidance_scale
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What of its network may be evaluated in a step."""
+        return branches(self.guidance, self.scale)
 
 
 def scaled(side: int, aspect: tuple[Fraction, Fraction]) -> tuple[int, int]:
@@ -135,7 +146,8 @@ def run_stage(
         bind(stage, job, given),
         prediction_type=stage.scheduler.config.prediction_type,
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
-        guidance_scale=settings.guidance_scale if stage.guided else 1.0,
+        guidance=stage.guidance,
+        guidance_scale=stage.scale,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
         learned_variance=stage.unet.facts.learns_variance,
         correct=correct,
@@ -195,10 +207,9 @@ def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
 
 def _text(stage: Stage, job: Job, text: Text) -> Given:
     """The texts, which the network projects here, once."""
-    states, mask, read = text.batch(job.pictures_per_prompt, stage.guided)
+    states, mask, rows = text.batch(job.pictures_per_prompt, stage.branches)
     context: TextContext = stage.unet(text=states, text_mask=mask)
-    names: tuple[Branch, ...] = ("unconditional", "conditional") if stage.guided else ("conditional",)
-    return Given({"context": context}, dict(zip(names, read.split(len(job.seeds)), strict=True)))
+    return Given({"context": context}, rows)
 
 
 def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> Given:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from imagen.conditions.text import cat_text, null_text
+from imagen.diffusion.guidance import Branch
 from imagen.text.encoder import as_read, check_loaded, encode, token_count
 from imagen.text.reading import TextDefaults
 
@@ -26,19 +27,22 @@ class Text(NamedTuple):
     prompt: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
 
-    def batch(self, pictures_per_prompt: int, guided: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What a network is to read, and which of it each row of its batch sees.
+    def batch(
+        self, pictures_per_prompt: int, branches: Sequence[Branch]
+    ) -> tuple[Tensor, Tensor, dict[Branch, Tensor]]:
+        """What a network is to read, each text once, and which of it the pictures see in each branch of guidance.
 
         Returns:
-            text (P, L, D) and mask (P, L), or (P + U, ...) if guided, each text once; and the row of that text for each
-            picture, prompt by prompt: (B,), or if guided (2B,) with the unconditional half first.
+            text (P, L, D) and mask (P, L), or (P + U, ...) where the unconditional branch is asked for; and by branch
+            the row of that text for each picture, prompt by prompt, (B,).
         """
         count = self.prompt[0].shape[0]
         prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(pictures_per_prompt)
-        if not guided:
-            return *self.prompt, prompt
-        negative = count + (prompt if self.negative[0].shape[0] == count else torch.zeros_like(prompt))
-        return *cat_text(self.prompt, self.negative), torch.cat([negative, prompt])
+        rows = dict.fromkeys(branches, prompt)
+        if "unconditional" not in rows:
+            return *self.prompt, rows
+        rows["unconditional"] = count + (prompt if self.negative[0].shape[0] == count else torch.zeros_like(prompt))
+        return *cat_text(self.prompt, self.negative), rows
 
 
 def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:

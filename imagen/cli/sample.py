@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,10 +96,13 @@ def _values(declared: Setting) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         try:
-            entries = [entry.strip() for entry in text.split(",")]
-            if any("=" in entry for entry in entries):
-                named = [entry.split("=") for entry in entries]
-                return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in named}
+            entries = [entry.strip() for entry in re.split(r",(?![^(]*\))", text)]  # not at commas in brackets
+            named = [re.fullmatch(r"(\w+)=(.*)", entry) for entry in entries]
+            if any(named):
+                pairs = [(match[1], match[2]) for match in named if match]
+                if len(pairs) < len(entries):
+                    raise ValueError
+                return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in pairs}
             return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
         except ValueError:
             steps = f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}"
