@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, step_callback
+from imagen.cascade.output import ImagenPipelineOutput
+from imagen.cascade.parts import check_parts, load_parts, named_dtype
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish
 from imagen.cascade.runner import Job, Stage, run_stage
-from imagen.cascade.safety import finish, load_checker
+from imagen.cascade.safety import finish
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import PromptReader, load_encoder, named_dtype
+from imagen.cascade.text import PromptReader
 from imagen.checks import check_int, check_keys
 from imagen.diffusion.loop import LoopState
-from imagen.stages.folder import check_complete, find_folder, read_index, read_model
+from imagen.stages.folder import find_folder, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
-from imagen.text.encoder import check_tokenizer
 from imagen.text.reading import TextDefaults
 from unets.contract import Network, any_network
 
@@ -39,20 +39,6 @@ else:
 
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-
-
-@dataclass
-class ImagenPipelineOutput(BaseOutput):
-    """What a call returns.
-
-    Attributes:
-        images: the last stage's pictures: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), floats
-            in [0, 1]; prompt by prompt, ``num_images_per_prompt`` of each.
-        stages: the same for every stage that ran, by its side in pixels (the last of that side) or its slot.
-    """
-
-    images: Any
-    stages: ByStage[Any]
 
 
 class ImagenPipeline(AdapterMixin, DiffusionPipeline):
@@ -134,23 +120,13 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         read_model(folder, skip)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
-        index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
-        for name, listed, load in (
-            ("text_encoder", ["transformers", "T5EncoderModel"], load_encoder),
-            ("safety_checker", ["deepfloyd_if", "IFSafetyChecker"], load_checker),
-        ):
-            if index.get(name) == listed and name not in kwargs and free:
-                kwargs[name] = load(folder / name, kwargs)
+        kwargs.update(load_parts(folder, kwargs))
         try:
             pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"model {str(pretrained_model_name_or_path)!r} cannot be loaded: {reason}") from error
-        for name in (f"{slot}_unet" for slot in SLOTS if free and f"{slot}_unet" not in kwargs):
-            if getattr(pipe, name) is not None:
-                check_complete(folder / name, getattr(pipe, name).state_dict())
-        if pipe.tokenizer is not None and pipe.text_encoder is not None:
-            check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
+        check_parts(pipe, folder, kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import T5EncoderModel
 
 from imagen.conditions.text import cat_text, null_text
 from imagen.diffusion.guidance import Branch
-from imagen.text.encoder import as_read, check_loaded, encode, token_count
+from imagen.text.encoder import as_read, encode, token_count
 from imagen.text.reading import TextDefaults
 
 
@@ -168,34 +166,3 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
         raise ValueError(f"the negative text has width {negative[0].shape[2]}, the prompt {dim}; encode both alike")
     embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
     return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))
-
-
-def named_dtype(dtype: Any) -> Any:
-    """A torch dtype for its name ("bfloat16"); anything else as it is. Raises: ValueError for a name that is none."""
-    if not isinstance(dtype, str):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64")
-    return found
-
-
-def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
-    """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
-
-    Args:
-        options: those of ``from_pretrained``: dtype, variant, use_safetensors.
-
-    Raises:
-        ValueError: weights are missing or damaged.
-    """
-    dtype = options.get("dtype") or torch.float32
-    if isinstance(dtype, Mapping):
-        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
-    variant = options.get("variant")
-    variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = T5EncoderModel.from_pretrained(
-        folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
-    )
-    check_loaded(encoder, info, str(folder))
-    return encoder.requires_grad_(False).eval()

@@ -21,7 +21,6 @@ from imagen.cli.load import load
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
-from imagen.diffusion.timesteps import RESPACINGS
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
@@ -104,10 +103,9 @@ def _values(declared: Setting) -> Callable[[str], Any]:
                     raise ValueError
                 return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in pairs}
             return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
-        except ValueError:
-            steps = f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}"
-            wanted = steps if declared.metavar == "STEPS" else "5  or  5,3,1.5  or  64=5,256=3"
-            raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
+        except ValueError as error:
+            told = str(error) if declared.written is None else f"{text!r} is not understood; write {declared.written}"
+            raise argparse.ArgumentTypeError(told) from None
 
     return parse
 

@@ -42,6 +42,7 @@ class Setting:
         since: the format version that first stored it; a folder of an older one samples with ``before``.
         flag: option of sample.py and argument of the pipeline's call; None: stored alone, a part of the model.
         metavar, parse: how the option is written.
+        written: examples of it, told where it cannot be read; None: ``parse`` itself says what is wrong.
         from_picture: of stages that start from a picture alone.
     """
 
@@ -52,6 +53,7 @@ class Setting:
     flag: str | None = None
     metavar: str = "VALUE"
     parse: Callable[[str], Any] = float
+    written: str | None = "5  or  5,3,1.5  or  64=5,256=3"
     from_picture: bool = False
 
 
@@ -108,6 +110,7 @@ class SamplingSettings:
             flag="--steps",
             metavar="STEPS",
             parse=parse_steps,
+            written=f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}",
         ),
     )
     guidance_scale: float = field(
