@@ -231,6 +231,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("z",),
         callback_on_stage_end: Callable[..., None] | None = None,
         sr_batch_size: int | None = None,
+        guidance: str | Sequence[str] | Mapping[int | str, str] | None = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -257,6 +258,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, and "x0", its clean estimate.
             callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
+            guidance: what guides, per stage: "cfg", "interval(low=-1)+apg", ... (:mod:`imagen.diffusion.guidance`).
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -264,6 +266,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         settings = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "guidance": guidance,
             "aug_level": aug_level,
             "lowres_consistency": lowres_consistency,
         }

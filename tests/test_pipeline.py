@@ -325,3 +325,22 @@ def test_progress_bar_names_the_stage_and_follows_its_settings():
     sample(pipe, PROMPTS[0])
     for text in ("job base 16px", "job sr256 32px", "job sr1024 64px", "2/2"):
         assert text in shown.getvalue()
+
+
+def test_the_guidance_of_a_call_and_of_a_stage_is_what_the_runner_uses():
+    """Outside of its interval a guidance costs one evaluation; everywhere inside it changes nothing."""
+    pipe, rows = tiny_pipeline(), []
+    pipe.base_unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])) if args else None)
+    plain = sample(pipe, "a red circle", size=16, guidance_scale=3)
+    everywhere = sample(pipe, "a red circle", size=16, guidance_scale=3, guidance="interval(low=-100)")
+    assert torch.equal(plain.images, everywhere.images)
+    assert set(rows) == {2}
+    rows.clear()
+    pipe.set_stage_defaults("base", guidance="interval(low=99)+cfg")
+    nowhere = sample(pipe, "a red circle", size=16, guidance_scale=3)
+    assert set(rows) == {1}
+    off = sample(pipe, "a red circle", size=16, guidance_scale=1)
+    torch.testing.assert_close(nowhere.images, off.images, atol=1e-5, rtol=0)
+    assert not torch.equal(nowhere.images, plain.images)
+    with pytest.raises(ValueError, match=r"guidance 'apgg': 'apgg' is unknown; did you mean 'apg'"):
+        sample(pipe, "a red circle", guidance="apgg")

@@ -20,7 +20,7 @@ from imagen.conditions.given import Given, Value, select
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
-from imagen.diffusion.guidance import CFG, Branch, Guidance, branches
+from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
@@ -79,7 +79,7 @@ class Stage(NamedTuple):
     @property
     def guidance(self) -> Guidance:
         """How the answers of its network's branches become one."""
-        return CFG()
+        return parse_guidance(self.settings.guidance)
 
     @property
     def scale(self) -> float:
