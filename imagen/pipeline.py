@@ -280,7 +280,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
         text, count = join(stages, positive, negative, len(given), self._execution_device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
-        job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
+        job = Job([] if text is None else [text], num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
         made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = list(made.slots.values())[-1]

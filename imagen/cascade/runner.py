@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
-from imagen.cascade.text import Text
-from imagen.conditions.given import Given, Value, select
+from imagen.conditions.given import Given, Sampled, Target, Value, select
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
@@ -27,7 +26,7 @@ from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
-from unets.contract import Network, TextContext
+from unets.contract import Network
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -102,14 +101,14 @@ class Job(NamedTuple):
     """What all stages of a call share.
 
     Attributes:
-        text: of the prompts, or None.
-        pictures_per_prompt: of each.
+        conditions: what the caller passed (text, ...).
+        pictures_per_prompt: of each prompt.
         seeds: one per picture, B in all.
         device: where the networks compute.
         sr_batch_size: pictures a super-resolution network sees at once, or None.
     """
 
-    text: Text | None
+    conditions: Sequence[Sampled]
     pictures_per_prompt: int
     seeds: list[int]
     device: torch.device
@@ -134,16 +133,15 @@ def run_stage(
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
-    given = [] if job.text is None or not stage.reads_text else [_text(stage, job, job.text)]
-    correct = None
+    lowered, correct = None, None
     if settings.lowres_size is not None:
         small_shape = scaled(settings.lowres_size, stage.aspect)
         small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
-        given.append(_low_resolution(stage, small, generators))
+        lowered = _low_resolution(stage, small, generators)
         if settings.lowres_consistency:
             correct = match_lowres(small, settings.lowres_consistency)
     x0_fn = make_x0_fn(
-        bind(stage, job, given),
+        bind(stage, job, lowered),
         prediction_type=stage.scheduler.config.prediction_type,
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
         guidance=stage.guidance,
@@ -176,12 +174,17 @@ def step_rule(stage: Stage) -> StepRule:
     return StepRule(stage.scheduler, chosen_timesteps(stage.settings.num_inference_steps, levels))
 
 
-def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
+def bind(stage: Stage, job: Job, lowered: Given | None = None) -> Evaluate:
     """The network with what its pictures are given, in as many calls as memory needs.
 
     The branches of a step are stacked, B rows for each.
+
+    Args:
+        lowered: the low-res pictures, as they are given to it.
     """
     count = len(job.seeds)
+    target = Target(stage.unet, stage.branches, stage.shape, job.pictures_per_prompt)
+    given = [one for one in (*(condition.given(target) for condition in job.conditions), lowered) if one is not None]
     pictures = torch.arange(count, device=job.device)
 
     @cache
@@ -203,13 +206,6 @@ def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
         return outputs.split(count)
 
     return evaluate
-
-
-def _text(stage: Stage, job: Job, text: Text) -> Given:
-    """The texts, which the network projects here, once."""
-    states, mask, rows = text.batch(job.pictures_per_prompt, stage.branches)
-    context: TextContext = stage.unet(text=states, text_mask=mask)
-    return Given({"context": context}, rows)
 
 
 def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> Given:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from imagen.conditions.given import Given, Target
 from imagen.conditions.text import cat_text, null_text
-from imagen.diffusion.guidance import Branch
 from imagen.text.encoder import as_read, encode, token_count
 from imagen.text.reading import TextDefaults
 
@@ -25,22 +25,18 @@ class Text(NamedTuple):
     prompt: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
 
-    def batch(
-        self, pictures_per_prompt: int, branches: Sequence[Branch]
-    ) -> tuple[Tensor, Tensor, dict[Branch, Tensor]]:
-        """What a network is to read, each text once, and which of it the pictures see in each branch of guidance.
-
-        Returns:
-            text (P, L, D) and mask (P, L), or (P + U, ...) where the unconditional branch is asked for; and by branch
-            the row of that text for each picture, prompt by prompt, (B,).
-        """
+    def given(self, target: Target) -> Given | None:
+        """The texts, each once, which the network projects here; and which of them the pictures see in each branch."""
+        if target.network.facts.text_dim is None:
+            return None
         count = self.prompt[0].shape[0]
-        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(pictures_per_prompt)
-        rows = dict.fromkeys(branches, prompt)
-        if "unconditional" not in rows:
-            return *self.prompt, rows
-        rows["unconditional"] = count + (prompt if self.negative[0].shape[0] == count else torch.zeros_like(prompt))
-        return *cat_text(self.prompt, self.negative), rows
+        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(target.pictures_per_prompt)
+        rows = dict.fromkeys(target.branches, prompt)
+        (text, mask), several = self.prompt, self.negative[0].shape[0] == count
+        if "unconditional" in rows:
+            rows["unconditional"] = count + (prompt if several else torch.zeros_like(prompt))
+            text, mask = cat_text(self.prompt, self.negative)
+        return Given({"context": target.network(text=text, text_mask=mask)}, rows)
 
 
 def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
