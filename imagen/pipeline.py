@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 else:
     AnyNetwork = any_network()  # diffusers compares a component's class with the annotation
 
+NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet",)]
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
@@ -57,11 +58,11 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         format_version: of ``stages``; older ones are migrated.
     """
 
-    model_cpu_offload_seq = "text_encoder->base_unet->sr256_unet->sr1024_unet"
+    model_cpu_offload_seq = "->".join(["text_encoder", *NETWORKS])
     _exclude_from_cpu_offload: ClassVar[list[str]] = [*SAFETY]
     _optional_components: ClassVar[list[str]] = [
-        *("tokenizer", "text_encoder", *SAFETY),
-        *(f"{slot}_{part}" for slot in SLOTS for part in ("unet", "scheduler")),
+        *("tokenizer", "text_encoder", *SAFETY, *NETWORKS),
+        *(f"{slot}_scheduler" for slot in SLOTS),
     ]
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSORS)
 
@@ -126,7 +127,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         except OSError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"model {str(pretrained_model_name_or_path)!r} cannot be loaded: {reason}") from error
-        check_parts(pipe, folder, kwargs)
+        check_parts(pipe, folder, kwargs, NETWORKS)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 

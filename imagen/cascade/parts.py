@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from transformers import T5EncoderModel
 
 from imagen.cascade.safety import load_checker
 from imagen.stages.folder import check_complete, read_index
-from imagen.stages.spec import SLOTS
 from imagen.text.encoder import check_loaded, check_tokenizer
 
 
@@ -41,14 +40,17 @@ def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any]) -> None:
+def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any], networks: Iterable[str]) -> None:
     """What diffusers does not see in the components it loaded from a folder.
+
+    Args:
+        networks: names of the components that are networks.
 
     Raises:
         ValueError: a network's files lack tensors, or the tokenizer is another encoder's.
     """
-    for name in (f"{slot}_unet" for slot in SLOTS if ours_alone(options) and f"{slot}_unet" not in options):
-        if getattr(pipe, name) is not None:
+    for name in networks:
+        if ours_alone(options) and name not in options and getattr(pipe, name) is not None:
             check_complete(folder / name, getattr(pipe, name).state_dict())
     if pipe.tokenizer is not None and pipe.text_encoder is not None:
         check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
