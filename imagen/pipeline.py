@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 else:
     AnyNetwork = any_network()  # diffusers compares a component's class with the annotation
 
-NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet",)]
+NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")]
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
@@ -51,6 +51,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
     Args:
         tokenizer, text_encoder: a T5's, frozen.
         base_unet, sr256_unet, sr1024_unet: networks of :data:`unets.NETWORKS`.
+        base_weak_unet, sr256_weak_unet, sr1024_weak_unet: worse ones of the same inputs and outputs, for autoguidance.
         base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
@@ -83,6 +84,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         safety_checker: PreTrainedModel | None = None,
         feature_extractor: Any = None,
         watermarker: Any = None,
+        base_weak_unet: AnyNetwork | None = None,
+        sr256_weak_unet: AnyNetwork | None = None,
+        sr1024_weak_unet: AnyNetwork | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -97,6 +101,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             watermarker=watermarker,
+            base_weak_unet=base_weak_unet,
+            sr256_weak_unet=sr256_weak_unet,
+            sr1024_weak_unet=sr1024_weak_unet,
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         max_length = check_int("max_length", max_length, 1)
@@ -137,7 +144,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         stored = read_stages(self.config["stages"], FORMAT_VERSION)
         parts = {slot: (getattr(self, f"{slot}_unet"), getattr(self, f"{slot}_scheduler")) for slot in SLOTS}
         return {
-            slot: Stage(slot, *parts[slot], stored[slot])
+            slot: Stage(slot, *parts[slot], stored[slot], weak=getattr(self, f"{slot}_weak_unet"))
             for slot in SLOTS
             if all(part is not None for part in parts[slot])
         }

@@ -51,6 +51,7 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     stages = [stage._replace(rule=check_sampler(stage)) for stage in stages]
     for stage in stages:
         _check_consistency(stage)
+        _check_weak(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
             raise ValueError(
@@ -67,6 +68,21 @@ def _check_consistency(stage: Stage) -> None:
             f"stage {stage.slot}: lowres_consistency is {stage.settings.lowres_consistency}; expected 0 where pictures "
             f"of {stage.channels} channels are made from {stage.lowres_channels}"
         )
+
+
+def _check_weak(stage: Stage) -> None:
+    """Raises ValueError where guidance asks for a weaker network and it is not there, or has other inputs."""
+    if "weak" not in stage.branches:
+        return
+    if stage.weak is None:
+        raise ValueError(
+            f"stage {stage.slot}: guidance {stage.settings.guidance!r} needs a weaker network, and "
+            f"{stage.slot}_weak_unet is empty; give one (pipe.register_modules), or choose another guidance"
+        )
+    for name in ("in_channels", "out_channels", "lowres_channels", "text_dim"):
+        ours, theirs = getattr(stage.unet.facts, name), getattr(stage.weak.facts, name)
+        if ours != theirs:
+            raise ValueError(f"{stage.slot}_weak_unet has {name} {theirs}, {stage.slot}_unet {ours}; expected the same")
 
 
 def check_sampler(stage: Stage) -> StepRule:

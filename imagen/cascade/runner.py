@@ -41,6 +41,7 @@ class Stage(NamedTuple):
         settings: its stored defaults with the call's values on top.
         aspect: height and width of its picture over ``settings.size``; (1, 1) is square.
         rule: how its loop steps, made once a call; None makes it for the run.
+        weak: a worse network of the same inputs and outputs, for guidance that asks for one.
     """
 
     slot: str
@@ -49,6 +50,7 @@ class Stage(NamedTuple):
     settings: StageDefaults
     aspect: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
     rule: StepRule | None = None
+    weak: Network | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -175,15 +177,33 @@ def step_rule(stage: Stage) -> StepRule:
 
 
 def bind(stage: Stage, job: Job, lowered: Given | None = None) -> Evaluate:
-    """The network with what its pictures are given, in as many calls as memory needs.
-
-    The branches of a step are stacked, B rows for each.
+    """The stage's networks with what their pictures are given, each asked for its branches.
 
     Args:
-        lowered: the low-res pictures, as they are given to it.
+        lowered: the low-res pictures, as they are given to a network.
+    """
+    strong = _bind(stage, stage.unet, job, lowered)
+    if stage.weak is None or "weak" not in stage.branches:
+        return strong
+    weak = _bind(stage, stage.weak, job, lowered)
+
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
+        own: tuple[Branch, ...] = tuple(branch for branch in branches if branch != "weak")
+        made: dict[Branch, Tensor] = dict(zip(own, strong(z, timestep, own), strict=True)) if own else {}
+        if "weak" in branches:
+            (made["weak"],) = weak(z, timestep, ("weak",))
+        return tuple(made[branch] for branch in branches)
+
+    return evaluate
+
+
+def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Evaluate:
+    """One network with what its pictures are given, in as many calls as memory needs.
+
+    The branches of a step are stacked, B rows for each.
     """
     count = len(job.seeds)
-    target = Target(stage.unet, stage.branches, stage.shape, job.pictures_per_prompt)
+    target = Target(network, stage.branches, stage.shape, job.pictures_per_prompt)
     given = [one for one in (*(condition.given(target) for condition in job.conditions), lowered) if one is not None]
     pictures = torch.arange(count, device=job.device)
 
@@ -202,7 +222,7 @@ def bind(stage: Stage, job: Job, lowered: Given | None = None) -> Evaluate:
 
     def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
         z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))
-        outputs = torch.cat([stage.unet(z[part], timestep[part], **seen) for part, seen in calls(branches)])
+        outputs = torch.cat([network(z[part], timestep[part], **seen) for part, seen in calls(branches)])
         return outputs.split(count)
 
     return evaluate
