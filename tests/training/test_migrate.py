@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imagen.cli import check_data
-from imagen.training.errors import ConfigError
+from imagen.errors import ConfigError
 from imagen.training.migrate import migrate, read_stored, with_resize
 from imagen.training.trainer import Trainer
 

@@ -16,9 +16,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from imagen import ImagenPipeline
-from imagen.cascade.stages import StageDefaults
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import make_schedule
+from imagen.stages.spec import StageDefaults
 from imagen.training.compose import compose, save
 from imagen.training.config import RunConfig
 from imagen.training.objective import Batch, Objective

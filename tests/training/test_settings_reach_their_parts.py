@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from imagen.data.config import DataConfig
 from imagen.training.config import EmaConfig, RunConfig, TrainConfig, ValidationConfig
-from imagen.training.data_config import DataConfig
 from imagen.training.loader import make_loader, make_source
 from imagen.training.optim_config import OptimConfig
 from imagen.training.stage_config import StageConfig
@@ -149,7 +149,7 @@ def test_every_setting_of_the_loop_acts(key: str, unchanged: dict[bool, dict[str
 COUNT, WIDTH = 12, 4
 
 
-def png(number: int, shape: tuple[int, int] = (24, 16)) -> bytes:
+def png(number: int, shape: tuple[int, int] = (40, 24)) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (*shape, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -202,6 +202,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "crop": (FOLDER, {"crop": 8}),
     "square": (FOLDER, {"square": "random"}),
     "flip": (FOLDER, {"flip": True}),
+    "resize": (FOLDER, {"resize": "bicubic"}),
     "category": ({}, {"category": "counting"}),
 }
 
@@ -225,8 +226,8 @@ def batches(root: Path, run: Path, section: dict[str, Any]) -> str:
 
 
 def test_every_setting_of_the_data_acts(stored: Path, tmp_path: Path) -> None:
-    # what max_skipped_share does is in test_pictures: it ends a run
-    assert DATA.keys() | {"max_skipped_share"} == {item.name for item in dataclasses.fields(DataConfig)}
+    # what max_skipped_share does is in test_pictures: it ends a run; training reads no other fields (tests/data)
+    assert DATA.keys() | {"max_skipped_share", "fields"} == {item.name for item in dataclasses.fields(DataConfig)}
     for field, (before, change) in DATA.items():
         first = batches(stored, tmp_path, before)
         assert batches(stored, tmp_path, before) == first, "the same data twice"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
-from imagen.cascade.stages import TextDefaults
 from imagen.text.encoder import encode
+from imagen.text.reading import TextDefaults
 from imagen.training.batches import Texts, Words
 from imagen.training.compose import compose, save
 from imagen.training.config import RunConfig, TextConfig
