@@ -41,6 +41,7 @@ from tests.training.conftest import TINY, merge
 OTHER: dict[str, Any] = {  # a value of each setting that is not its default
     "num_inference_steps": 7,
     "guidance_scale": 2.5,
+    "guidance": "interval(low=-3, high=5)+cfg",
     "threshold": "static",
     "threshold_p": 0.9,
     "threshold_cap": 1.5,
@@ -54,7 +55,7 @@ SIZES = {"size": 16, "lowres_size": 8}
 
 def test_the_call_takes_the_settings_of_calls_and_no_other() -> None:
     parameters = inspect.signature(ImagenPipeline.__call__).parameters
-    assert [name for name in parameters if name in SETTINGS] == list(OF_CALLS)
+    assert {name for name in parameters if name in SETTINGS} == OF_CALLS.keys()
     assert {name: parameters[name].default for name in OF_CALLS} == dict.fromkeys(OF_CALLS)
 
 
