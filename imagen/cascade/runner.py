@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
-from imagen.conditions.given import Given, Sampled, Target, Value, select
+from imagen.conditions.given import Given, Sampled, Target, arguments
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
@@ -208,17 +208,14 @@ def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Ev
     pictures = torch.arange(count, device=job.device)
 
     @cache
-    def calls(branches: tuple[Branch, ...]) -> list[tuple[slice, dict[str, Value]]]:
+    def calls(branches: tuple[Branch, ...]) -> list[tuple[slice, dict[str, Any]]]:
         """The rows of each call, and what the network is given beside z and timestep."""
         limit = max(1, PIXELS_PER_CALL // math.prod(stage.shape))
         if job.sr_batch_size is not None and stage.settings.lowres_size is not None:
             limit = job.sr_batch_size * len(branches)
-        rows = [(one.values, one.stacked(branches, pictures)) for one in given]
+        rows = [one.stacked(branches, pictures) for one in given]
         parts = [slice(start, start + limit) for start in range(0, len(branches) * count, limit)]
-        return [
-            (part, {name: value for values, seen in rows for name, value in select(values, seen[part]).items()})
-            for part in parts
-        ]
+        return [(part, arguments(given, [seen[part] for seen in rows])) for part in parts]
 
     def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
         z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))

@@ -25,11 +25,21 @@ class Text(NamedTuple):
     prompt: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
 
+    @property
+    def name(self) -> str:
+        """The call's argument."""
+        return "prompt"
+
+    @property
+    def number(self) -> int:
+        """How many prompts."""
+        return self.prompt[0].shape[0]
+
     def given(self, target: Target) -> Given | None:
         """The texts, each once, which the network projects here; and which of them the pictures see in each branch."""
         if target.network.facts.text_dim is None:
             return None
-        count = self.prompt[0].shape[0]
+        count = len(self.prompt[0])
         prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(target.pictures_per_prompt)
         rows = dict.fromkeys(target.branches, prompt)
         (text, mask), several = self.prompt, self.negative[0].shape[0] == count

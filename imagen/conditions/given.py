@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,18 @@ class Target(NamedTuple):
 
 
 class Sampled(Protocol):
-    """What a caller passed of one condition, for all pictures of the call."""
+    """What a caller passed of one condition, for all pictures of the call.
+
+    Attributes:
+        name: of the argument.
+        number: for how many prompts it was passed; 1 is for all.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
 
     def given(self, target: Target) -> Given | None:
         """What a network is given of it at every step of a stage; None if it reads nothing of the kind."""
@@ -43,10 +54,12 @@ class Given(NamedTuple):
     Attributes:
         values: by their names in the network's ``forward``; each has the same number of rows.
         rows: the rows that the pictures see in each branch of guidance, (B,) each; None: row i is picture i's, always.
+        named: entries of forward's ``conditions``, rows alike.
     """
 
-    values: Mapping[str, Value]
+    values: Mapping[str, Value] = {}
     rows: Mapping[Branch, Tensor] | None = None
+    named: Mapping[str, Tensor] = {}
 
     def stacked(self, branches: Sequence[Branch], pictures: Tensor) -> Tensor:
         """The rows that a batch sees which holds all pictures once for every branch: (len(branches) * B,)."""
@@ -55,6 +68,11 @@ class Given(NamedTuple):
         return torch.cat([self.rows[branch] for branch in branches])
 
 
-def select(values: Mapping[str, Value], rows: Tensor) -> dict[str, Value]:
-    """These rows (N,) of every value, repeats allowed."""
-    return {name: v.select(rows) if isinstance(v, TextContext) else v[rows] for name, v in values.items()}
+def arguments(given: Sequence[Given], rows: Sequence[Tensor]) -> dict[str, Any]:
+    """Arguments of a network's ``forward``: of each condition these rows (N,), repeats allowed."""
+    values: dict[str, Any] = {}
+    named: dict[str, Tensor] = {}
+    for one, seen in zip(given, rows, strict=True):
+        values |= {name: v.select(seen) if isinstance(v, TextContext) else v[seen] for name, v in one.values.items()}
+        named |= {name: value[seen] for name, value in one.named.items()}
+    return {**values, "conditions": named} if named else values
