@@ -19,14 +19,14 @@ from imagen.cascade.output import ImagenPipelineOutput
 from imagen.cascade.parts import check_parts, load_parts, named_dtype
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish
-from imagen.cascade.runner import Job, Stage, run_stage
-from imagen.cascade.safety import finish
+from imagen.cascade.runner import Job, Stage
+from imagen.cascade.running import RunningMixin
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import PromptReader
 from imagen.checks import check_int, check_keys
-from imagen.diffusion.loop import LoopState
+from imagen.conditions.call import called
 from imagen.stages.folder import find_folder, read_model
-from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
+from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SAFETY, SLOTS, StageDefaults, read_stages
 from imagen.text.reading import TextDefaults
 from unets.contract import Network, any_network
 
@@ -38,11 +38,10 @@ else:
     AnyNetwork = any_network()  # diffusers compares a component's class with the annotation
 
 NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")]
-SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
-class ImagenPipeline(AdapterMixin, DiffusionPipeline):
+class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
     """Frozen T5 encoder, base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
@@ -57,6 +56,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         stages: sizes and sampling defaults per slot, each a dict of the fields of
             :class:`imagen.stages.spec.StageDefaults`; the usual sizes and our defaults where none are given.
         format_version: of ``stages``; older ones are migrated.
+        conditions: what is stored of conditions beside text, by name (:mod:`imagen.conditions.call`).
     """
 
     model_cpu_offload_seq = "->".join(["text_encoder", *NETWORKS])
@@ -87,6 +87,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         base_weak_unet: AnyNetwork | None = None,
         sr256_weak_unet: AnyNetwork | None = None,
         sr1024_weak_unet: AnyNetwork | None = None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -109,8 +110,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         max_length = check_int("max_length", max_length, 1)
         reading = TextDefaults.from_dict(text).to_dict()
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
-        self._interrupt = False
-        self._stage: Stage | None = None
+        self.register_to_config(conditions={name: dict(facts) for name, facts in (conditions or {}).items()})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImagenPipeline:
@@ -192,26 +192,6 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         defaults = TextDefaults.from_dict(self.config["text"])
         return PromptReader(self.tokenizer, self.text_encoder, self.config["max_length"], defaults)
 
-    @property
-    def num_timesteps(self) -> int | None:
-        """Steps of the stage that runs; None between calls."""
-        return None if self._stage is None else self._stage.settings.steps
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Guidance of the stage that runs; None between calls."""
-        return None if self._stage is None else self._stage.settings.guidance_scale
-
-    @property
-    def stage(self) -> str | None:
-        """Slot of the stage that runs, for callbacks; None between calls."""
-        return None if self._stage is None else self._stage.slot
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the running call was asked to stop; a callback sets ``pipe._interrupt = True`` (as in diffusers)."""
-        return self._interrupt
-
     # --- the call ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -286,47 +266,12 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         reader = self.reader
         positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
-        text, count = join(stages, positive, negative, len(given), self._execution_device, reader.null)
+        device, networks = self._execution_device, [stage.unet.facts for stage in stages]
+        others = called({}, self.config["conditions"], networks, device)
+        conditions, count = join(stages, positive, negative, others, len(given), device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
-        job = Job([] if text is None else [text], num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
+        job = Job(conditions, num_images_per_prompt, seeds, device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
-        made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
+        made = self.run_stages(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = list(made.slots.values())[-1]
         return ImagenPipelineOutput(images=images, stages=made) if return_dict else (images, made)
-
-    def _cascade(
-        self,
-        stages: Sequence[Stage],
-        job: Job,
-        x: Sequence[Tensor],
-        after_step: Callable[[LoopState], None],
-        output_type: str,
-        stage_end: Callable[..., None] | None,
-    ) -> ByStage[Any]:
-        """Run the stages, each under a progress bar, each from the pictures of the one before."""
-        made: ByStage[Any] = ByStage()
-        self._interrupt = False
-        try:
-            for stage in stages:
-                self._stage = stage
-                size, steps = stage.settings.size, stage.settings.steps
-                with self.progress_bar(total=steps) as bar:
-                    title = getattr(self, "_progress_bar_config", {}).get("desc")
-                    bar.set_description(" ".join(filter(None, [title, stage.slot, f"{size}px"])))
-
-                    def advance(state: LoopState, bar: Any = bar) -> None:
-                        bar.update()
-                        after_step(state)
-
-                    done = run_stage(stage, job, x, advance)
-                x = list(done)
-                images = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
-                made.add(stage.slot, size, images)
-                if stage_end is not None:
-                    stage_end(self, size, images)
-                if self._interrupt:
-                    break
-        finally:
-            self._stage = None
-            self.maybe_free_model_hooks()
-        return made

@@ -17,6 +17,7 @@ from imagen.cascade.route import Wish, resolve
 from imagen.cascade.runner import Stage, step_rule
 from imagen.cascade.text import Text, pair
 from imagen.checks import check_int
+from imagen.conditions.given import Sampled
 from imagen.conditions.text import null_text
 from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
@@ -131,32 +132,54 @@ def join(
     stages: Sequence[Stage],
     prompt: tuple[Tensor, Tensor] | None,
     negative: tuple[Tensor, Tensor] | None,
+    others: Sequence[Sampled],
     pictures: int,
     device: torch.device,
     null: Callable[[int], tuple[Tensor, Tensor]],
-) -> tuple[Text | None, int]:
-    """Both halves of the text, checked against the stages that run.
+) -> tuple[list[Sampled], int]:
+    """The conditions of a call, both halves of its text among them, checked against the stages that run.
 
     Args:
         prompt, negative: embeddings (P, L, D) and mask (P, L) each, or None.
+        others: conditions beside the text.
         pictures: how many pictures the call starts from; 0 for none.
         null: makes the unconditional half's text of a width, where ``negative`` is None and guidance needs it.
 
     Returns:
-        the text, None if no stage reads one; and the number of prompts (without text: of pictures, at least 1).
+        the conditions, and the number of prompts (without text: of pictures or other conditions, at least 1).
 
     Raises:
         ValueError: a prompt is missing, or given for nobody; widths or numbers that do not fit.
     """
+    numbers = {"prompts": 1 if prompt is None else len(prompt[0]), "pictures to start from": pictures or 1}
+    numbers |= {f"{other.name}s": other.number for other in others}
+    count = max(numbers.values())
+    for name, number in numbers.items():
+        if number not in (1, count):
+            most = next(name for name, number in numbers.items() if number == count)
+            raise ValueError(f"{number} {name} for {count} {most}; give one, or one for each")
+    text = _text(stages, prompt, negative, count, device, null)
+    return [*([] if text is None else [text]), *others], count
+
+
+def _text(
+    stages: Sequence[Stage],
+    prompt: tuple[Tensor, Tensor] | None,
+    negative: tuple[Tensor, Tensor] | None,
+    count: int,
+    device: torch.device,
+    null: Callable[[int], tuple[Tensor, Tensor]],
+) -> Text | None:
+    """Both halves of the text for ``count`` prompts; None if no stage reads one. Raises: as :func:`join`."""
     reading = [stage for stage in stages if stage.reads_text]
     if prompt is None and reading:
         raise ValueError(f"no prompt: stage {reading[0].slot} reads text; give prompt= or prompt_embeds=")
-    if prompt is None:
-        if negative is not None:
-            raise ValueError("negative_prompt is given but no stage that runs reads text (text_dim=None); leave it out")
-        return None, max(1, pictures)
     if not reading:
-        raise ValueError("prompt is given but no stage that runs reads text (text_dim=None); leave it out")
+        for name, given in (("prompt", prompt), ("negative_prompt", negative)):
+            if given is not None:
+                raise ValueError(f"{name} is given but no stage that runs reads text (text_dim=None); leave it out")
+    if prompt is None:
+        return None
     guided = any("unconditional" in stage.branches for stage in stages)
     if negative is not None and not guided:
         logger.warning("negative_prompt has no effect at guidance_scale=1: the unconditional half is not computed")
@@ -167,9 +190,6 @@ def join(
                 f"the text has width {width} but stage {stage.slot} was trained on {stage.unet.config.text_dim}; "
                 "use the text encoder it was trained with"
             )
-    count = max(prompt[0].shape[0], pictures)
-    if pictures not in (0, 1, count):
-        raise ValueError(f"{pictures} pictures to start from for {count} prompts; give one, or one for each")
     if negative is None:
         negative = null(width) if guided else null_text(1, width)  # unread without guidance
-    return pair(prompt, negative, count, device), count
+    return pair(prompt, negative, count, device)

@@ -204,7 +204,8 @@ def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Ev
     """
     count = len(job.seeds)
     target = Target(network, stage.branches, stage.shape, job.pictures_per_prompt)
-    given = [one for one in (*(condition.given(target) for condition in job.conditions), lowered) if one is not None]
+    given = [condition.given(target) for condition in job.conditions if condition.reads(network.facts)]
+    given += [] if lowered is None else [lowered]
     pictures = torch.arange(count, device=job.device)
 
     @cache

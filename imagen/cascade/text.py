@@ -12,6 +12,7 @@ from imagen.conditions.given import Given, Target
 from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, encode, token_count
 from imagen.text.reading import TextDefaults
+from unets.contract import Facts
 
 
 class Text(NamedTuple):
@@ -35,10 +36,12 @@ class Text(NamedTuple):
         """How many prompts."""
         return self.prompt[0].shape[0]
 
-    def given(self, target: Target) -> Given | None:
+    def reads(self, network: Facts) -> bool:
+        """Whether it was built with text."""
+        return network.text_dim is not None
+
+    def given(self, target: Target) -> Given:
         """The texts, each once, which the network projects here; and which of them the pictures see in each branch."""
-        if target.network.facts.text_dim is None:
-            return None
         count = len(self.prompt[0])
         prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(target.pictures_per_prompt)
         rows = dict.fromkeys(target.branches, prompt)

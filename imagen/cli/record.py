@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from imagen.cli.png import free_stem, slug, write_png
+from imagen.conditions.options import OPTIONS
 from imagen.stages.spec import OF_CALLS, SETTINGS, StageDefaults
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[st
         "negative_prompt": args.negative_prompt,
         "model": args.model,
         "image": args.image,
+        **{name: getattr(args, name) for name in OPTIONS},
         "size": list(running.values())[-1].size,
         "height": args.height,
         "width": args.width,
@@ -74,6 +76,7 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
         if values := settings[recorded(flag)]:
             words += [flag, ",".join(f"{stage}={value}" for stage, value in values.items())]
     optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
+    optional |= {extra.flag: getattr(args, name) for name, extra in OPTIONS.items()}
     optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
     words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]
     words += [word for adapter in args.lora for word in ("--lora", adapter)]

@@ -21,6 +21,7 @@ from imagen.cli.load import load
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
+from imagen.conditions.options import OPTIONS
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
@@ -64,6 +65,8 @@ def parser() -> Parser:
     )
     p.add_argument("--width", type=int, metavar="PX", help="see --height")
     p.add_argument("--image", metavar="FILE", help="a picture to start the super-resolution stages from")
+    for name, extra in OPTIONS.items():
+        p.add_argument(extra.flag, dest=name, metavar=extra.metavar, help=extra.help)
     p.add_argument("--preset", choices=PRESETS, help="sampler and steps for checkpoints of the DeepFloyd IF family")
     for name, flag in OF_CALLS.items():
         declared = SETTINGS[name]
@@ -196,6 +199,7 @@ def sample(
     import torch
 
     settings = {name: getattr(args, name) for name in OF_CALLS}
+    settings |= {name: extra.read(getattr(args, name)) for name, extra in OPTIONS.items() if getattr(args, name)}
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]

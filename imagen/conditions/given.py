@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import Branch
-from unets.contract import Network, TextContext
+from unets.contract import Facts, Network, TextContext
 
 Value = Tensor | TextContext
 
@@ -44,8 +44,11 @@ class Sampled(Protocol):
     @property
     def number(self) -> int: ...
 
-    def given(self, target: Target) -> Given | None:
-        """What a network is given of it at every step of a stage; None if it reads nothing of the kind."""
+    def reads(self, network: Facts) -> bool:
+        """Whether a network has an input for it."""
+
+    def given(self, target: Target) -> Given:
+        """What a network that reads it is given of it at every step of a stage."""
 
 
 class Given(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-SAFETY = ("safety_checker", "feature_extractor", "watermarker")
+from imagen.stages.spec import SAFETY
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, T5Config
 from imagen.convert.configs import stage_settings, unet_arguments
 from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
-from imagen.pipeline import SAFETY, ImagenPipeline
+from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import find_folder
+from imagen.stages.spec import SAFETY
 from unets import BaseUNet
 
 #: Pipeline classes of the released stages -> our slot.

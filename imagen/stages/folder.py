@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class SavedStage:
         encoder: folder or Hub id of the T5 it was trained with; None without text.
         adapter_of: for an adapter, the network that it was trained on; None for a whole network.
         drop_variance: for an adapter, whether its training left the network's learned variance behind.
+        conditions: what is stored of its conditions beside text, by name.
     """
 
     slot: str
@@ -45,6 +46,7 @@ class SavedStage:
     encoder: str | None = None
     adapter_of: str | None = None
     drop_variance: bool = False
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_folder(
@@ -146,7 +148,14 @@ def _of_index(folder: Path, index: Mapping[str, Any]) -> dict[str, SavedStage]:
     length = index.get("max_length", 128)
     return {
         slot: SavedStage(
-            slot, stages[slot], folder / f"{slot}_unet", folder / f"{slot}_scheduler", text, length, encoder
+            slot,
+            stages[slot],
+            folder / f"{slot}_unet",
+            folder / f"{slot}_scheduler",
+            text,
+            length,
+            encoder,
+            conditions=index.get("conditions") or {},
         )
         for slot in SLOTS
     }
@@ -181,6 +190,7 @@ def read_run(folder: Path) -> SavedStage:
             encoder,
             record.get("adapter_of"),
             bool(record.get("drop_variance", False)),
+            record.get("conditions") or {},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{root / RECORD} is no record of a stage ({error!r}): export it again") from error
@@ -200,6 +210,7 @@ def write_run(folder: Path, stage: SavedStage, **facts: Any) -> None:
         "stage": stage.defaults.to_dict(),
         "text": {"encoder": stage.encoder, "max_length": stage.max_length, **stage.text.to_dict()},
         **({} if stage.adapter_of is None else adapter),
+        **({"conditions": dict(stage.conditions)} if stage.conditions else {}),
     }
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 

@@ -26,6 +26,8 @@ read, and had numbers alone for ``num_inference_steps``. 2 had no ``lowres_consi
 SLOTS = ("base", "sr256", "sr1024")
 EARLIER_NAMES = {"base64": "base"}
 """Slots as runs named them once, which are read and never written."""
+SAFETY = ("safety_checker", "feature_extractor", "watermarker")
+"""Components beside the stages that some released checkpoints carry."""
 USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
 AUG_SCHEDULE_KEYS = ("kind", "shift", "max_log_snr", "s", "beta_start", "beta_end")
 

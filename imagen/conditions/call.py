@@ -1,0 +1,53 @@
+"""From what a call passes to the conditions of its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from imagen.conditions.given import Sampled
+from unets.contract import Facts
+
+
+class Called(Protocol):
+    """What makes a condition of an argument of the call."""
+
+    def __call__(self, value: Any, stored: Mapping[str, Any], device: torch.device) -> Sampled:
+        """The condition.
+
+        Args:
+            value: the argument; None where it was not passed, and then networks that read one are given its null.
+            stored: what the model stores of it.
+
+        Raises:
+            ValueError: a value that is none, naming it and what was expected.
+        """
+
+
+CALLED: dict[str, Called] = {}
+"""Argument of the pipeline's call -> what makes a condition of it."""
+
+
+def called(
+    values: Mapping[str, Any], stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device
+) -> list[Sampled]:
+    """The conditions that the networks of a call read, in order.
+
+    Args:
+        values: by argument of :data:`CALLED`; None is not passed.
+        stored: what the model stores of each.
+        networks: of the stages that run.
+
+    Raises:
+        ValueError: a value that is none, or that no network reads.
+    """
+    made = []
+    for name, make in CALLED.items():
+        condition = make(values[name], stored.get(name) or {}, device)
+        if any(condition.reads(network) for network in networks):
+            made.append(condition)
+        elif values[name] is not None:
+            raise ValueError(f"{name} is given but no stage that runs was trained with one; leave it out")
+    return made
