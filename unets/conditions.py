@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .contract import Facts
 from .options import Options, by_name
+
+TABLES = "class_tables"  # the networks' attribute, which is part of their weights' names
 
 
 def class_tables(classes: Mapping[str, int] | None, width: int) -> nn.ModuleDict:
@@ -69,3 +72,47 @@ def checked(options: Options, conditions: Mapping[str, Tensor] | None, sample: T
                 f"conditions[{name!r}] is {ids.tolist()}; give 0 to {number - 1}, or {number} for no class"
             )
     return given
+
+
+def grown(
+    weights: Mapping[str, Tensor], trained: Facts, own: Mapping[str, Tensor], stem: str, options: Options
+) -> dict[str, Tensor]:
+    """Weights of a trained network for one that is the same but for further classes and further channels.
+
+    The stem's weights for new channels are zero, so that training goes on from what was learned, whatever the channels
+    hold (as GLIDE was taught inpainting; Nichol et al. 2021, section 4.3); new tables are the new network's own.
+
+    Args:
+        weights: by name, of the network of which ``trained`` are the facts; a stem of another size than those and
+            ``options`` tell is left as it is.
+        own: the new network's, by name, and ``options`` its options.
+        stem: name of the first layer, whose weight has the input's channels as its second axis.
+
+    Raises:
+        ValueError: a name that the trained network has and the new one lacks, or has with another number; other
+            channels of the noisy or the low-resolution image.
+    """
+    pictures = (options.in_channels, options.lowres_channels)
+    if pictures != (trained.in_channels, trained.lowres_channels):
+        raise ValueError(
+            f"in_channels and lowres_channels are {pictures[0]} and {pictures[1]}, but it was trained with "
+            f"{trained.in_channels} and {trained.lowres_channels}"
+        )
+    for option, before in (("classes", trained.classes), ("extra_channels", trained.extra_channels)):
+        now = by_name(getattr(options, option))
+        if not before.items() <= now.items():
+            raise ValueError(f"{option} {now}, but it was trained with {before}: keep these, and add others at will")
+    grown_weights = dict(weights)
+    for name in by_name(options.classes).keys() - trained.classes.keys():
+        grown_weights[f"{TABLES}.{name}.weight"] = own[f"{TABLES}.{name}.weight"]
+    weight = weights.get(f"{stem}.weight")
+    patch, extra = options.patch_size**2, by_name(options.extra_channels)
+    coordinates = own[f"{stem}.weight"].shape[1] - options.stem_channels  # they come last
+    sizes = [sum(pictures) * patch, *(number * patch for number in trained.extra_channels.values()), coordinates]
+    if weight is not None and weight.shape[1] == sum(sizes):
+        first, *further, last = weight.split(sizes, dim=1)
+        kept = dict(zip(trained.extra_channels, further, strict=True))
+        new = {name: weight.new_zeros(len(weight), n * patch, *weight.shape[2:]) for name, n in extra.items()}
+        parts = [first, *(kept.get(name, new[name]) for name in extra), last]
+        grown_weights[f"{stem}.weight"] = torch.cat(parts, dim=1)
+    return grown_weights

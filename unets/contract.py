@@ -138,6 +138,13 @@ class Network(Protocol):
     def enable_gradient_checkpointing(self) -> None:
         """Gradient checkpointing of all levels."""
 
+    def grown(self, weights: Mapping[str, Tensor], trained: Facts) -> dict[str, Tensor]:
+        """Weights of a network with fewer classes and extra channels, made to fit this one, which then answers alike.
+
+        Raises:
+            ValueError: the trained network has some that this one lacks.
+        """
+
     # torch's and diffusers' part, as far as it is used
 
     @property

@@ -16,7 +16,7 @@ from .conditioning import (
     sinusoids,
     trim,
 )
-from .conditions import checked, class_tables
+from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of
 from .level import NO_TEXT, Level, LevelText
 from .options import Options, by_name
@@ -241,6 +241,10 @@ class ConditionedNetwork(nn.Module):
             steps = cosine_log_snr_coordinate(steps)
         out: Tensor = embedding(sinusoids(steps, self.options.sinusoid_dim).to(x.dtype))
         return out
+
+    def grown(self, weights: Mapping[str, Tensor], trained: Facts) -> dict[str, Tensor]:
+        """See :func:`unets.conditions.grown`."""
+        return grown(weights, trained, self.state_dict(), self.input_layer, self.options)
 
     def checkpoint_levels(self, levels: Sequence[int]) -> None:
         """Gradient checkpointing of some levels alone; ``enable_gradient_checkpointing`` is that of all.
