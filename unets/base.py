@@ -66,6 +66,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         head_channels: int | None = None,
         coordinates: bool = False,
         qk_norm: bool = False,
+        classes: Mapping[str, int] | None = None,
+        extra_channels: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         channels = [model_channels * mult for mult in channel_mult]

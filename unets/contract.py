@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, Union
 
+from .options import by_name
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -52,6 +54,8 @@ class Facts:
         in_channels: of the noisy picture. out_channels: of the output; twice as many for a learned variance.
         lowres_channels: of the low-resolution picture that it starts from; 0: it starts from none.
         text_dim: width of the encoder states; None: a network without text.
+        classes: for each name how many classes there are; that number itself is no class.
+        extra_channels: for each name the channels of a further picture at the sample's size, in the stem's order.
         divisor: height and width of the pictures are multiples of it.
     """
 
@@ -60,12 +64,19 @@ class Facts:
     out_channels: int
     lowres_channels: int
     text_dim: int | None
+    classes: dict[str, int]
+    extra_channels: dict[str, int]
     divisor: int
 
     @property
     def learns_variance(self) -> bool:
         """Whether it says a variance beside what it predicts: two numbers for each of its input."""
         return self.out_channels == 2 * self.in_channels
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it reads something that has a null to guide away from: text, or classes."""
+        return self.text_dim is not None or bool(self.classes)
 
 
 class Network(Protocol):
@@ -79,7 +90,8 @@ class Network(Protocol):
         whitening: the map that makes encoder states uncorrelated, to be fitted before training; None: there is none.
         output_layer: name of the convolution or linear map whose rows are the output's numbers, channel by channel: the
             first half of them makes the first half of the channels.
-        end_layers: names of the layers at input and output; the Muon optimizer trains the matrices of all others.
+        end_layers: names of the layers at input and output, tables of classes among them; the Muon optimizer trains the
+            matrices of all others.
     """
 
     config: Any
@@ -107,11 +119,14 @@ class Network(Protocol):
         lowres: Tensor | None = None,
         aug_timestep: Tensor | float | None = None,
         dropout_seeds: Tensor | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """The only entry point, which offloading, sharding and compilation wrap. It has two modes:
 
         - ``text`` alone, with its mask: the :class:`TextContext`, once per sample;
         - ``sample, timestep`` with ``context=`` or, in training, ``text=``: the output, of the sample's dtype.
+
+        ``conditions`` holds what ``facts.classes`` and ``facts.extra_channels`` name, all of it, beside the sample.
 
         Padding of the text changes nothing, and no picture depends on the others of its batch: dropout, too, is a
         function of each picture's seed. See :meth:`unets.network.ConditionedNetwork.forward` for shapes and ranges.
@@ -122,6 +137,13 @@ class Network(Protocol):
 
     def enable_gradient_checkpointing(self) -> None:
         """Gradient checkpointing of all levels."""
+
+    def grown(self, weights: Mapping[str, Tensor], trained: Facts) -> dict[str, Tensor]:
+        """Weights of a network with fewer classes and extra channels, made to fit this one, which then answers alike.
+
+        Raises:
+            ValueError: the trained network has some that this one lacks.
+        """
 
     # torch's and diffusers' part, as far as it is used
 
@@ -218,5 +240,7 @@ def facts_of(kind: str, divisor: int, arguments: Mapping[str, Any]) -> Facts:
         out_channels=int(arguments["out_channels"]),
         lowres_channels=int(arguments["lowres_channels"]),
         text_dim=None if width is None else int(width),
+        classes=by_name(arguments["classes"]),
+        extra_channels=by_name(arguments["extra_channels"]),
         divisor=divisor,
     )

@@ -81,16 +81,16 @@ class DiT(ConditionedNetwork, ModelMixin, ConfigMixin):
         ValueError: options that contradict each other, naming them.
     """
 
+    input_layer: ClassVar[str] = "proj_in"
     output_layer: ClassVar[str] = "proj_out"
-    end_layers: ClassVar[tuple[str, ...]] = ("proj_in", "proj_out")
+    end_layers: ClassVar[tuple[str, ...]] = ("proj_in", "proj_out", "class_tables")
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DiTBlock"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
         "norm",
         "time_embedding",
         "modulation",
-        "proj_in",
-        "proj_out",
+        *end_layers,
     ]
 
     @staticmethod
@@ -118,13 +118,15 @@ class DiT(ConditionedNetwork, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         input_skip: bool = False,
         qk_norm: bool = False,
+        classes: Mapping[str, int] | None = None,
+        extra_channels: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         check_positive(width=width, depth=depth, mlp_ratio=mlp_ratio)
         if width % 4:
             raise ValueError(f"width {width} is no multiple of 4, which sines and cosines of row and column share out")
         options = Options.of(self.config, sinusoid_dim=width, time_embed_dim=width)
-        self.proj_in = nn.Linear((in_channels + lowres_channels) * patch_size**2, width)
+        self.proj_in = nn.Linear(options.stem_channels, width)
         self._setup(options)
         self.blocks = nn.ModuleList([DiTBlock(width, mlp_ratio, options) for _ in range(depth)])
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

@@ -202,6 +202,8 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         input_skip: bool = False,
         head_channels: int | None = None,
         qk_norm: bool = False,
+        classes: Mapping[str, int] | None = None,
+        extra_channels: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         _check_blocks(channels, num_res_blocks, strides, attention_levels)

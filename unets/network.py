@@ -16,9 +16,10 @@ from .conditioning import (
     sinusoids,
     trim,
 )
+from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of
 from .level import NO_TEXT, Level, LevelText
-from .options import Options
+from .options import Options, by_name
 
 
 def first_of(context: TextContext | None) -> Tensor | None:
@@ -31,6 +32,7 @@ class ConditionedNetwork(nn.Module):
     """Conditioning and ``forward`` of every network; a subclass builds the levels, names its layers at input and output
     (:class:`Network`) and gives ``_levels``, ``_denoise`` and ``sides_divisor``."""
 
+    input_layer: ClassVar[str]
     output_layer: ClassVar[str]
     end_layers: ClassVar[tuple[str, ...]]
     config: Any  # of diffusers' ConfigMixin
@@ -48,13 +50,14 @@ class ConditionedNetwork(nn.Module):
         return facts_of(type(self).__name__, self.sides_divisor(self.config), self.config)
 
     def _setup(self, options: Options) -> None:
-        """Builds the modules of time, augmentation level and text. Names are diffusers' (the IF family's)."""
+        """Builds the modules of time, augmentation level, classes and text. Names are diffusers' (the IF family's)."""
         self.options, self.divisor = options, self.sides_divisor(self.config)
         self.gradient_checkpointing = False
         width, emb_dim, act = options.sinusoid_dim, options.emb_dim, options.activation
         self.time_embedding = TimestepEmbedding(width, emb_dim, act)
         self.emb_act = activation(act)
         self.class_embedding = TimestepEmbedding(width, emb_dim, act) if options.lowres_channels else None
+        self.class_tables = class_tables(options.classes, emb_dim)
         self.input_gain: nn.Linear | None = None
         if options.input_skip:
             self.input_gain = nn.Linear(emb_dim, options.in_channels + options.lowres_channels)
@@ -95,6 +98,7 @@ class ConditionedNetwork(nn.Module):
         lowres: Tensor | None = None,
         aug_timestep: Tensor | float | None = None,
         dropout_seeds: Tensor | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """The network's only entry point. What it returns depends on what it is given:
 
@@ -113,6 +117,8 @@ class ConditionedNetwork(nn.Module):
             aug_timestep: (B,) or a number in [0, 1000): the level of that noise.
             dropout_seeds: (B,) int64, which alone decide what dropout drops of each picture; None: torch's generator
                 does. Nothing is dropped in evaluation.
+            conditions: for each name of the option ``classes`` (B,) int64, from 0 to its number, which is no class; for
+                each of ``extra_channels`` (B, C, H, W) of the sample's size.
 
         Returns:
             (B, out_channels, H, W) in the sample's dtype, or a TextContext.
@@ -130,12 +136,15 @@ class ConditionedNetwork(nn.Module):
         if self.options.text_dim is not None and (text is None) == (context is None):
             raise ValueError("give exactly one of context= and text= (or build the network with text_dim=None)")
         self._check_batch(sample, text=text, context=first_of(context), lowres=lowres, dropout_seeds=dropout_seeds)
-        x = self._stem(sample, lowres)
+        named = checked(self.options, conditions, sample)
+        x = self._stem(sample, lowres, named)
         emb = self._embed_time(self.time_embedding, timestep, x)
         if self.class_embedding is not None:
             if aug_timestep is None:
                 raise ValueError("this network has a low-resolution input; give aug_timestep, 0 for a clean one")
             emb = emb + self._embed_time(self.class_embedding, aug_timestep, x)
+        for name, table in self.class_tables.items():
+            emb = emb + table(named[name]).to(emb.dtype)
         pooled, states = None, NO_TEXT
         if text is not None:
             pooled, states = self._read_text(text, text_mask, sync=False)
@@ -196,8 +205,8 @@ class ConditionedNetwork(nn.Module):
     def _compute_dtype(self) -> torch.dtype:
         return self.time_embedding.linear_1.weight.dtype
 
-    def _stem(self, sample: Tensor, lowres: Tensor | None) -> Tensor:
-        """Checks sizes, concatenates the low-resolution image, folds patches into channels, sets the compute dtype."""
+    def _stem(self, sample: Tensor, lowres: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
+        """Checks sizes, concatenates all pictures, folds patches into channels, sets the compute dtype."""
         options = self.options
         height, width = sample.shape[-2:]
         if height % self.divisor or width % self.divisor:
@@ -211,7 +220,9 @@ class ConditionedNetwork(nn.Module):
         wanted = (options.lowres_channels, height, width) if options.lowres_channels else None
         if given != wanted:
             raise ValueError(f"lowres has (C, H, W) {given}, this network expects {wanted}")
-        x = sample if lowres is None else torch.cat([sample, lowres.to(sample.dtype)], dim=1)
+        further = [] if lowres is None else [lowres]
+        further += [named[name] for name in by_name(options.extra_channels)]
+        x = torch.cat([sample, *(picture.to(sample.dtype) for picture in further)], dim=1) if further else sample
         return F.pixel_unshuffle(x.to(self._compute_dtype()), options.patch_size)
 
     def _skipped_input(self, emb: Tensor, sample: Tensor, lowres: Tensor | None) -> Tensor:
@@ -230,6 +241,10 @@ class ConditionedNetwork(nn.Module):
             steps = cosine_log_snr_coordinate(steps)
         out: Tensor = embedding(sinusoids(steps, self.options.sinusoid_dim).to(x.dtype))
         return out
+
+    def grown(self, weights: Mapping[str, Tensor], trained: Facts) -> dict[str, Tensor]:
+        """See :func:`unets.conditions.grown`."""
+        return grown(weights, trained, self.state_dict(), self.input_layer, self.options)
 
     def checkpoint_levels(self, levels: Sequence[int]) -> None:
         """Gradient checkpointing of some levels alone; ``enable_gradient_checkpointing`` is that of all.

@@ -15,6 +15,22 @@ def check_positive(**options: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def by_name(option: Mapping[str, int] | None) -> dict[str, int]:
+    """An option of numbers by name, in the order of the names: files may keep another order than they were given."""
+    return {name: int(number) for name, number in sorted(dict(option or {}).items())}
+
+
+def check_numbers(name: str, option: object) -> None:
+    """Raises ValueError unless the option is None or has numbers of at least 1 under names a module can have."""
+    fine = option is None or (
+        isinstance(option, Mapping)
+        and all(isinstance(key, str) and key.isidentifier() for key in option)
+        and all(type(number) is int and number >= 1 for number in option.values())
+    )
+    if not fine:
+        raise ValueError(f"{name} must be numbers of at least 1 by name, such as {{'label': 10}}, got {option!r}")
+
+
 @dataclass(frozen=True)
 class Options:
     """What a network and its blocks are told; an option that a constructor does not have keeps the value given here.
@@ -50,6 +66,10 @@ class Options:
             activation then has more channels than a patch has numbers).
         coordinates: two more input channels say where each cell lies, -1 to 1 (CoordConv, Liu et al. 2018; ours, for
             small networks, which else know it by the padding of their convolutions alone).
+        classes: for each name how many classes of that kind there are: a picture's is a learned vector that is added to
+            the time embedding, with one more for no class (ADM, DiT; the paper has text alone).
+        extra_channels: for each name the channels of a further input at the sample's size, such as a mask; they follow
+            the noisy and the low-resolution image in the order of their names (GLIDE's inpainting; Nichol et al. 2021).
         sinusoid_dim: numbers that describe a timestep; no option but the network's own.
 
     Raises:
@@ -90,6 +110,8 @@ class Options:
     input_skip: bool = False
     head_channels: int | None = None
     coordinates: bool = False
+    classes: Mapping[str, int] | None = None
+    extra_channels: Mapping[str, int] | None = None
     sinusoid_dim: int = 0
 
     def __post_init__(self) -> None:
@@ -99,6 +121,13 @@ class Options:
         check_positive(**{name: getattr(self, name) for name in self.COUNTS})
         if self.lowres_channels < 0:
             raise ValueError(f"lowres_channels must be at least 0, which is none, got {self.lowres_channels}")
+        check_numbers("classes", self.classes)
+        check_numbers("extra_channels", self.extra_channels)
+        twice = sorted((self.classes or {}).keys() & (self.extra_channels or {}).keys())
+        if twice:
+            raise ValueError(
+                f"classes and extra_channels both have {twice[0]!r}; give each condition a name of its own"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not self.residual_scale > 0:  # nan, too
@@ -119,6 +148,12 @@ class Options:
         if given.get("time_embed_dim") is None:
             given["time_embed_dim"] = time_embed_dim
         return cls(**given, sinusoid_dim=sinusoid_dim)
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels of all pictures that the network is given, behind the patch stem."""
+        pictures = self.in_channels + self.lowres_channels + sum(by_name(self.extra_channels).values())
+        return pictures * self.patch_size**2
 
     @property
     def emb_dim(self) -> int:

@@ -1,5 +1,6 @@
 """What the two U-Nets share beside the conditioning: where cells lie, and the layers at input and output."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -23,16 +24,16 @@ def coordinates(x: Tensor) -> Tensor:
 class ConditionedUNet(ConditionedNetwork):
     """A U-Net between a first and a last convolution; a subclass builds its levels."""
 
+    input_layer: ClassVar[str] = "conv_in"
     output_layer: ClassVar[str] = "conv_out"
-    end_layers: ClassVar[tuple[str, ...]] = ("conv_in", "conv_out")
+    end_layers: ClassVar[tuple[str, ...]] = ("conv_in", "conv_out", "class_tables")
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
-    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "conv_in", "conv_out"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", *end_layers]
 
     def _setup_input(self, options: Options, width: int) -> None:
         """Builds the first convolution, to ``width`` channels, and then the conditioning."""
-        inputs = (options.in_channels + options.lowres_channels) * options.patch_size**2 + 2 * options.coordinates
-        self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(options.stem_channels + 2 * options.coordinates, width, 3, padding=1)
         self._setup(options)
 
     def _setup_output(self, width: int) -> None:
@@ -57,8 +58,8 @@ class ConditionedUNet(ConditionedNetwork):
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return F.pixel_shuffle(out, self.options.patch_size)
 
-    def _stem(self, sample: Tensor, lowres: Tensor | None) -> Tensor:
-        x = super()._stem(sample, lowres)
+    def _stem(self, sample: Tensor, lowres: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
+        x = super()._stem(sample, lowres, named)
         return torch.cat([x, coordinates(x)], dim=1) if self.options.coordinates else x
 
     def _level_numbers(self) -> list[int]:

@@ -13,10 +13,10 @@ from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
 from imagen.training.config import RunConfig
 from imagen.training.ema import trained_state
-from imagen.training.origin import no_network
+from imagen.training.origin import no_network, read_origin
 from imagen.training.parsing import check_unet_arguments, check_unet_kind
 from imagen.training.stage_config import LossConfig
-from unets.contract import Facts, Network, network_class
+from unets.contract import Facts, Network, facts, network_class
 
 
 def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
@@ -156,6 +156,9 @@ def load_trained(unet: Network, saved: Mapping[str, Tensor]) -> None:
 def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
     """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
 
+    It may have further classes, whose tables stay as they are, and further extra_channels, which start without effect
+    (:func:`unets.conditions.grown`); not where it is without memory, which is for adapters of the network as it was.
+
     Args:
         drop_variance: take the first half of its output's channels, which is all but the learned variance.
         dtype: of the weights, where `unet` is without memory ("meta"); else they take those of `unet`.
@@ -176,9 +179,15 @@ def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.d
         tensors.update({name: value.to(dtype) for name, value in loaded.items()} if without_memory else loaded)
     if drop_variance:
         tensors.update(first_half(tensors, unet, folder))
+    section = read_origin(folder).unet
     try:
+        if section is not None:
+            known, ours = facts(section), unet.facts
+            tensors = unet.grown(tensors, known)
+            if without_memory and (known.classes, known.extra_channels) != (ours.classes, ours.extra_channels):
+                raise ValueError("an adapter is for the network as it is; leave out further classes and extra_channels")
         unet.load_state_dict(tensors, assign=without_memory)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ConfigError(f"train.init_from {folder!r} does not fit this unet: {first}") from error
 

@@ -34,6 +34,11 @@ UNETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {**UNETS, "dit": (DiT, DIT)}
 
+#: Conditions by name, for two pictures of 8 x 8: the options, and a call's values of :func:`conditions`.
+CLASSES = {"label": 5, "camera": 2}
+EXTRA = {"mask": 1, "depth": 2}
+NAMED: dict[str, Any] = {"classes": CLASSES, "extra_channels": EXTRA}
+
 
 def redraw(model: nn.Module, seed: int = 0) -> None:
     """Every tensor at random, the norms and biases too, at scales that keep the output near one."""
@@ -54,6 +59,11 @@ def make(kind: str, **overrides: Any) -> Any:
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def conditions() -> dict[str, Tensor]:
+    pictures = {"mask": draw(7, 2, 1, 8, 8), "depth": draw(8, 2, 2, 8, 8)}
+    return {"label": torch.tensor([4, 5]), "camera": torch.tensor([0, 1]), **pictures}
 
 
 def image_inputs(unet: Any, batch: int = 2, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from accelerate import cpu_offload
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.unets.helpers import KINDS, draw, image_inputs, make
+from tests.unets.helpers import KINDS, NAMED, conditions, draw, image_inputs, make
 
 
 def both_ways(unet: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The output by one call, and by way of the text's context."""
     given = image_inputs(unet)
+    if unet.config.classes:
+        given["conditions"] = conditions()
     text, mask = draw(3, 2, 3, 24), torch.tensor([[1, 1, 1], [1, 0, 0]])
     return unet(**given, text=text, text_mask=mask), unet(**given, context=unet(text=text, text_mask=mask))
 
@@ -22,7 +24,7 @@ def both_ways(unet: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_offloaded_layer_by_layer(kind: str) -> None:
-    unet = make(kind)
+    unet = make(kind, **NAMED)
     expected = both_ways(unet)
     cpu_offload(unet, execution_device=torch.device("cpu"))
     assert next(unet.parameters()).is_meta
@@ -35,12 +37,12 @@ def test_offloaded_layer_by_layer(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sharded(kind: str, layers_too: bool) -> None:
     """fully_shard on one process: levels, then attention layers too, are units; only their forward has the weights."""
-    expected = make(kind)
+    expected = make(kind, **NAMED)
     plain = both_ways(expected)
     plain[0].square().mean().backward()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        unet = make(kind)
+        unet = make(kind, **NAMED)
         mesh = init_device_mesh("cpu", (1,))
         for level in unet._levels():
             for attention in level.attentions if layers_too else ():
@@ -58,10 +60,11 @@ def test_sharded(kind: str, layers_too: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{}, NAMED], ids=["plain", "named"])
 @pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
-def test_traced_into_one_graph(kind: str) -> None:
+def test_traced_into_one_graph(kind: str, options: dict[str, Any]) -> None:
     """What torch.compile needs, in both modes: no break in the graph."""
-    unet = make(kind)
+    unet = make(kind, **options)
     expected = both_ways(unet)
     torch.compiler.reset()
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
