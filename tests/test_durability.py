@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-
-from imagen.disk import write_text
-from imagen.training.config import RunConfig
-from imagen.training.parsing import parse
-from imagen.training.trainer import Trainer
 from tests.training.conftest import TINY, merge
+
+from imagen.cascade.training.config.run import RunConfig
+from imagen.disk import write_text
+from imagen.training.config.parsing import parse
+from imagen.training.trainer import Trainer
 
 Stamp = tuple[int, int, int]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
 
 if TYPE_CHECKING:
-    from imagen.training.skipped import SkipFile
+    from imagen.training.telling.skipped import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
@@ -36,12 +36,12 @@ class Examined:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where training would not stop over bad pictures, 1 where it would, 2 for a user's error."""
     from imagen.errors import ConfigError
-    from imagen.training.parsing import parse
+    from imagen.training.config.parsing import parse
 
     try:
         config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
+        from imagen.training.config.migrate import read_stored, with_resize
         from imagen.training.loader import make_source
-        from imagen.training.migrate import read_stored, with_resize
 
         source = make_source(with_resize(config, read_stored(Path(config.run_dir))))
         if isinstance(source, ShapesDataset):
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"check_data: error: {error}", file=sys.stderr)
         return 2
-    from imagen.training.skipped import SkipFile
+    from imagen.training.telling.skipped import SkipFile
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)

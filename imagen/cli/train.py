@@ -18,7 +18,7 @@ from imagen.errors import ConfigError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from imagen.training.parsing import parse
+    from imagen.training.config.parsing import parse
 
     try:
         config = parse(arguments)

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 
 from imagen.cascade.adapters import check_targets
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.export import stage_defaults, stage_scheduler
+from imagen.cascade.training.grids.cascade_grid import find_stages
+from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.start.network import check_size, make_unet, set_checkpointing
+from imagen.cascade.training.start.origin import Origin, differences
 from imagen.errors import ConfigError
-from imagen.training.cascade_grid import find_stages
-from imagen.training.config import RunConfig
-from imagen.training.export import stage_defaults, stage_scheduler
-from imagen.training.network import check_size, make_unet, set_checkpointing
-from imagen.training.objective import Objective
-from imagen.training.origin import Origin, differences
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from imagen.cascade.training.config.run import RunConfig
 from imagen.data import (
     PictureDataset,
     ShapesDataset,
@@ -22,7 +23,6 @@ from imagen.data import (
 )
 from imagen.data.fields import Encoded, Kind, Paired
 from imagen.errors import ConfigError
-from imagen.training.config import RunConfig
 from unets.contract import facts
 
 

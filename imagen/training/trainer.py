@@ -18,31 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.export import export_stage
+from imagen.cascade.training.grids.samples import GridMaker
+from imagen.cascade.training.inputs.batches import BatchMaker, Texts
+from imagen.cascade.training.inputs.cached import with_cache
+from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.start.network import prepare_unet, set_checkpointing
+from imagen.cascade.training.start.origin import with_origin
+from imagen.cascade.training.start.whitening import fit_whitening
+from imagen.cascade.training.validation import Validation
 from imagen.data import micro_positions
 from imagen.disk import write_text
 from imagen.errors import ConfigError
-from imagen.training.batches import BatchMaker, Texts
-from imagen.training.cached import with_cache
-from imagen.training.changes import changed_keys
-from imagen.training.checkpoint import State, StateFolder
-from imagen.training.config import RunConfig
-from imagen.training.ema import EMA, trained_state
-from imagen.training.export import export_stage
+from imagen.training.config.changes import changed_keys
+from imagen.training.config.migrate import read_stored, with_resize
+from imagen.training.config.parsing import to_yaml
 from imagen.training.launch import check_before_loading, check_processes, make_accelerator
 from imagen.training.loader import make_loader, make_source
-from imagen.training.metrics import BINS, MetricsFile, Progress, Window
-from imagen.training.migrate import read_stored, with_resize
-from imagen.training.network import prepare_unet, set_checkpointing
-from imagen.training.objective import Objective
-from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
-from imagen.training.origin import with_origin
-from imagen.training.parsing import to_yaml
+from imagen.training.optim.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.processes import Processes
 from imagen.training.randomness import draw_batch
-from imagen.training.samples import GridMaker
-from imagen.training.skipped import SkipFile
-from imagen.training.validation import Validation
-from imagen.training.whitening import fit_whitening
+from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.state.ema import EMA, trained_state
+from imagen.training.telling.metrics import BINS, MetricsFile, Progress, Window
+from imagen.training.telling.skipped import SkipFile
 
 
 class TrainingStopped(RuntimeError):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from imagen.cascade.training.config.run import RunConfig
 from imagen.convert.deepfloyd_if import convert
-from imagen.training.config import RunConfig
-from imagen.training.parsing import parse
+from imagen.training.config.parsing import parse
 from imagen.training.trainer import Trainer
 from tests.convert import released
 from tests.convert.finetuning import BASE, CAPTIONS, LORA, held_out_loss

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
+from imagen.cascade.training.compose import compose, load_scheduler
+from imagen.cascade.training.grids.samples import picture_generators
+from imagen.cascade.training.inputs.batches import Words
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.data import collate
 from imagen.diffusion.levels import level_log_snrs
 from imagen.errors import ConfigError
-from imagen.training.batches import Words
-from imagen.training.compose import compose, load_scheduler
-from imagen.training.metrics import Progress
 from imagen.training.randomness import draw_batch
-from imagen.training.samples import picture_generators
+from imagen.training.telling.metrics import Progress
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline
 from tests.factories import sample, seeded

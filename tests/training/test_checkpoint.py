@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from imagen.errors import ConfigError
-from imagen.training.checkpoint import State, StateFolder
-from imagen.training.metrics import BINS, MetricsFile, Window
+from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.telling.metrics import BINS, MetricsFile, Window
 
 
 def state(step: int) -> State:
@@ -100,7 +100,7 @@ def test_nothing_is_lost_where_no_resume_point_can_be_read(tmp_path, monkeypatch
     def no_handles_left(path):
         raise OSError(24, "Too many open files", str(path))
 
-    monkeypatch.setattr("imagen.training.checkpoint.checksum", no_handles_left)
+    monkeypatch.setattr("imagen.training.state.checkpoint.checksum", no_handles_left)
     with pytest.raises(ConfigError, match=r"cannot be read \(.*Too many open files"):
         folder.newest()
     assert folder.steps() == [10]

@@ -12,18 +12,18 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from imagen.cascade.training.config.run import OptimConfig
+from imagen.cascade.training.start.origin import Origin
 from imagen.errors import ConfigError
-from imagen.training.checkpoint import State, StateFolder
-from imagen.training.config import OptimConfig
-from imagen.training.ema import EMA
-from imagen.training.optimizers import (
+from imagen.training.optim.optimizers import (
     MuonAdamW,
     make_optimizer,
     restore_optimizer,
     schedule_factor,
     set_learning_rate,
 )
-from imagen.training.origin import Origin
+from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.state.ema import EMA
 
 
 @pytest.mark.parametrize(
