@@ -35,15 +35,15 @@ class Examined:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where training would not stop over bad pictures, 1 where it would, 2 for a user's error."""
+    from imagen.cascade.training.config.parsing import parse
     from imagen.errors import ConfigError
-    from imagen.training.config.parsing import parse
 
     try:
         config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
-        from imagen.training.config.migrate import read_stored, with_resize
-        from imagen.training.loader import make_source
+        from imagen.cascade.training.config.resumed import as_begun
+        from imagen.cascade.training.inputs.source import make_source
 
-        source = make_source(with_resize(config, read_stored(Path(config.run_dir))))
+        source = make_source(as_begun(config))
         if isinstance(source, ShapesDataset):
             raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
     except ConfigError as error:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.cascade.training.config.run import RunConfig, ValidationConfig
-from imagen.cascade.training.inputs.batches import BatchMaker, Texts
+from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig
+from imagen.cascade.training.inputs.batches import BatchMaker
+from imagen.cascade.training.inputs.draws import Draws, draw_batch
+from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.objective import Objective
 from imagen.data import Note, StreamDataset, collate
 from imagen.errors import ConfigError, require
-from imagen.training.loader import make_source
 from imagen.training.processes import Processes
-from imagen.training.randomness import Draws, derive_seed, draw_batch
+from imagen.training.randomness import derive_seed
 from unets.contract import Network
 
 
@@ -28,7 +29,7 @@ def validation_source(config: RunConfig) -> Any:
     """
     settings = config.validation
     assert settings.data is not None
-    alone = replace(config, data=settings.data, validation=ValidationConfig())
+    alone = replace(config, data=settings.data, validation=LossPerLevelConfig())
     try:
         source = make_source(alone, derive_seed(settings.seed, "validation"))
     except ConfigError as error:
@@ -53,12 +54,11 @@ class Validation:
         ConfigError: as :func:`validation_source`, or levels that cannot be told apart.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, objective: Objective, batch_maker: BatchMaker) -> None:
         self.settings, self.objective = config.validation, objective
         self.source = validation_source(config)
         self.seed = derive_seed(config.validation.seed, "validation")
-        seeded = replace(config, train=replace(config.train, seed=self.seed))
-        self.batch_maker = BatchMaker(seeded, objective, texts, device)
+        self.batch_maker = batch_maker.seeded(self.seed)
         count = self.settings.levels
         self.t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         self.keys = [f"val_loss/log_snr_{value:+.2f}" for value in objective.schedule.log_snr(self.t).tolist()]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from imagen.cascade.training.config.run import DataConfig, RunConfig
+from imagen.data.config import DataConfig
+from imagen.training.config.sections import RunSettings
 from imagen.training.state.checkpoint import StateFolder
+
+Migration = Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
+"""A config.yaml of any version -> (in the keys of today, what its owner should know)."""
+SettingsT = TypeVar("SettingsT", bound=RunSettings)
 
 
 def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -30,22 +34,15 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return tree, notes
 
 
-def read_stored(run: Path, tell: bool = False) -> dict[str, Any] | None:
-    """The migrated configuration of the run that goes on in the folder `run`; None where none does.
-
-    Args:
-        tell: warn of what was migrated. The run then stores what it goes on with, so that this is said once.
-    """
+def read_stored(run: Path, migration: Migration) -> tuple[dict[str, Any], list[str]] | None:
+    """The migrated configuration of the run that goes on in the folder `run`, and notes; None where none does."""
     path = run / "config.yaml"
     if not StateFolder(run / "state").steps() or not path.exists():
         return None
-    tree, notes = migrate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    for note in notes if tell else ():
-        warnings.warn(note, stacklevel=3)
-    return tree
+    return migration(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def with_resize(config: RunConfig, stored: Mapping[str, Any] | None) -> RunConfig:
+def with_resize(config: SettingsT, stored: Mapping[str, Any] | None) -> SettingsT:
     """`config` with a word for each `data.resize` that is null: the run's own or, in a new run, "area".
 
     Held-out pictures are reduced like those that are trained on.

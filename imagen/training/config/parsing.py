@@ -1,4 +1,4 @@
-"""Reading a run's configuration: YAML, `--a.b value` overrides, one-line errors that name the nearest known key."""
+"""Reading any training's configuration: YAML, `--a.b value`, one-line errors that name the nearest known key."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from imagen.cascade.training.config.run import RunConfig
 from imagen.errors import ConfigError
-from imagen.stages.spec import SETTINGS
-from unets import NETWORKS
+from imagen.training.config.sections import RunSettings
 
-TRAIN = (
-    "Train one stage of the cascade. Launch with `python` or `accelerate launch`; the same command goes on where an "
-    "earlier run in run_dir stopped."
-)
+ConfigT = TypeVar("ConfigT")
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
@@ -70,12 +65,12 @@ def _check_file(path: str, known: Mapping[str, bool]) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path} holds {type(tree).__name__}, expected a mapping of sections such as stage and unet")
+        raise ConfigError(f"{path} holds {type(tree).__name__}, expected a mapping of sections such as data and train")
     _check_mapping(tree, known, path)
 
 
-def _check_arguments(arguments: Sequence[str]) -> None:
-    known = known_keys(RunConfig)
+def _check_arguments(cls: type, arguments: Sequence[str]) -> None:
+    known = known_keys(cls)
     options = {**known, "config": False, "help": False, "print_config": True}
     for position, word in enumerate(arguments):
         if not word.startswith("--"):
@@ -87,61 +82,62 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             _check_file(path, known)
 
 
-def build_parser(prog: str = "train.py", description: str = TRAIN) -> ArgumentParser:
-    """The command line of train.py, and of commands that read a run's configuration.
-
-    Args:
-        prog, description: of the command, in its help.
-    """
+def build_parser(cls: type, prog: str, description: str, helps: Mapping[str, str]) -> ArgumentParser:
+    """The command line of what reads a configuration of this class; arguments as those of :func:`parse`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
-    parser.add_class_arguments(RunConfig)
-    for name, declared in SETTINGS.items():  # their one declaration holds their help
-        parser._option_string_actions[f"--sampling.{name}"].help = declared.help
+    parser.add_class_arguments(cls)
+    for key, words in helps.items():
+        parser._option_string_actions[f"--{key}"].help = words
     return parser
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What argparse, jsonargparse or a constructor says, as one line for the user."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
     text = " ".join(useful).replace("Parser key", "wrong value for")
-    for name in ("run_dir", "unet"):
-        if "are required" in text and name in text:
-            return f"{name} is missing: add it to the YAML file or pass it on the command line"
+    if "are required" in text and "run_dir" in text:
+        return "run_dir is missing: add it to the YAML file or pass it on the command line"
     return text
 
 
-def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", description: str = TRAIN) -> RunConfig:
-    """The configuration that `arguments` (default: the command line) describe.
+def parse(
+    cls: type[ConfigT],
+    arguments: Sequence[str] | None,
+    prog: str,
+    description: str,
+    helps: Mapping[str, str] | None = None,
+) -> ConfigT:
+    """The configuration that `arguments` (None: the command line) describe.
 
     Args:
+        cls: its dataclass.
         prog, description: of the command, in its help.
+        helps: key -> help, of keys whose meaning does not stand below them.
 
     Raises:
         ConfigError: unknown key, wrong type or impossible value, in one line.
         SystemExit: after --help or --print_config.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _check_arguments(words)
-    parser = build_parser(prog, description)
+    _check_arguments(cls, words)
+    parser = build_parser(cls, prog, description, helps or {})
     try:
         settings = parser.instantiate(parser.parse_args(words))
+        return cls(**{name: getattr(settings, name) for name in inspect.signature(cls).parameters})
     except ConfigError:
         raise
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
-        raise (cause if isinstance(cause, ConfigError) else ConfigError(_one_line(error))) from None
-    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(RunConfig)}
-    if values["unet"]:  # left out, it is that of train.init_from
-        check_unet_kind(values["unet"])
-    return RunConfig(**values)
+        raise (cause if isinstance(cause, ConfigError) else ConfigError(one_line(error))) from None
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `parse` reads back equal."""
+def to_yaml(config: RunSettings) -> str:
+    """A resolved configuration, a dataclass, as YAML that `parse` reads back equal."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -149,34 +145,3 @@ def to_yaml(config: RunConfig) -> str:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
-
-
-def check_unet_kind(section: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless the unet section names a known kind."""
-    kind = section.get("kind")
-    if kind not in NETWORKS:
-        near = difflib.get_close_matches(str(kind), NETWORKS, n=1)
-        raise ConfigError(f"unet.kind {kind!r} is unknown; expected {near[0] if near else ' or '.join(NETWORKS)}")
-
-
-def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
-    """Check the unet section's keys against the constructor's signature.
-
-    Raises:
-        ConfigError: a key that the constructor lacks, or a missing one that it requires.
-    """
-    parameters = {n: p for n, p in inspect.signature(constructor).parameters.items() if n not in ("self", "kwargs")}
-    known = {f"unet.{name}" for name in parameters} | {"unet.kind"}
-    for key in section:
-        if f"unet.{key}" not in known:
-            raise unknown_key(f"unet.{key}", known, f"the arguments of {section['kind']}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in section:
-            raise ConfigError(f"unet.{name} is missing: {section['kind']} requires it")
-    parser = ArgumentParser(exit_on_error=False)
-    for name, parameter in parameters.items():
-        parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)
-    try:
-        parser.parse_object({"unet": {key: value for key, value in section.items() if key != "kind"}})
-    except Exception as error:  # argparse and jsonargparse have their own families
-        raise ConfigError(_one_line(error)) from None

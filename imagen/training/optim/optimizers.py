@@ -7,22 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
-from imagen.cascade.training.config.run import OptimConfig
+from imagen.training.config.optim import OptimConfig
 from imagen.training.optim.adafactor import Adafactor
 from imagen.training.optim.grouped import GroupedOptimizer
-from unets.contract import Network
 
 
-def make_optimizer(module: Network, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] = ()) -> torch.optim.Optimizer:
     """The optimizer that `config.kind` names over the parameters that require gradients; with AdamW also Muon, where
     `config.muon_lr` is a number: it is for the matrices between the layers at input and output.
 
     Weight decay acts on weights of two or more axes only. AdamW's kernel is fused where torch has one for the
     parameters' device, which takes a single pass over the weights.
+
+    Args:
+        ends: names of the layers at input and output.
 
     Raises:
         ValueError: nothing in `module` requires a gradient.
@@ -31,8 +33,8 @@ def make_optimizer(module: Network, config: OptimConfig) -> torch.optim.Optimize
     if not named:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient: nothing would train")
     on_muon = config.muon_lr is not None
-    ends = tuple(f"{name}." for name in module.end_layers) if on_muon else ()
-    hidden = [p for name, p in named if on_muon and p.ndim >= 2 and not name.startswith(ends)]
+    outer = tuple(f"{name}." for name in ends)
+    hidden = [p for name, p in named if on_muon and p.ndim >= 2 and not name.startswith(outer)]
     taken = {id(p) for p in hidden}
     others = [p for _, p in named if id(p) not in taken]
     groups: list[dict[str, Any]] = [

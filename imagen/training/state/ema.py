@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-
-from unets.contract import Network
+from torch import Tensor, nn
 
 
-def trained_state(module: Network) -> dict[str, Tensor]:
+class Weights(Protocol):
+    """What has weights by name: a module, or the contract of one."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Its weights with their names."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and buffers by name."""
+
+
+def trained_state(module: Weights) -> dict[str, Tensor]:
     """What a run changes, and so averages and saves: the module's state without its frozen parameters."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
@@ -29,7 +38,7 @@ class EMA:
         warmup: with it, d after n earlier updates is min(decay, (1 + n) / (10 + n)).
     """
 
-    def __init__(self, module: Network, decay: float = 0.9999, warmup: bool = True) -> None:
+    def __init__(self, module: Weights, decay: float = 0.9999, warmup: bool = True) -> None:
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.average = {
             name: value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True)
@@ -47,7 +56,7 @@ class EMA:
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, module: Network) -> None:
+    def update(self, module: Weights) -> None:
         """Move the average towards the module's present weights."""
         weights = trained_state(module)
         average = [self.average[name] for name in self._moving]
@@ -58,7 +67,7 @@ class EMA:
         self.updates += 1
 
     @contextmanager
-    def swapped_in(self, module: Network) -> Iterator[None]:
+    def swapped_in(self, module: Weights) -> Iterator[None]:
         """Put the average into the module for the time of a `with` block; the weights return bit for bit."""
         weights = trained_state(module)
         kept = {name: value.detach().clone() for name, value in weights.items()}
@@ -88,11 +97,11 @@ class EMA:
         self.updates = updates
         self._last_fingerprint, self._last_updates = self._fingerprint(), updates
 
-    def check_moved(self, module: Network) -> None:
+    def check_moved(self, module: Weights) -> None:
         """Assert that updates since the last check changed the average, as long as it differs from the weights.
 
         Raises:
-            RuntimeError: the average stood still. It is what a stage exports, so such a run would be lost.
+            RuntimeError: the average stood still. It is what a run exports, so such a run would be lost.
         """
         fingerprint = self._fingerprint()
         if self.updates > self._last_updates and fingerprint == self._last_fingerprint:

@@ -6,11 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
-
-BINS = 4  # quarters of t: which noise levels are learned
 
 
 class MetricsFile:
@@ -53,17 +51,23 @@ class MetricsFile:
 
 
 class Window:
-    """Running sums since the last line: the loss in all and per quarter of t, the gradient norm. Saved with a state."""
+    """Running sums since the last line: the loss in all and per group, the gradient norm. Saved with a state.
 
-    def __init__(self, sums: Mapping[str, Any] | None = None) -> None:
+    Args:
+        groups: their names; without any there is one without a name.
+        sums: what :meth:`state` gave.
+    """
+
+    def __init__(self, groups: Sequence[str], sums: Mapping[str, Any] | None = None) -> None:
         sums = sums or {}
-        self.losses: list[float] = list(sums.get("losses", [0.0] * BINS))
-        self.counts: list[float] = list(sums.get("counts", [0.0] * BINS))
+        self.groups = groups
+        self.losses: list[float] = list(sums.get("losses", [0.0] * max(1, len(groups))))
+        self.counts: list[float] = list(sums.get("counts", [0.0] * max(1, len(groups))))
         self.grad_norm: float = sums.get("grad_norm", 0.0)
         self.steps: int = sums.get("steps", 0)
 
     def add(self, losses: list[float], counts: list[float], grad_norm: float) -> None:
-        """Add one step's sums per bin."""
+        """Add one step's sums per group."""
         self.losses = [a + b for a, b in zip(self.losses, losses, strict=True)]
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.grad_norm += grad_norm
@@ -74,11 +78,11 @@ class Window:
         return {"losses": self.losses, "counts": self.counts, "grad_norm": self.grad_norm, "steps": self.steps}
 
     def means(self) -> dict[str, float | None]:
-        """loss, loss_t0 ... loss_t3 (quarters of t from clean to noise) and grad_norm; None where nothing was seen."""
+        """loss, loss_NAME of every group and grad_norm; None where nothing was seen."""
         total = sum(self.counts)
         found: dict[str, float | None] = {"loss": sum(self.losses) / total if total else None}
-        for number, (loss, count) in enumerate(zip(self.losses, self.counts, strict=True)):
-            found[f"loss_t{number}"] = loss / count if count else None
+        for name, loss, count in zip(self.groups, self.losses, self.counts, strict=False):
+            found[f"loss_{name}"] = loss / count if count else None
         found["grad_norm"] = self.grad_norm / self.steps if self.steps else None
         return found
 

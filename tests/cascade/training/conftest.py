@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.run import RunConfig
-from imagen.training.config.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY: dict[str, Any] = {

@@ -13,6 +13,7 @@ from transformers import T5Config, T5EncoderModel
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.export import stage_scheduler
+from imagen.cascade.training.task import StageTask
 from imagen.cli.compose import main
 from imagen.cli.sample import main as sample
 from imagen.errors import ConfigError
@@ -48,7 +49,7 @@ def t5(tmp_path_factory):
 
 
 def train(config, run, t5, **changes) -> Trainer:
-    trainer = Trainer(config(run_dir=str(run), **{**changes, "text.encoder": t5}))
+    trainer = Trainer(StageTask(config(run_dir=str(run), **{**changes, "text.encoder": t5})))
     trainer.fit()
     return trainer
 

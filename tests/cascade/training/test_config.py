@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from imagen.cascade.adapters import check_targets
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.config.resumed import may_change
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.start.network import make_unet
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
 from imagen.errors import ConfigError
 from imagen.training.config.changes import changed_keys, flatten
-from imagen.training.config.parsing import known_keys, parse, to_yaml
+from imagen.training.config.parsing import known_keys, to_yaml
 from tests.convert.released import IF_I_XL
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -109,26 +111,30 @@ def test_unknown_key_in_the_file_names_file_and_nearest(write_config):
         parse(["--config", str(write_config(**{"train.batchsize": 3}))])
 
 
+def changed(saved, config):
+    return changed_keys(saved, config, may_change(config))
+
+
 def test_which_changes_may_be_made_to_a_run(config):
     saved = asdict(config())
-    assert changed_keys(saved, config(**{"train.log_every": 7, "grid.every": 3, "train.num_workers": 1})) == ([], [])
-    warned, refused = changed_keys(saved, config(**{"optim.lr": 0.5}))
+    assert changed(saved, config(**{"train.log_every": 7, "grid.every": 3, "train.num_workers": 1})) == ([], [])
+    warned, refused = changed(saved, config(**{"optim.lr": 0.5}))
     assert warned == ["optim.lr 0.001 -> 0.5"]
     assert refused == []
-    warned, refused = changed_keys(saved, config(**{"train.seed": 1, "unet.model_channels": 16, "stage.size": 16}))
+    warned, refused = changed(saved, config(**{"train.seed": 1, "unet.model_channels": 16, "stage.size": 16}))
     assert warned == []
     assert refused == ["stage.size 8 -> 16", "train.seed 0 -> 1", "unet.model_channels 8 -> 16"]
     # another optimizer has another state; another learning rate of the same one does not
-    assert changed_keys(saved, config(**{"optim.muon_lr": 0.5})) == ([], ["optim.muon_lr None -> 0.5"])
-    assert changed_keys(saved, config(**{"optim.kind": "adafactor"})) == ([], ["optim.kind adamw -> adafactor"])
+    assert changed(saved, config(**{"optim.muon_lr": 0.5})) == ([], ["optim.muon_lr None -> 0.5"])
+    assert changed(saved, config(**{"optim.kind": "adafactor"})) == ([], ["optim.kind adamw -> adafactor"])
     with_muon = asdict(config(**{"optim.muon_lr": 0.1}))
-    assert changed_keys(with_muon, config(**{"optim.muon_lr": 0.5})) == (["optim.muon_lr 0.1 -> 0.5"], [])
+    assert changed(with_muon, config(**{"optim.muon_lr": 0.5})) == (["optim.muon_lr 0.1 -> 0.5"], [])
 
 
 def test_an_option_added_later_does_not_change_an_older_run(config):
     saved = asdict(config())
     del saved["stage"]["aug_space"]
-    assert changed_keys(saved, config()) == ([], [])
+    assert changed(saved, config()) == ([], [])
 
 
 def test_flatten():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from imagen.cascade.training.task import StageTask
 from imagen.training.trainer import Trainer
 
 
@@ -25,7 +26,7 @@ def test_accumulation_does_not_change_what_dropout_drops(config, read_metrics, t
                 "train.dtype": "float64", "train.log_every": 1, "train.checkpoint_every": 50,
             },
         )  # fmt: skip
-        Trainer(settings).fit()
+        Trainer(StageTask(settings)).fit()
         runs.append((read_metrics(settings.run_dir), load_file(newest(settings.run_dir) / "unet.safetensors")))
     (lines, weights), *others = runs
     for other_lines, other_weights in others:
@@ -36,13 +37,13 @@ def test_accumulation_does_not_change_what_dropout_drops(config, read_metrics, t
 
 
 def test_every_row_and_step_has_a_dropout_seed_of_its_own(config):
-    trainer = Trainer(config(**{"train.steps": 3, "train.batch_size": 8, "train.accumulation": 2}))
-    objective, seeds = trainer.objective, []
+    trainer = Trainer(StageTask(config(**{"train.steps": 3, "train.batch_size": 8, "train.accumulation": 2})))
+    objective, seeds = trainer.task.objective, []
 
     def watch(unet, batch):
-        seeds.extend(batch.dropout_seeds.tolist())
+        seeds.extend(batch.inputs["dropout_seeds"].tolist())
         return objective(unet, batch)
 
-    trainer.objective = watch
+    trainer.task.objective = watch
     trainer.fit()
     assert len(seeds) == len(set(seeds)) == 3 * 8

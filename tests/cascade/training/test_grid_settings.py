@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from imagen.cascade.training.config.run import GridConfig, RunConfig, TextConfig
+from imagen.cascade.training.config.run import RunConfig, StageGridConfig
 from imagen.cascade.training.config.stage import SamplingConfig, ScheduleConfig, StageConfig
 from imagen.cascade.training.grids.samples import GridMaker
-from imagen.cascade.training.inputs.batches import Texts, Words
+from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.conditions.text import Words
+from imagen.data.config import DataConfig
 from tests.factories import WIDTH, seeded, tiny_sr
 
 STAGE: dict[str, Any] = {
@@ -39,11 +41,11 @@ def grid(stage: dict[str, Any], sampling: dict[str, Any], given: dict[str, Any],
         unet={"kind": "EfficientUNet", "text_dim": WIDTH},
         stage=StageConfig(name="sr256", size=16, lowres_size=8, **stage),
         sampling=SamplingConfig(**sampling),
-        text=TextConfig(),
-        grid=GridConfig(**{"num_inference_steps": 3, **given}),
+        data=DataConfig("folder", "pictures", embedding="npy"),
+        grid=StageGridConfig(**{"num_inference_steps": 3, **given}),
     )
     device = torch.device("cpu")
-    maker = GridMaker(config, Objective(config.stage), Texts(config, device), device)
+    maker = GridMaker(config, Objective(config.stage), Texts(config).load(device), device)
     embedding = torch.randn(3, 4, WIDTH, generator=seeded(1))
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
     words = Words(["a", "b", "c"], embedding, mask)

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.inputs.source import make_source
 from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
-from imagen.training.config.parsing import parse, to_yaml
-from imagen.training.loader import make_loader, make_source, outlive_one_signal
+from imagen.training.config.parsing import to_yaml
+from imagen.training.loader import make_loader, outlive_one_signal
 
 
 def test_workers_change_nothing_and_resuming_takes_up_the_order(config):

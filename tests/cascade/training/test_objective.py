@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 
 from imagen.cascade.training.config.stage import LossConfig, ScheduleConfig, StageConfig
-from imagen.cascade.training.objective import Batch, Objective
-from imagen.diffusion.augmentation import resize
+from imagen.cascade.training.inputs.batches import Batch
+from imagen.cascade.training.objective import Objective
 from imagen.diffusion.parameterization import q_sample, x0_from
-from imagen.diffusion.schedules import alpha_sigma, timestep_from_t
+from imagen.diffusion.schedules import alpha_sigma
 from imagen.diffusion.variance import vlb_term
 
 BATCH = 5
@@ -25,8 +24,7 @@ def make_batch(**changes) -> Batch:
         "image": image,
         "noise": noise,
         "t": torch.linspace(0.05, 0.95, BATCH, dtype=torch.float64),
-        "drop": torch.tensor([False, True, False, False, True]),
-        "aug_level": torch.linspace(0.1, 0.9, BATCH, dtype=torch.float64),
+        "inputs": {},
     }
     return Batch(**{**fields, **changes})
 
@@ -73,36 +71,13 @@ def test_the_weight_of_the_configuration_is_used():
     torch.testing.assert_close(losses, batch.image.square().mean(dim=(1, 2, 3)) * snr.clamp(0.5, 5.0))
 
 
-def test_dropped_captions_become_one_zero_token():
-    text, mask = torch.randn(BATCH, 4, 6, dtype=torch.float64), torch.ones(BATCH, 4, dtype=torch.bool)
-    spy = Spy()
-    Objective(StageConfig(size=8))(spy, make_batch(text=text, text_mask=mask))
-    assert torch.equal(spy.conditions["text"][[0, 2, 3]], text[[0, 2, 3]])
-    assert spy.conditions["text"][[1, 4]].abs().max() == 0
-    assert spy.conditions["text_mask"].sum(dim=1).tolist() == [4, 1, 4, 4, 1]
-
-
-def test_without_text_and_low_res_no_condition_is_passed():
-    spy = Spy()
+def test_the_network_is_given_what_its_conditions_say_and_nothing_else():
+    spy, text = Spy(), torch.randn(BATCH, 4, 6)
     Objective(StageConfig(size=8))(spy, make_batch())
     assert spy.conditions == {}
-
-
-@pytest.mark.parametrize("space", ["lowres", "upsampled"])
-def test_the_low_res_picture_is_augmented_and_its_level_told(space):
-    stage = StageConfig(name="sr256", size=8, lowres_size=4, aug_space=space)
-    objective, spy, batch = Objective(stage), Spy(), make_batch()
-    lowres = objective.make_lowres(batch.image)
-    torch.testing.assert_close(lowres, torch.nn.functional.avg_pool2d(batch.image, 2))
-    noise = torch.randn(BATCH, *objective.lowres_noise_shape(lowres, batch.image), dtype=torch.float64)
-    assert noise.shape[-1] == (4 if space == "lowres" else 8)
-    objective(spy, make_batch(lowres=lowres, lowres_noise=noise))
-    alpha, sigma = cosine(batch.aug_level)
-    expected = (
-        resize(alpha * lowres + sigma * noise, 8) if space == "lowres" else alpha * resize(lowres, 8) + sigma * noise
-    )
-    torch.testing.assert_close(spy.conditions["lowres"], expected)
-    torch.testing.assert_close(spy.conditions["aug_timestep"], timestep_from_t(batch.aug_level))
+    Objective(StageConfig(size=8))(spy, make_batch(inputs={"text": text}))
+    assert spy.conditions.keys() == {"text"}
+    assert spy.conditions["text"] is text
 
 
 def test_a_learned_variance_adds_the_bound_and_leaves_the_mean_to_the_plain_loss():
@@ -125,25 +100,9 @@ def test_a_learned_variance_adds_the_bound_and_leaves_the_mean_to_the_plain_loss
 
 
 def test_a_schedule_of_levels_is_trained_on_its_levels():
-    stage = StageConfig(
-        name="sr256", size=8, lowres_size=4, aug_space="upsampled", lowres_mode="bilinear_corners",
-        schedule=ScheduleConfig(kind="cosine_discrete"), aug_schedule=ScheduleConfig(kind="cosine_discrete"),
-    )  # fmt: skip
-    objective, spy, batch = Objective(stage), Spy(), make_batch()
-    lowres, noise = objective.make_lowres(batch.image), torch.zeros_like(batch.image)
-    objective(spy, make_batch(lowres=lowres, lowres_noise=noise))
+    spy, batch = Spy(), make_batch()
+    Objective(StageConfig(size=8, schedule=ScheduleConfig(kind="cosine_discrete")))(spy, batch)
     torch.testing.assert_close(spy.timestep, torch.floor(1000 * batch.t), atol=1e-9, rtol=0)
-    torch.testing.assert_close(spy.conditions["aug_timestep"], torch.floor(1000 * batch.aug_level), atol=1e-9, rtol=0)
-    # IF: bilinear with aligned corners, times the square root of the level's alpha_bar
-    alpha_bar = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
-    alpha = alpha_bar[torch.floor(1000 * batch.aug_level).long()].sqrt()[:, None, None, None]
-    large = torch.nn.functional.interpolate(lowres, (8, 8), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(spy.conditions["lowres"], alpha * large, rtol=1e-4, atol=1e-5)
-
-
-def test_windows_shrink_by_the_stage_s_factor():
-    objective = Objective(StageConfig(name="sr1024", size=1024, lowres_size=256))
-    assert objective.make_lowres(torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
 
 
 EVERY_KIND = [{}, {"shift": 0.25}, {"kind": "linear"}, {"kind": "cosine_discrete"}]
@@ -156,7 +115,7 @@ def test_a_weight_per_log_snr_does_not_depend_on_the_schedule(schedule):
     count = 20_000
     t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     ones = torch.ones(count, 1, 1, 1, dtype=torch.float64)  # a loss of 1 in eps everywhere
-    batch = make_batch(image=ones, noise=ones, t=t, drop=torch.zeros(count, dtype=torch.bool), aug_level=t)
+    batch = make_batch(image=ones, noise=ones, t=t)
     loss = LossConfig("sigmoid", bias=-1.0, per="log_snr")
     objective = Objective(StageConfig(size=8, schedule=ScheduleConfig(max_log_snr=5.0, **schedule), loss=loss))
     mean = objective(Spy(), batch).mean()

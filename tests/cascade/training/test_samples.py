@@ -12,6 +12,7 @@ from PIL import Image
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.grids.samples import picture_generators
+from imagen.cascade.training.task import StageTask
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
@@ -60,7 +61,7 @@ def test_rows_are_named_and_training_does_not_notice(config, tmp_path):
     quiet = config(**SR, run_dir=str(tmp_path / "quiet"))
     drawn = config(**SR, run_dir=str(tmp_path / "drawn"), grid={**GRID, "every": 3, "raw": True})
     for settings in (quiet, drawn):
-        Trainer(settings).fit()
+        Trainer(StageTask(settings)).fit()
     assert (tmp_path / "quiet" / WEIGHTS).read_bytes() == (tmp_path / "drawn" / WEIGHTS).read_bytes()
     grids = sorted((tmp_path / "drawn" / "samples").glob("*.png"))
     assert [grid.name for grid in grids] == ["step-00000003.png", "step-00000006.png"]
@@ -72,18 +73,18 @@ def test_rows_are_named_and_training_does_not_notice(config, tmp_path):
 
 
 def test_each_row_is_drawn_from_its_own_weights(config):
-    trainer = Trainer(config(grid={**GRID, "raw": True}, **{"train.dtype": "float64"}))
-    seen, sample = [], trainer.grids.sample
+    trainer = Trainer(StageTask(config(grid={**GRID, "raw": True}, **{"train.dtype": "float64"})))
+    seen, sample = [], trainer.task.grids.sample
 
     def spy(unet, prompts, lowres):
         seen.append({name: value.clone() for name, value in unet.state_dict().items()})
         return sample(unet, prompts, lowres)
 
-    trainer.grids.sample = spy
+    trainer.task.grids.sample = spy
     trainer.fit()
     ema, raw = seen
     assert all(torch.equal(ema[name], trainer.ema.average[name]) for name in ema)
-    assert all(torch.equal(raw[name], value) for name, value in trainer.unet.state_dict().items())
+    assert all(torch.equal(raw[name], value) for name, value in trainer.module.state_dict().items())
     assert any(not torch.equal(ema[name], raw[name]) for name in raw)
     rows = rows_of(trainer.run / "samples" / "step-00000006.png", 8)
     assert list(rows) == ["ema", "raw"]
@@ -94,12 +95,12 @@ def test_each_row_is_drawn_from_its_own_weights(config):
 def test_batches_change_nothing_but_memory(config, changes):
     made = []
     for size in (1, 2, 16):
-        trainer = Trainer(config(**changes, grid={**GRID, "batch_size": size}, **{"train.dtype": "float64"}))
+        trainer = Trainer(StageTask(config(**changes, grid={**GRID, "batch_size": size}, **{"train.dtype": "float64"})))
         most = []
-        trainer.unet.register_forward_pre_hook(lambda _, args, most=most: most.append(len(args[0])))
-        prompts, lowres, _ = trainer.grids._given()
+        trainer.module.register_forward_pre_hook(lambda _, args, most=most: most.append(len(args[0])))
+        prompts, lowres, _ = trainer.task.grids._given()
         with torch.no_grad():
-            made.append(trainer.grids.sample(trainer.unet, prompts, lowres))
+            made.append(trainer.task.grids.sample(trainer.module, prompts, lowres))
         assert max(most) == min(size, 3)
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=0, atol=1e-12)
@@ -108,10 +109,10 @@ def test_batches_change_nothing_but_memory(config, changes):
 def test_the_colours_of_the_input_are_kept_where_the_stage_will_keep_them(config):
     shifts = []
     for cell in (0, 1):
-        trainer = Trainer(config(**SR, grid=GRID, sampling={"lowres_consistency": cell}))
-        prompts, lowres, _ = trainer.grids._given()
+        trainer = Trainer(StageTask(config(**SR, grid=GRID, sampling={"lowres_consistency": cell})))
+        prompts, lowres, _ = trainer.task.grids._given()
         with torch.no_grad():
-            made = trainer.grids.sample(trainer.unet, prompts, lowres)
+            made = trainer.task.grids.sample(trainer.module, prompts, lowres)
         shifts.append(float((resize(made, 8, "area") - lowres).abs().mean()))
     assert shifts[0] > 0.2
     assert shifts[1] < shifts[0] / 3
@@ -119,7 +120,7 @@ def test_the_colours_of_the_input_are_kept_where_the_stage_will_keep_them(config
 
 def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folder):
     settings = config(grid={**GRID, "cascade": str(sr_folder), "batch_size": 2, "raw": True})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     trainer.fit()
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 32)
     assert list(rows) == [f"{weights} {side} px" for weights in ("ema", "raw") for side in (8, 16, 32)]
@@ -141,8 +142,10 @@ def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folde
 
 
 def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_path):
-    Trainer(config(run_dir=str(tmp_path / "base"))).fit()
-    trainer = Trainer(config(**SR, run_dir=str(tmp_path / "sr"), grid={**GRID, "cascade": str(tmp_path / "base")}))
+    Trainer(StageTask(config(run_dir=str(tmp_path / "base")))).fit()
+    trainer = Trainer(
+        StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid={**GRID, "cascade": str(tmp_path / "base")}))
+    )
     trainer.fit()
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)
     assert [list(rows), len(rows["ema 8 px"])] == [["ema 8 px", "ema 16 px"], 3]
@@ -151,7 +154,7 @@ def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_pat
 def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, tmp_path):
     def message(**changes):
         with pytest.raises(ConfigError) as caught:
-            Trainer(config(**{"grid": {**GRID, "cascade": str(sr_folder)}, **changes}))
+            Trainer(StageTask(config(**{"grid": {**GRID, "cascade": str(sr_folder)}, **changes})))
         return str(caught.value)
 
     assert "there is no folder" in message(grid={**GRID, "cascade": str(tmp_path / "none")})
@@ -160,4 +163,4 @@ def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, 
     with_text.save_config(sr_folder / "sr256_unet")
     assert "has text_dim 16, this run's unet None" in message()
     assert config(grid={**GRID, "every": 0, "cascade": "nowhere"}).grid.cascade == "nowhere"
-    Trainer(replace(config(), grid=replace(config().grid, every=0, cascade="nowhere")))
+    Trainer(StageTask(replace(config(), grid=replace(config().grid, every=0, cascade="nowhere"))))

@@ -16,13 +16,18 @@ import torch
 from diffusers import DDIMScheduler
 
 from imagen import ImagenPipeline
-from imagen.cascade.stages import StageDefaults
 from imagen.cascade.training.compose import compose, save
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.stage import SamplingConfig, StageConfig
-from imagen.cascade.training.objective import Batch, Objective
+from imagen.cascade.training.inputs.batches import BatchMaker
+from imagen.cascade.training.inputs.conditions import make_conditions
+from imagen.cascade.training.inputs.draws import Draws
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.task import StageTask
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import make_schedule
+from imagen.stages.spec import StageDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, sample, seeded, tiny_sr
 
@@ -115,7 +120,7 @@ def trained(config: Callable[..., RunConfig]) -> RunConfig:
     settings = config(
         **{"unet.lowres_channels": 3, "train.steps": 1, "train.batch_size": 2, "stage": {}, **ONE_RUN},
     )
-    assert Trainer(settings).fit()
+    assert Trainer(StageTask(settings)).fit()
     return settings
 
 
@@ -159,7 +164,7 @@ def test_each_stored_setting_can_be_changed_alone(trained: RunConfig) -> None:
 def test_the_sampler_is_the_run_s(config: Callable[..., RunConfig], sampler: str) -> None:
     changes = {**ONE_RUN, "sampling.gamma": 0.0, "sampling.sampler": sampler}
     settings = config(**{"unet.lowres_channels": 3, "train.steps": 1, "train.batch_size": 2, "stage": {}, **changes})
-    assert Trainer(settings).fit()
+    assert Trainer(StageTask(settings)).fit()
     name = compose({"sr256": Path(settings.run_dir)}).sr256_scheduler.config["_class_name"]
     assert name == {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}[sampler]
 
@@ -230,18 +235,19 @@ def changed(section: Any, changes: dict[str, Any]) -> Any:
 def test_every_setting_of_training_acts_on_the_loss() -> None:
     """The loss of a random network on one batch: what it is trained on, and how its errors are weighted."""
     times = torch.tensor([0.05, 0.5, 0.99999], dtype=torch.float64)
-    shapes = {"image": 16, "noise": 16, "lowres": 8}
-    drawn = {name: torch.randn(3, 3, side, side, generator=seeded(side)) for name, side in shapes.items()}
+    drawn = {
+        name: torch.randn(3, 3, side, side, generator=seeded(side)) for name, side in (("image", 16), ("lowres", 8))
+    }
+    draws = Draws(times, times < 0, times.flip(0))
     plain = {out: tiny_sr(7, text_dim=None, out_channels=out) for out in (3, 6)}
 
     def loss(changes: dict[str, Any], out_channels: int) -> float:
         stage = StageConfig(name="sr256", size=16, lowres_size=8)
-        objective = Objective(changed(stage, {key.removeprefix("stage."): value for key, value in changes.items()}))
-        shape = objective.lowres_noise_shape(drawn["lowres"], drawn["image"])
-        noise = torch.randn(3, *shape, generator=seeded(3))
-        batch = Batch(**drawn, t=times, aug_level=times.flip(0), drop=times < 0, lowres_noise=noise)
+        stage = changed(stage, {key.removeprefix("stage."): value for key, value in changes.items()})
+        config = RunConfig("run", stage=stage)
+        make = BatchMaker(make_conditions(config, Texts(config)), 3, torch.float32, torch.device("cpu"))
         with torch.no_grad():
-            return float(objective(plain[out_channels], batch).mean())
+            return float(Objective(stage)(plain[out_channels], make(drawn, draws, 0, range(3))).mean())
 
     whose = {"stage.name", "stage.size", "stage.lowres_size", "stage.text_dropout"}  # of the data
     acting = leaves(StageConfig, "stage").keys() - whose

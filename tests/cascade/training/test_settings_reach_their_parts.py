@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.training.conftest import TINY
 
-from imagen.cascade.training.config.run import EmaConfig, RunConfig, TrainConfig, ValidationConfig
+from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
 from imagen.cascade.training.config.stage import StageConfig
+from imagen.cascade.training.inputs.source import make_source
+from imagen.cascade.training.task import StageTask
+from imagen.data.config import DataConfig
 from imagen.training.config.optim import OptimConfig
-from imagen.training.data_config import DataConfig
-from imagen.training.loader import make_loader, make_source
+from imagen.training.config.sections import EmaConfig
+from imagen.training.loader import make_loader
 from imagen.training.trainer import Trainer
+from tests.cascade.training.conftest import TINY
 
 BASE: dict[str, dict[str, Any]] = {
     "optim": {"lr": 1e-2, "warmup": 0},
@@ -87,19 +90,19 @@ def make_config(run: Path, changes: dict[str, Any]) -> RunConfig:
         stage=StageConfig(size=8, prediction_type="sample"),
         optim=OptimConfig(**given["optim"]),
         ema=EmaConfig(**given["ema"]),
-        train=TrainConfig(**given["train"]),
-        validation=ValidationConfig(**given["validation"]),
+        train=StageTrainConfig(**given["train"]),
+        validation=LossPerLevelConfig(**given["validation"]),
         grid=dataclasses.replace(RunConfig("x").grid, every=0),
     )
 
 
 def outcome(run: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """What a run leaves behind, but for its clock."""
-    trainer = Trainer(make_config(run, changes))
+    trainer = Trainer(StageTask(make_config(run, changes)))
     assert trainer.fit()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        "weights": [digest(value) for value in trainer.unet.state_dict().values()],
+        "weights": [digest(value) for value in trainer.module.state_dict().values()],
         "average": [digest(value) for value in trainer.ema.average.values()],
         "log": [{key: value for key, value in line.items() if key != "clock"} for line in lines],
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
@@ -111,7 +114,7 @@ def digest(value: torch.Tensor) -> str:
 
 
 def test_every_setting_of_the_loop_has_an_entry_here() -> None:
-    sections = {"optim": OptimConfig, "ema": EmaConfig, "train": TrainConfig, "validation": ValidationConfig}
+    sections = {"optim": OptimConfig, "ema": EmaConfig, "train": StageTrainConfig, "validation": LossPerLevelConfig}
     known = set().union(*(fields(name, section) for name, section in sections.items()))
     assert CHANGES.keys() | ELSEWHERE == known
     assert not CHANGES.keys() & ELSEWHERE
@@ -149,7 +152,7 @@ def test_every_setting_of_the_loop_acts(key: str, unchanged: dict[bool, dict[str
 COUNT, WIDTH = 12, 4
 
 
-def png(number: int, shape: tuple[int, int] = (24, 16)) -> bytes:
+def png(number: int, shape: tuple[int, int] = (40, 24)) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (*shape, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -202,6 +205,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "crop": (FOLDER, {"crop": 8}),
     "square": (FOLDER, {"square": "random"}),
     "flip": (FOLDER, {"flip": True}),
+    "resize": (FOLDER, {"resize": "bicubic"}),
     "category": ({}, {"category": "counting"}),
 }
 
@@ -214,7 +218,7 @@ def batches(root: Path, run: Path, section: dict[str, Any]) -> str:
         unet={**TINY["unet"], "lowres_channels": 3, "text_dim": WIDTH if "embedding" in section else None},
         stage=StageConfig(name="sr256", size=16, lowres_size=4),
         data=DataConfig(**placed),
-        train=TrainConfig(steps=6, batch_size=4, num_workers=0),
+        train=StageTrainConfig(steps=6, batch_size=4, num_workers=0),
     )
     seen = hashlib.sha256()
     for batch in islice(make_loader(config, make_source(config), 0, 0, 1), 6):
@@ -225,8 +229,8 @@ def batches(root: Path, run: Path, section: dict[str, Any]) -> str:
 
 
 def test_every_setting_of_the_data_acts(stored: Path, tmp_path: Path) -> None:
-    # what max_skipped_share does is in test_pictures: it ends a run
-    assert DATA.keys() | {"max_skipped_share"} == {item.name for item in dataclasses.fields(DataConfig)}
+    # what max_skipped_share does is in test_pictures: it ends a run; training reads no other fields (tests/data)
+    assert DATA.keys() | {"max_skipped_share", "fields"} == {item.name for item in dataclasses.fields(DataConfig)}
     for field, (before, change) in DATA.items():
         first = batches(stored, tmp_path, before)
         assert batches(stored, tmp_path, before) == first, "the same data twice"

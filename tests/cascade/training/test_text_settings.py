@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
-from imagen.cascade.stages import TextDefaults
 from imagen.cascade.training.compose import compose, save
 from imagen.cascade.training.config.run import RunConfig, TextConfig
-from imagen.cascade.training.inputs.batches import Texts, Words
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.task import StageTask
+from imagen.conditions.text import Words
 from imagen.text.encoder import encode
+from imagen.text.reading import TextDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, tiny_text_encoder, tiny_tokenizer
 
@@ -48,9 +50,8 @@ def read(t5: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Any]
 
     monkeypatch.setattr("imagen.text.encoder.encode", spy)
     config = RunConfig("run", unet={"text_dim": WIDTH}, text=TextConfig(encoder=t5, **{"max_length": 7, **settings}))
-    texts = Texts(config, torch.device("cpu"))
+    texts = Texts(config).load(torch.device("cpu"))
     encoded = texts(Words(["A red CIRCLE", "two blue star"]))
-    assert encoded is not None
     return [seen, *(part.tolist() for part in (*encoded, *texts.null(2, WIDTH)))]
 
 
@@ -73,7 +74,7 @@ def test_how_text_is_read_is_kept_for_sampling(config: Callable[..., RunConfig],
         more: dict[str, Any] = {"stage": {"size": 8, **stage}, "unet.lowres_channels": 0 if name == "long" else 3}
         more |= {"text.encoder": t5, "unet.text_dim": WIDTH, "train.steps": 1, "text.max_length": length}
         settings = config(run_dir=str(tmp_path / name), **{**changes, **more})
-        assert Trainer(settings).fit()
+        assert Trainer(StageTask(settings)).fit()
         record = json.loads((tmp_path / name / "model" / "stage.json").read_text())
         assert record["text"] == {"encoder": t5, "max_length": length, **READING}
     save(compose({"base64": tmp_path / "long", "sr256": tmp_path / "short"}), tmp_path / "model")
@@ -85,7 +86,7 @@ def test_how_text_is_read_is_kept_for_sampling(config: Callable[..., RunConfig],
 
 def test_weights_are_composed_in_the_dtype_asked_for(config: Callable[..., RunConfig], t5: str) -> None:
     settings = config(**{"text.encoder": t5, "unet.text_dim": WIDTH, "train.steps": 1})
-    assert Trainer(settings).fit()
+    assert Trainer(StageTask(settings)).fit()
     pipe = compose({"base64": Path(settings.run_dir)}, dtype=torch.bfloat16)
     for part in (pipe.base_unet, pipe.text_encoder):
         assert {value.dtype for value in part.state_dict().values()} == {torch.bfloat16}

@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from imagen.cascade.training.inputs.batches import Batch
+from imagen.cascade.training.task import StageTask
 from imagen.cli.train import main
 from imagen.data import micro_positions
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.training.trainer import Trainer, TrainingStopped, sums_by_time
+from imagen.training.trainer import Trainer, TrainingStopped, sums_by_group
 from unets import BaseUNet
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
@@ -70,9 +72,9 @@ def test_resuming_is_exact(config, read_metrics, tmp_path, sr_changes, stage, st
     if stage == "base":
         changes["unet.dropout"] = 0.2  # the network's own randomness, too
     whole = config(run_dir=str(tmp_path / "whole"), **changes)
-    assert Trainer(whole).fit()
+    assert Trainer(StageTask(whole)).fit()
     parts = replace(whole, run_dir=str(tmp_path / "parts"))
-    first = Trainer(parts)
+    first = Trainer(StageTask(parts))
     after_step = first._after_step
 
     def ask_to_stop(done: bool) -> None:  # as SIGTERM does
@@ -84,7 +86,7 @@ def test_resuming_is_exact(config, read_metrics, tmp_path, sr_changes, stage, st
     with pytest.raises(KeyboardInterrupt):
         first.fit()
     assert newest(parts.run_dir).name == f"step-{stop:08d}"
-    second = Trainer(parts)
+    second = Trainer(StageTask(parts))
     assert second.step == stop
     assert second.fit()
     assert same_run(whole.run_dir, parts.run_dir)
@@ -93,10 +95,10 @@ def test_resuming_is_exact(config, read_metrics, tmp_path, sr_changes, stage, st
 
 def test_a_run_that_lost_its_last_resume_point_repeats_the_steps(config, read_metrics):
     settings = config(**{"train.steps": 6, "train.checkpoint_every": 3, "train.log_every": 1})
-    Trainer(settings).fit()
+    Trainer(StageTask(settings)).fit()
     expected, weights = read_metrics(settings.run_dir), (Path(settings.run_dir) / WEIGHTS).read_bytes()
     shutil.rmtree(newest(settings.run_dir))
-    again = Trainer(settings)
+    again = Trainer(StageTask(settings))
     assert again.step == 3
     again.fit()
     assert read_metrics(settings.run_dir) == expected
@@ -105,10 +107,10 @@ def test_a_run_that_lost_its_last_resume_point_repeats_the_steps(config, read_me
 
 def test_a_finished_run_trains_no_further_and_exports_again(config):
     settings = config()
-    Trainer(settings).fit()
+    Trainer(StageTask(settings)).fit()
     stage = Path(settings.run_dir) / "model" / "stage.json"
     stage.unlink()
-    again = Trainer(settings)
+    again = Trainer(StageTask(settings))
     assert again.fit()
     assert again.step == 6
     assert json.loads(stage.read_text())["step"] == 6
@@ -124,7 +126,7 @@ def test_accumulation_does_not_change_the_loss_curve(config, read_metrics, tmp_p
                 "train.log_every": 1, "train.checkpoint_every": 50,
             },
         )  # fmt: skip
-        Trainer(settings).fit()
+        Trainer(StageTask(settings)).fit()
         curves.append(read_metrics(settings.run_dir))
     for one, other in zip(*curves, strict=True):
         for key in ("loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3", "grad_norm"):
@@ -135,15 +137,15 @@ def test_every_row_of_the_batch_is_used_once(config):
     """The pieces of a global batch, seen by the objective, are the batch: pictures, times and noise."""
 
     def rows_seen(accumulation: int) -> list[torch.Tensor]:
-        trainer = Trainer(config(**{"train.batch_size": 8, "train.accumulation": accumulation}))
+        trainer = Trainer(StageTask(config(**{"train.batch_size": 8, "train.accumulation": accumulation})))
         seen = []
-        objective = trainer.objective
+        objective = trainer.task.objective
 
         def spy(unet, batch):
             seen.append(torch.cat([batch.image.flatten(1), batch.noise.flatten(1), batch.t[:, None]], dim=1))
             return objective(unet, batch)
 
-        trainer.objective = spy
+        trainer.task.objective = spy
         trainer.fit()
         return [torch.cat(seen[i * accumulation : (i + 1) * accumulation]) for i in range(6)]
 
@@ -160,18 +162,18 @@ def trainer_dir(config) -> str:
 
 
 def break_loss(trainer: Trainer, steps: set[int], value: float = math.nan) -> None:
-    objective = trainer.objective
+    objective = trainer.task.objective
 
     def broken(unet, batch):
         losses = objective(unet, batch)
         return losses * value if trainer.step in steps else losses
 
-    trainer.objective = broken
+    trainer.task.objective = broken
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(config, read_metrics):
     settings = config(**{"train.steps": 5, "train.log_every": 1, "train.checkpoint_every": 1, "train.keep_last": 9})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     break_loss(trainer, {2})
     trainer.fit()
     states = sorted((Path(settings.run_dir) / "state").iterdir())
@@ -189,8 +191,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(config, read_metrics):
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped(config):
-    trainer = Trainer(config(**{"train.steps": 3}))
-    parameter = next(trainer.unet.parameters())
+    trainer = Trainer(StageTask(config(**{"train.steps": 3})))
+    parameter = next(trainer.module.parameters())
     parameter.register_hook(lambda grad: grad * (math.inf if trainer.step == 1 else 1))
     trainer.fit()
     assert (trainer.skipped, trainer.ema.updates) == (1, 2)
@@ -199,39 +201,39 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(config):
 
 def test_too_many_in_a_row_stop_the_run(config):
     settings = config(**{"train.steps": 50, "train.max_skipped_in_a_row": 3, "train.max_skipped": 100})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     break_loss(trainer, set(range(5, 50)))
     with pytest.raises(TrainingStopped, match="stopped at step 9: 4 steps in all and 4 in a row .* Lower optim.lr"):
         trainer.fit()
-    resumed = Trainer(settings)
+    resumed = Trainer(StageTask(settings))
     assert (resumed.step, resumed.skipped, resumed.skipped_in_a_row) == (9, 4, 4)
-    assert all(torch.isfinite(value).all() for value in resumed.unet.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in resumed.module.state_dict().values())
 
 
 def test_a_run_that_was_stopped_goes_on_once_it_is_mended(config):
     settings = config(**{"train.steps": 14, "train.max_skipped_in_a_row": 3, "train.max_skipped": 3})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     break_loss(trainer, set(range(5, 50)))
     with pytest.raises(TrainingStopped, match=r"4 steps in all .*train.max_skipped 3, train.max_skipped_in_a_row 3"):
         trainer.fit()
-    mended = Trainer(settings)
+    mended = Trainer(StageTask(settings))
     mended.fit()
     assert (mended.step, mended.skipped) == (14, 4)
 
 
 def test_too_many_in_all_stop_the_run(config):
-    trainer = Trainer(config(**{"train.steps": 50, "train.max_skipped_in_a_row": 3, "train.max_skipped": 4}))
+    trainer = Trainer(StageTask(config(**{"train.steps": 50, "train.max_skipped_in_a_row": 3, "train.max_skipped": 4})))
     break_loss(trainer, set(range(0, 50, 2)), math.inf)
     with pytest.raises(TrainingStopped, match="stopped at step 9: 5 steps in all and 1 in a row"):
         trainer.fit()
 
 
 def test_clipping_bounds_the_gradient_but_not_the_logged_norm(config):
-    trainer = Trainer(config(**{"optim.clip_norm": 1e-3, "train.steps": 2}))
+    trainer = Trainer(StageTask(config(**{"optim.clip_norm": 1e-3, "train.steps": 2})))
     norms, step = [], trainer.optimizer.step
 
     def spy():
-        grads = [p.grad for p in trainer.unet.parameters() if p.grad is not None]
+        grads = [p.grad for p in trainer.module.parameters() if p.grad is not None]
         norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
         step()
 
@@ -253,21 +255,21 @@ def test_loss_falls_when_eight_pictures_are_learned_by_heart(config, tmp_path, r
             "optim.lr": 5e-3, "optim.warmup": 5, "train.log_every": 20, "train.checkpoint_every": 500,
         },
     )  # fmt: skip
-    Trainer(settings).fit()
+    Trainer(StageTask(settings)).fit()
     losses = [line["loss"] for line in read_metrics(settings.run_dir)]
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_the_exported_stage_reproduces_the_average(config):
     settings = config(**{"train.steps": 4, "ema.decay": 0.5})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     trainer.fit()
     stage = read_run(Path(settings.run_dir))
     unet = BaseUNet.from_pretrained(stage.unet)
     z, timestep = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
-    raw = trainer.unet(z, timestep)
-    with trainer.ema.swapped_in(trainer.unet):
-        expected = trainer.unet(z, timestep)
+    raw = trainer.module(z, timestep)
+    with trainer.ema.swapped_in(trainer.module):
+        expected = trainer.module(z, timestep)
     assert torch.equal(unet(z, timestep), expected)
     assert not torch.equal(raw, expected)
     record = json.loads((Path(settings.run_dir) / "model" / "stage.json").read_text())
@@ -279,26 +281,29 @@ def test_the_exported_stage_reproduces_the_average(config):
 
 def test_starting_from_an_exported_stage(config, tmp_path):
     first = config(**{"train.steps": 3})
-    Trainer(first).fit()
+    Trainer(StageTask(first)).fit()
     second = config(run_dir=str(tmp_path / "second"), **{"train.init_from": f"{first.run_dir}/model", "train.steps": 3})
-    trainer = Trainer(second)
+    trainer = Trainer(StageTask(second))
     exported = load_file(Path(first.run_dir) / WEIGHTS)
-    assert all(torch.equal(value, exported[name]) for name, value in trainer.unet.state_dict().items())
+    assert all(torch.equal(value, exported[name]) for name, value in trainer.module.state_dict().items())
     assert all(torch.equal(value, exported[name]) for name, value in trainer.ema.average.items())
     with pytest.raises(ConfigError, match="does not fit this unet"):
         Trainer(
-            config(
-                run_dir=str(tmp_path / "x"), **{"train.init_from": first.run_dir + "/model", "unet.model_channels": 16}
+            StageTask(
+                config(
+                    run_dir=str(tmp_path / "x"),
+                    **{"train.init_from": first.run_dir + "/model", "unet.model_channels": 16},
+                )
             )
         )
 
 
 def test_going_on_with_another_configuration(config):
-    Trainer(config(**{"train.steps": 2})).fit()
+    Trainer(StageTask(config(**{"train.steps": 2}))).fit()
     with pytest.raises(ConfigError, match="another configuration .train.seed 0 -> 1.: use another run_dir"):
-        Trainer(config(**{"train.seed": 1}))
+        Trainer(StageTask(config(**{"train.seed": 1})))
     with pytest.warns(UserWarning, match="train.steps 2 -> 3"):
-        trainer = Trainer(config(**{"train.steps": 3, "train.log_every": 1}))
+        trainer = Trainer(StageTask(config(**{"train.steps": 3, "train.log_every": 1})))
     assert trainer.fit()
     assert trainer.step == 3
 
@@ -323,24 +328,14 @@ def test_sigterm_saves_and_exits_0(write_config, tmp_path, capsys):
 
 
 def test_time_limit_saves_and_ends(config):
-    trainer = Trainer(config(**{"train.steps": 100_000, "train.time_limit": 0.01, "train.checkpoint_every": 100_000}))
+    trainer = Trainer(
+        StageTask(config(**{"train.steps": 100_000, "train.time_limit": 0.01, "train.checkpoint_every": 100_000}))
+    )
     assert not trainer.fit()
     assert newest(trainer.run).name == f"step-{trainer.step:08d}"
 
 
-@pytest.mark.parametrize(("levels", "on"), [(True, [1, 1, 1]), ([0], [1, 0, 0]), ([1], [0, 1, 1]), (False, None)])
-def test_levels_are_checkpointed_as_told(config, levels, on):
-    unet = Trainer(config(**{"train.gradient_checkpointing": levels})).unet
-    assert unet.gradient_checkpointing == (on is not None)
-    if on is not None:
-        assert [unet.down_blocks[0].checkpointed, unet.down_blocks[1].checkpointed, unet.mid_block.checkpointed] == on
-
-
-def test_a_level_that_is_not_there_is_told_before_training(config):
-    with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing \[2\]: .* has levels 0 to 1"):
-        Trainer(config(**{"train.gradient_checkpointing": [2]}))
-
-
 def test_sums_per_quarter():
-    sums = sums_by_time(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.1, 0.24, 0.5, 0.999]))
+    batch = Batch(torch.zeros(0), torch.zeros(0), torch.tensor([0.1, 0.24, 0.5, 0.999]), {})
+    sums = sums_by_group(torch.tensor([1.0, 2.0, 4.0, 8.0]), StageTask.group(None, batch), 4)
     assert sums.tolist() == [3, 0, 4, 8, 2, 0, 1, 1]

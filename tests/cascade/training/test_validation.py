@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.batches import Texts
+from imagen.cascade.training.inputs.batches import BatchMaker
+from imagen.cascade.training.inputs.conditions import make_conditions
+from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet
+from imagen.cascade.training.task import StageTask
 from imagen.cascade.training.validation import Validation
 from imagen.errors import ConfigError
 from imagen.evaluation.curves import keys_under
@@ -30,7 +33,8 @@ WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 
 def make(settings: RunConfig) -> Validation:
     device = torch.device("cpu")
-    return Validation(settings, Objective(settings.stage), Texts(settings, device), device)
+    conditions = make_conditions(settings, Texts(settings).load(device))
+    return Validation(settings, Objective(settings.stage), BatchMaker(conditions, 0, torch.float32, device))
 
 
 def redrawn(settings: RunConfig):
@@ -74,18 +78,18 @@ def test_every_picture_meets_every_level(config):
     validation, seen = make(settings), []
 
     def spy(unet, batch):
-        seen.append((batch.t, batch.image, batch.noise, batch.drop))
+        seen.append((batch.t, batch.image, batch.noise))
         return batch.t
 
     validation.objective = spy  # type: ignore[assignment]
     table = validation.table(make_unet(settings))
     levels = torch.tensor([1 / 6, 3 / 6, 5 / 6], dtype=torch.float64)
     torch.testing.assert_close(table, levels[:, None].expand(3, 7))
-    pictures = torch.cat([image for t, image, _, _ in seen if t[0] < 0.2])
+    pictures = torch.cat([image for t, image, _ in seen if t[0] < 0.2])
     held = validation.source
     assert torch.equal(pictures, torch.stack([held[index].image for index in range(7)]))
-    assert len({tuple(noise.flatten().tolist()) for _, _, noises, _ in seen for noise in noises}) == 21
-    assert not any(drop.any() for *_, drop in seen)
+    assert len({tuple(noise.flatten().tolist()) for _, _, noises in seen for noise in noises}) == 21
+    assert not any(validation._draws(level, range(7)).drop.any() for level in range(3))
     record = validation.record(table)
     assert record["val_loss"] == pytest.approx(0.5)
     log_snr = [float(key.removeprefix("val_loss/log_snr_")) for key in list(record)[1:]]
@@ -99,7 +103,7 @@ def test_training_does_not_notice(config, read_metrics, tmp_path):
     quiet = config(**{**CHANGES, "validation.every": 0}, run_dir=str(tmp_path / "quiet"))
     watched = replace(config(**CHANGES), run_dir=str(tmp_path / "watched"))
     for settings in (quiet, watched):
-        Trainer(settings).fit()
+        Trainer(StageTask(settings)).fit()
     assert (tmp_path / "quiet" / WEIGHTS).read_bytes() == (tmp_path / "watched" / WEIGHTS).read_bytes()
     lines = read_metrics(watched.run_dir)
     assert [line for line in lines if "loss" in line] == read_metrics(quiet.run_dir)
@@ -160,7 +164,7 @@ def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, t
     Image.new("RGB", (9, 9)).save(folder / "a.png")
     held = {"every": 1, "samples": 4, "data": {"kind": "folder", "path": str(folder)}}
     with pytest.raises(ConfigError, match="validation.samples 4 is more than the 1 pictures of validation.data"):
-        Trainer(config(validation=held))
+        Trainer(StageTask(config(validation=held)))
     held["data"] = {"kind": "folder", "path": str(tmp_path / "nowhere")}
     with pytest.raises(ConfigError, match="^validation.data: "):
-        Trainer(config(validation=held))
+        Trainer(StageTask(config(validation=held)))

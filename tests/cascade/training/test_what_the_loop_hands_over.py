@@ -12,6 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.task import StageTask
 from imagen.training.trainer import Trainer
 
 SHARES = [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4]  # of the peak: two steps of warm-up, then a line to 0 at step 6
@@ -42,7 +43,7 @@ def test_every_update_has_the_learning_rate_of_its_step_and_the_log_says_it(
 ) -> None:
     settings = config(optim={**OPTIM, "muon_lr": 2e-2}, **{"train.log_every": 1, "train.checkpoint_every": 6})
     with steps_of_optimizers() as seen:
-        assert Trainer(settings).fit()
+        assert Trainer(StageTask(settings)).fit()
     assert [rates["adam"] for rates in seen] == pytest.approx([1e-3 * share for share in SHARES])
     assert [rates["muon"] for rates in seen] == pytest.approx([2e-2 * share for share in SHARES])
     lines = read_metrics(settings.run_dir)
@@ -54,8 +55,8 @@ def test_every_update_has_the_learning_rate_of_its_step_and_the_log_says_it(
 def test_a_run_that_goes_on_takes_up_the_learning_rate_of_its_step(config: Callable[..., RunConfig]) -> None:
     """Also behind a skipped step: the rate is the step's, not the update's."""
     settings = config(optim=OPTIM, **{"train.checkpoint_every": 3})
-    first = Trainer(settings)
-    first.objective = spoilt(first.objective, first, step=2)  # type: ignore[assignment]
+    first = Trainer(StageTask(settings))
+    first.task.objective = spoilt(first.task.objective, first, step=2)  # type: ignore[assignment]
     after_step = first._after_step
 
     def stop_after_three(stop: bool) -> None:
@@ -67,7 +68,7 @@ def test_a_run_that_goes_on_takes_up_the_learning_rate_of_its_step(config: Calla
     with steps_of_optimizers() as seen, pytest.raises(KeyboardInterrupt):
         first.fit()
     with steps_of_optimizers() as later:
-        assert Trainer(settings).fit()
+        assert Trainer(StageTask(settings)).fit()
     rates = [one["adam"] for one in (*seen, *later)]
     assert rates == pytest.approx([1e-3 * share for share in (*SHARES[:2], *SHARES[3:])])
 
@@ -77,38 +78,40 @@ def spoilt(objective: Callable[..., torch.Tensor], trainer: Trainer, step: int) 
 
 
 def networks_calls(trainer: Trainer) -> list[dict[str, Any]]:
-    """What the network is called with while training, and what torch's generator was seeded with then."""
+    """What the network is called with while training."""
     seen: list[dict[str, Any]] = []
 
     def note(unet: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append({"seed": torch.initial_seed(), "z": args[0], "timestep": args[1], **kwargs})
+        seen.append({"z": args[0], "timestep": args[1], **kwargs})
 
-    trainer.unet.register_forward_pre_hook(note, with_kwargs=True)
+    trainer.module.register_forward_pre_hook(note, with_kwargs=True)
     trainer.fit()
     return seen
 
 
-def test_torchs_seed_is_of_the_step_and_the_part_of_its_batch(config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """Dropout inside the network is drawn from it: the same seed twice would drop the same channels twice."""
+def test_dropout_is_seeded_by_the_run_s_seed_the_step_and_the_row(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """The same seed twice would drop the same channels twice."""
     changes = {"train.steps": 3, "train.accumulation": 2}
-    seeds = [
-        [call["seed"] for call in networks_calls(Trainer(config(run_dir=str(tmp_path / name), **changes, **more)))]
-        for name, more in (("a", {}), ("again", {}), ("other", {"train.seed": 1}))
-    ]
-    assert len(seeds[0]) == len({*seeds[0]}) == 6
+    seeds = []
+    for name, more in (("a", {}), ("again", {}), ("other", {"train.seed": 1})):
+        calls = networks_calls(Trainer(StageTask(config(run_dir=str(tmp_path / name), **changes, **more))))
+        seeds.append(torch.cat([call["dropout_seeds"] for call in calls]).tolist())
+    assert len(seeds[0]) == len({*seeds[0]}) == 3 * 4
     assert seeds[0] == seeds[1]
     assert not {*seeds[0]} & {*seeds[2]}
 
 
 def test_every_picture_of_every_step_has_noise_a_time_and_a_level_of_its_own(config: Callable[..., RunConfig]) -> None:
     """At t near 1 the state is the noise: shown by pictures that are all black, so that all that differs is drawn."""
-    trainer = Trainer(config(**SR, **{"train.steps": 3, "train.accumulation": 2}))
-    make = trainer.batch_maker.__call__
+    trainer = Trainer(StageTask(config(**SR, **{"train.steps": 3, "train.accumulation": 2})))
+    make = trainer.task.batch_maker.__call__
 
     def black(raw: dict[str, Any], *rest: Any) -> Any:
         return make({**raw, "image": torch.zeros(2, 3, 8, 8), "lowres": torch.zeros(2, 3, 4, 4)}, *rest)
 
-    trainer.batch_maker = black  # type: ignore[assignment]
+    trainer.task.batch_maker = black  # type: ignore[assignment]
     calls = networks_calls(trainer)
     assert len(calls) == 6
     rows = {name: torch.cat([call[name] for call in calls]) for name in ("z", "timestep", "lowres", "aug_timestep")}
@@ -122,33 +125,32 @@ def test_every_picture_of_every_step_has_noise_a_time_and_a_level_of_its_own(con
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_captions_are_dropped_at_the_stage_s_own_share(config: Callable[..., RunConfig], share: float) -> None:
-    trainer = Trainer(config(**{"stage.text_dropout": share, "train.steps": 2, "train.batch_size": 8}))
-    make, dropped = trainer.batch_maker.__call__, []
+    trainer = Trainer(StageTask(config(**{"stage.text_dropout": share, "train.steps": 2, "train.batch_size": 8})))
+    make, dropped = trainer.task.batch_maker.__call__, []
 
     def spy(raw: dict[str, Any], draws: Any, *rest: Any) -> Any:
-        batch = make(raw, draws, *rest)
-        dropped.append(batch.drop.double().mean().item())
-        return batch
+        dropped.append(draws.drop.double().mean().item())
+        return make(raw, draws, *rest)
 
-    trainer.batch_maker = spy  # type: ignore[assignment]
+    trainer.task.batch_maker = spy  # type: ignore[assignment]
     trainer.fit()
     assert dropped == [share, share]
 
 
 @pytest.mark.parametrize(("seconds", "done"), [(50, 6), (70, 1)])
 def test_the_time_limit_is_in_minutes(config: Callable[..., RunConfig], seconds: int, done: int) -> None:
-    trainer = Trainer(config(**{"train.time_limit": 1.0}))
-    trainer._began -= seconds
+    trainer = Trainer(StageTask(config(**{"train.time_limit": 1.0})))
+    trainer.stopping.began -= seconds
     assert trainer.fit() == (done == 6)
     assert trainer.step == done
 
 
 def test_pictures_asked_for_are_counted_from_the_first_step_of_a_run(config: Callable[..., RunConfig]) -> None:
     """A share of them may be unusable where a stream does not say how many there are."""
-    first = Trainer(config(**{"train.accumulation": 2}))
-    first._stop_signal = 1
+    first = Trainer(StageTask(config(**{"train.accumulation": 2})))
+    first.stopping.signal = 1
     assert not first.fit()
     assert (first.step, first.bad.read) == (1, 4)
-    again = Trainer(config(**{"train.accumulation": 2}))
+    again = Trainer(StageTask(config(**{"train.accumulation": 2})))
     assert again.fit()
     assert again.bad.read == 24

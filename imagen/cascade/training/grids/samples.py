@@ -23,12 +23,14 @@ from imagen.cascade.text import Text, pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.grids.cascade_grid import load_others
-from imagen.cascade.training.inputs.batches import Texts, Words, lowres_of
+from imagen.cascade.training.inputs.conditions import lowres_condition
+from imagen.cascade.training.inputs.source import make_source
+from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.conditions.text import Words
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
-from imagen.training.loader import make_source
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
 from imagen.training.state.ema import EMA
@@ -68,7 +70,7 @@ class GridMaker:
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
-        self.config, self.objective, self.texts, self.device = config, objective, texts, device
+        self.config, self.texts, self.lowres, self.device = config, texts, lowres_condition(config), device
         self.processes = processes or Processes()
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
@@ -109,11 +111,11 @@ class GridMaker:
 
     def _given(self) -> tuple[Words, Tensor | None, Tensor | None]:
         """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
-        if self.config.stage.lowres_size is None:
+        if self.lowres is None:
             return self._words(), None, None
         held = collate(self._held_out())
-        truth, given = held["image"].to(self.device, self.dtype), lowres_of(held)
-        return Words.of(held), self.objective.make_lowres(truth) if given is None else given.to(truth), truth
+        truth = held["image"].to(self.device, self.dtype)
+        return Words.of(held), self.lowres.picture(held, truth), truth
 
     def own_stage(self, unet: Network) -> Stage:
         """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale."""
@@ -154,9 +156,9 @@ class GridMaker:
 
     def _text(self, words: Words) -> Text | None:
         """Both halves of the text; None without text."""
-        prompt = self.texts(words)
-        if prompt is None:
+        if not self.config.reads_text:
             return None
+        prompt = self.texts(words)
         return pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)
 
     def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
+from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.stage import LossConfig
 from imagen.cascade.training.start.origin import no_network
 from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
-from imagen.training.config.parsing import check_unet_arguments, check_unet_kind
 from imagen.training.state.ema import trained_state
 from unets.contract import Facts, Network, network_class
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.batches import Texts, Words
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.conditions.text import Words
 from imagen.errors import ConfigError
 from imagen.training.loader import make_loader
 from unets.contract import Network
@@ -30,9 +31,8 @@ def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -
     while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
         words = Words.of(next(batches))
         read += len(words)
-        encoded = texts(words)
-        assert encoded is not None, "a network with text has an encoder or a cache"
-        tokens = encoded[0][encoded[1].bool()].double()
+        encoded, mask = texts(words)
+        tokens = encoded[mask.bool()].double()
         count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
     mean = total / count  # a text has one token at least
     try:
