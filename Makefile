@@ -57,7 +57,7 @@ demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs
 		$(TRAIN) --config configs/shapes/$$stage.yaml --run_dir runs/shapes/$$stage-wide \
 			--train.init_from runs/shapes/$$stage/model/unet $(WIDE) || exit 1; \
 	done
-	$(BIN)/python -m imagen.training.compose --base64 runs/shapes/base64 --sr256 runs/shapes/sr256-wide \
+	$(BIN)/python -m imagen.training.compose --base runs/shapes/base64 --sr256 runs/shapes/sr256-wide \
 		--sr1024 runs/shapes/sr1024-wide --dtype fp16 --max_shard_size 14MB --out runs/shapes/model
 	$(BIN)/python -m imagen.evaluation alignment --model runs/shapes/model --split heldout
 

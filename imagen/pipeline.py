@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.callbacks import TENSORS, step_callback
+from imagen.cascade.output import ImagenPipelineOutput
+from imagen.cascade.parts import check_parts, load_parts, named_dtype
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish
 from imagen.cascade.runner import Job, Stage, run_stage
-from imagen.cascade.safety import finish, load_checker
+from imagen.cascade.safety import finish
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import PromptReader, load_encoder, named_dtype
+from imagen.cascade.text import PromptReader
 from imagen.checks import check_int, check_keys
 from imagen.diffusion.loop import LoopState
-from imagen.stages.folder import check_complete, find_folder, read_index, read_model
+from imagen.stages.folder import find_folder, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SLOTS, StageDefaults, read_stages
-from imagen.text.encoder import check_tokenizer
 from imagen.text.reading import TextDefaults
 from unets.contract import Network, any_network
 
@@ -37,22 +37,9 @@ if TYPE_CHECKING:
 else:
     AnyNetwork = any_network()  # diffusers compares a component's class with the annotation
 
+NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")]
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-
-
-@dataclass
-class ImagenPipelineOutput(BaseOutput):
-    """What a call returns.
-
-    Attributes:
-        images: the last stage's pictures: a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), floats
-            in [0, 1]; prompt by prompt, ``num_images_per_prompt`` of each.
-        stages: the same for every stage that ran, by its side in pixels (the last of that side) or its slot.
-    """
-
-    images: Any
-    stages: ByStage[Any]
 
 
 class ImagenPipeline(AdapterMixin, DiffusionPipeline):
@@ -64,6 +51,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
     Args:
         tokenizer, text_encoder: a T5's, frozen.
         base_unet, sr256_unet, sr1024_unet: networks of :data:`unets.NETWORKS`.
+        base_weak_unet, sr256_weak_unet, sr1024_weak_unet: worse ones of the same inputs and outputs, for autoguidance.
         base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
             ``prediction_type``, its noise schedule in ``trained_betas``; one of the same config may take its place.
         stages: sizes and sampling defaults per slot, each a dict of the fields of
@@ -71,11 +59,11 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         format_version: of ``stages``; older ones are migrated.
     """
 
-    model_cpu_offload_seq = "text_encoder->base_unet->sr256_unet->sr1024_unet"
+    model_cpu_offload_seq = "->".join(["text_encoder", *NETWORKS])
     _exclude_from_cpu_offload: ClassVar[list[str]] = [*SAFETY]
     _optional_components: ClassVar[list[str]] = [
-        *("tokenizer", "text_encoder", *SAFETY),
-        *(f"{slot}_{part}" for slot in SLOTS for part in ("unet", "scheduler")),
+        *("tokenizer", "text_encoder", *SAFETY, *NETWORKS),
+        *(f"{slot}_scheduler" for slot in SLOTS),
     ]
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSORS)
 
@@ -96,6 +84,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         safety_checker: PreTrainedModel | None = None,
         feature_extractor: Any = None,
         watermarker: Any = None,
+        base_weak_unet: AnyNetwork | None = None,
+        sr256_weak_unet: AnyNetwork | None = None,
+        sr1024_weak_unet: AnyNetwork | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -110,6 +101,9 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             watermarker=watermarker,
+            base_weak_unet=base_weak_unet,
+            sr256_weak_unet=sr256_weak_unet,
+            sr1024_weak_unet=sr1024_weak_unet,
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         max_length = check_int("max_length", max_length, 1)
@@ -134,23 +128,13 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         read_model(folder, skip)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
-        index, free = read_index(folder), not {"device_map", "quantization_config"} & set(kwargs)
-        for name, listed, load in (
-            ("text_encoder", ["transformers", "T5EncoderModel"], load_encoder),
-            ("safety_checker", ["deepfloyd_if", "IFSafetyChecker"], load_checker),
-        ):
-            if index.get(name) == listed and name not in kwargs and free:
-                kwargs[name] = load(folder / name, kwargs)
+        kwargs.update(load_parts(folder, kwargs))
         try:
             pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"model {str(pretrained_model_name_or_path)!r} cannot be loaded: {reason}") from error
-        for name in (f"{slot}_unet" for slot in SLOTS if free and f"{slot}_unet" not in kwargs):
-            if getattr(pipe, name) is not None:
-                check_complete(folder / name, getattr(pipe, name).state_dict())
-        if pipe.tokenizer is not None and pipe.text_encoder is not None:
-            check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
+        check_parts(pipe, folder, kwargs, NETWORKS)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 
@@ -160,7 +144,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         stored = read_stages(self.config["stages"], FORMAT_VERSION)
         parts = {slot: (getattr(self, f"{slot}_unet"), getattr(self, f"{slot}_scheduler")) for slot in SLOTS}
         return {
-            slot: Stage(slot, *parts[slot], stored[slot])
+            slot: Stage(slot, *parts[slot], stored[slot], weak=getattr(self, f"{slot}_weak_unet"))
             for slot in SLOTS
             if all(part is not None for part in parts[slot])
         }
@@ -255,6 +239,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("z",),
         callback_on_stage_end: Callable[..., None] | None = None,
         sr_batch_size: int | None = None,
+        guidance: str | Sequence[str] | Mapping[int | str, str] | None = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -281,6 +266,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, and "x0", its clean estimate.
             callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
+            guidance: what guides, per stage: "cfg", "interval(low=-1)+apg", ... (:mod:`imagen.diffusion.guidance`).
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -288,6 +274,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         settings = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "guidance": guidance,
             "aug_level": aug_level,
             "lowres_consistency": lowres_consistency,
         }
@@ -301,7 +288,7 @@ class ImagenPipeline(AdapterMixin, DiffusionPipeline):
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
         text, count = join(stages, positive, negative, len(given), self._execution_device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
-        job = Job(text, num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
+        job = Job([] if text is None else [text], num_images_per_prompt, seeds, self._execution_device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
         made = self._cascade(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = list(made.slots.values())[-1]

@@ -70,3 +70,6 @@ def test_a_malformed_mutation_names_its_place(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("- {file: a.py, fnd: x, replace: y, tests: t}\n")
     with pytest.raises(ValueError, match="bad.yaml, entry 1"):
         run.load(tmp_path)
+    (tmp_path / "bad.yaml").write_text("- {file: a.py, find: x, replace: y, find: z, tests: t}\n")
+    with pytest.raises(ValueError, match="bad.yaml: 'find' stands twice in the entry at line 1"):
+        run.load(tmp_path)

@@ -34,6 +34,7 @@ VERSION_1_STAGE = {
     "lowres_mode": "bilinear_corners",
 }
 VERSION_3_STAGE = {**VERSION_1_STAGE, "lowres_consistency": 4}
+VERSION_4_STAGE = {**VERSION_3_STAGE, "guidance": "interval(low=-1, high=3)+cfg"}
 VERSION_2_TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
 
 
@@ -90,8 +91,8 @@ def test_changed_defaults_and_schedulers_are_saved(tmp_path):
     assert loaded.stage_defaults["sr256"].aug_level == 0.4
     assert isinstance(loaded.sr256_scheduler, DPMSolverMultistepScheduler)
     assert torch.equal(sample(loaded), sample(pipe))
-    with pytest.raises(ValueError, match="unknown key 'guidance'; did you mean 'guidance_scale'"):
-        pipe.set_stage_defaults("base", guidance=3.0)
+    with pytest.raises(ValueError, match="unknown key 'guidance_scal'; did you mean 'guidance_scale'"):
+        pipe.set_stage_defaults("base", guidance_scal=3.0)
 
 
 def test_variants_and_shards(tmp_path):
@@ -165,20 +166,21 @@ def test_sequential_offload_of_the_networks_changes_nothing():
 
 
 def test_offload_order_names_every_network():
-    assert set(ImagenPipeline.model_cpu_offload_seq.split("->")) == set(NETWORKS)
+    weak = {name.replace("_unet", "_weak_unet") for name in NETWORKS[1:]}
+    assert set(ImagenPipeline.model_cpu_offload_seq.split("->")) == {*NETWORKS, *weak}
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("version", "stored"), [(1, VERSION_1_STAGE), (3, VERSION_3_STAGE)])
+@pytest.mark.parametrize(("version", "stored"), [(1, VERSION_1_STAGE), (3, VERSION_3_STAGE), (4, VERSION_4_STAGE)])
 def test_every_entry_of_a_stage_is_still_read(copy, version, stored):
     stages = json.loads((copy / "model_index.json").read_text())["stages"]
-    assert FORMAT_VERSION == 3, "keep these formats and add the new one"
-    assert set(stages["sr256"]) == set(VERSION_3_STAGE)
+    assert FORMAT_VERSION == 4, "keep these formats and add the new one"
+    assert set(stages["sr256"]) == set(VERSION_4_STAGE)
     rewrite_index(copy, stages={**stages, "sr256": stored}, format_version=version, max_length=17, text=...)
     pipe = ImagenPipeline.from_pretrained(copy)
-    assert pipe.stage_defaults["sr256"] == StageDefaults(**{"lowres_consistency": 0, **stored})
+    assert pipe.stage_defaults["sr256"] == StageDefaults(**{"lowres_consistency": 0, "guidance": "cfg", **stored})
     assert pipe.config.max_length == 17
     assert pipe.reader.defaults == TextDefaults()  # format 1 knew one way to read a prompt
     assert torch.isfinite(sample(pipe)).all()
@@ -218,7 +220,7 @@ def test_a_stage_that_cannot_be_read_is_named(copy, part):
 
 def test_a_newer_format_is_refused_in_one_line(copy):
     rewrite_index(copy, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(ValueError, match="newer than the 3 this version of imagen reads; update imagen") as caught:
+    with pytest.raises(ValueError, match="newer than the 4 this version of imagen reads; update imagen") as caught:
         ImagenPipeline.from_pretrained(copy)
     assert "\n" not in str(caught.value)
 

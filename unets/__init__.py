@@ -9,6 +9,7 @@ from .contract import Facts, Network, TextContext
 NETWORKS = {
     "BaseUNet": "unets.base",
     "EfficientUNet": "unets.efficient",
+    "DiT": "unets.dit",
 }
 
 __all__ = ["NETWORKS", "Facts", "Network", "TextContext"]

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagen.cascade.variance import learns_variance
 from imagen.checks import check_choice
 from imagen.stages.folder import RECORD, read_run
 from imagen.stages.spec import SLOTS
@@ -214,7 +213,7 @@ class AdapterMixin:
         if unet is None:
             raise ValueError(f"stage {stage!r} is not in this pipeline, which the adapter {str(adapter)!r} is for")
         unet.lora_tuner = (load_adapter(unet, adapter),)  # in a tuple: torch would take it for a part of the network
-        if trained_without_variance(adapter) and learns_variance(unet.config):
+        if trained_without_variance(adapter) and unet.facts.learns_variance:
             logger.warning(
                 f"{stage}: this adapter was trained with train.drop_variance, and the network still has its learned "
                 f'variance: call imagen.cascade.variance.drop_variance(pipe, "{stage}")'

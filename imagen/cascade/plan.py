@@ -51,6 +51,7 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     stages = [stage._replace(rule=check_sampler(stage)) for stage in stages]
     for stage in stages:
         _check_consistency(stage)
+        _check_weak(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
             raise ValueError(
@@ -67,6 +68,21 @@ def _check_consistency(stage: Stage) -> None:
             f"stage {stage.slot}: lowres_consistency is {stage.settings.lowres_consistency}; expected 0 where pictures "
             f"of {stage.channels} channels are made from {stage.lowres_channels}"
         )
+
+
+def _check_weak(stage: Stage) -> None:
+    """Raises ValueError where guidance asks for a weaker network and it is not there, or has other inputs."""
+    if "weak" not in stage.branches:
+        return
+    if stage.weak is None:
+        raise ValueError(
+            f"stage {stage.slot}: guidance {stage.settings.guidance!r} needs a weaker network, and "
+            f"{stage.slot}_weak_unet is empty; give one (pipe.register_modules), or choose another guidance"
+        )
+    for name in ("in_channels", "out_channels", "lowres_channels", "text_dim"):
+        ours, theirs = getattr(stage.unet.facts, name), getattr(stage.weak.facts, name)
+        if ours != theirs:
+            raise ValueError(f"{stage.slot}_weak_unet has {name} {theirs}, {stage.slot}_unet {ours}; expected the same")
 
 
 def check_sampler(stage: Stage) -> StepRule:
@@ -141,7 +157,8 @@ def join(
         return None, max(1, pictures)
     if not reading:
         raise ValueError("prompt is given but no stage that runs reads text (text_dim=None); leave it out")
-    if negative is not None and not any(stage.guided for stage in stages):
+    guided = any("unconditional" in stage.branches for stage in stages)
+    if negative is not None and not guided:
         logger.warning("negative_prompt has no effect at guidance_scale=1: the unconditional half is not computed")
     width = prompt[0].shape[-1]
     for stage in reading:
@@ -154,6 +171,5 @@ def join(
     if pictures not in (0, 1, count):
         raise ValueError(f"{pictures} pictures to start from for {count} prompts; give one, or one for each")
     if negative is None:
-        guided = any(stage.guided for stage in stages)
         negative = null(width) if guided else null_text(1, width)  # unread without guidance
     return pair(prompt, negative, count, device), count

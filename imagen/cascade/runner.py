@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
-from imagen.cascade.text import Text
-from imagen.conditions.given import Given, Value, select
+from imagen.conditions.given import Given, Sampled, Target, Value, select
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
-from imagen.diffusion.guidance import Branch
+from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.schedules import make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
-from unets.contract import Network, TextContext
+from unets.contract import Network
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -42,6 +41,7 @@ class Stage(NamedTuple):
         settings: its stored defaults with the call's values on top.
         aspect: height and width of its picture over ``settings.size``; (1, 1) is square.
         rule: how its loop steps, made once a call; None makes it for the run.
+        weak: a worse network of the same inputs and outputs, for guidance that asks for one.
     """
 
     slot: str
@@ -50,6 +50,7 @@ class Stage(NamedTuple):
     settings: StageDefaults
     aspect: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
     rule: StepRule | None = None
+    weak: Network | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,9 +78,20 @@ class Stage(NamedTuple):
         return self.unet.facts.text_dim is not None
 
     @property
-    def guided(self) -> bool:
-        """Whether the unconditional half is computed."""
-        return self.reads_text and self.settings.guidance_scale != 1
+    def guidance(self) -> Guidance:
+        """How the answers of its network's branches become one."""
+        return parse_guidance(self.settings.guidance)
+
+    @property
+    def scale(self) -> float:
+        """w of equation 2, 1 where the guidance would compare a network with itself."""
+        pointless = not self.reads_text and "unconditional" in self.guidance.branches
+        return 1.0 if pointless else self.settings.guidance_scale
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What of its network may be evaluated in a step."""
+        return branches(self.guidance, self.scale)
 
 
 def scaled(side: int, aspect: tuple[Fraction, Fraction]) -> tuple[int, int]:
@@ -91,14 +103,14 @@ class Job(NamedTuple):
     """What all stages of a call share.
 
     Attributes:
-        text: of the prompts, or None.
-        pictures_per_prompt: of each.
+        conditions: what the caller passed (text, ...).
+        pictures_per_prompt: of each prompt.
         seeds: one per picture, B in all.
         device: where the networks compute.
         sr_batch_size: pictures a super-resolution network sees at once, or None.
     """
 
-    text: Text | None
+    conditions: Sequence[Sampled]
     pictures_per_prompt: int
     seeds: list[int]
     device: torch.device
@@ -123,19 +135,19 @@ def run_stage(
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
-    given = [] if job.text is None or not stage.reads_text else [_text(stage, job, job.text)]
-    correct = None
+    lowered, correct = None, None
     if settings.lowres_size is not None:
         small_shape = scaled(settings.lowres_size, stage.aspect)
         small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
-        given.append(_low_resolution(stage, small, generators))
+        lowered = _low_resolution(stage, small, generators)
         if settings.lowres_consistency:
             correct = match_lowres(small, settings.lowres_consistency)
     x0_fn = make_x0_fn(
-        bind(stage, job, given),
+        bind(stage, job, lowered),
         prediction_type=stage.scheduler.config.prediction_type,
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
-        guidance_scale=settings.guidance_scale if stage.guided else 1.0,
+        guidance=stage.guidance,
+        guidance_scale=stage.scale,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
         learned_variance=stage.unet.facts.learns_variance,
         correct=correct,
@@ -164,12 +176,35 @@ def step_rule(stage: Stage) -> StepRule:
     return StepRule(stage.scheduler, chosen_timesteps(stage.settings.num_inference_steps, levels))
 
 
-def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
-    """The network with what its pictures are given, in as many calls as memory needs.
+def bind(stage: Stage, job: Job, lowered: Given | None = None) -> Evaluate:
+    """The stage's networks with what their pictures are given, each asked for its branches.
+
+    Args:
+        lowered: the low-res pictures, as they are given to a network.
+    """
+    strong = _bind(stage, stage.unet, job, lowered)
+    if stage.weak is None or "weak" not in stage.branches:
+        return strong
+    weak = _bind(stage, stage.weak, job, lowered)
+
+    def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
+        own: tuple[Branch, ...] = tuple(branch for branch in branches if branch != "weak")
+        made: dict[Branch, Tensor] = dict(zip(own, strong(z, timestep, own), strict=True)) if own else {}
+        if "weak" in branches:
+            (made["weak"],) = weak(z, timestep, ("weak",))
+        return tuple(made[branch] for branch in branches)
+
+    return evaluate
+
+
+def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Evaluate:
+    """One network with what its pictures are given, in as many calls as memory needs.
 
     The branches of a step are stacked, B rows for each.
     """
     count = len(job.seeds)
+    target = Target(network, stage.branches, stage.shape, job.pictures_per_prompt)
+    given = [one for one in (*(condition.given(target) for condition in job.conditions), lowered) if one is not None]
     pictures = torch.arange(count, device=job.device)
 
     @cache
@@ -187,18 +222,10 @@ def bind(stage: Stage, job: Job, given: Sequence[Given]) -> Evaluate:
 
     def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
         z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))
-        outputs = torch.cat([stage.unet(z[part], timestep[part], **seen) for part, seen in calls(branches)])
+        outputs = torch.cat([network(z[part], timestep[part], **seen) for part, seen in calls(branches)])
         return outputs.split(count)
 
     return evaluate
-
-
-def _text(stage: Stage, job: Job, text: Text) -> Given:
-    """The texts, which the network projects here, once."""
-    states, mask, read = text.batch(job.pictures_per_prompt, stage.guided)
-    context: TextContext = stage.unet(text=states, text_mask=mask)
-    names: tuple[Branch, ...] = ("unconditional", "conditional") if stage.guided else ("conditional",)
-    return Given({"context": context}, dict(zip(names, read.split(len(job.seeds)), strict=True)))
 
 
 def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Generator]) -> Given:

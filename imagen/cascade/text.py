@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import T5EncoderModel
 
+from imagen.conditions.given import Given, Target
 from imagen.conditions.text import cat_text, null_text
-from imagen.text.encoder import as_read, check_loaded, encode, token_count
+from imagen.text.encoder import as_read, encode, token_count
 from imagen.text.reading import TextDefaults
 
 
@@ -26,19 +25,18 @@ class Text(NamedTuple):
     prompt: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
 
-    def batch(self, pictures_per_prompt: int, guided: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What a network is to read, and which of it each row of its batch sees.
-
-        Returns:
-            text (P, L, D) and mask (P, L), or (P + U, ...) if guided, each text once; and the row of that text for each
-            picture, prompt by prompt: (B,), or if guided (2B,) with the unconditional half first.
-        """
+    def given(self, target: Target) -> Given | None:
+        """The texts, each once, which the network projects here; and which of them the pictures see in each branch."""
+        if target.network.facts.text_dim is None:
+            return None
         count = self.prompt[0].shape[0]
-        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(pictures_per_prompt)
-        if not guided:
-            return *self.prompt, prompt
-        negative = count + (prompt if self.negative[0].shape[0] == count else torch.zeros_like(prompt))
-        return *cat_text(self.prompt, self.negative), torch.cat([negative, prompt])
+        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(target.pictures_per_prompt)
+        rows = dict.fromkeys(target.branches, prompt)
+        (text, mask), several = self.prompt, self.negative[0].shape[0] == count
+        if "unconditional" in rows:
+            rows["unconditional"] = count + (prompt if several else torch.zeros_like(prompt))
+            text, mask = cat_text(self.prompt, self.negative)
+        return Given({"context": target.network(text=text, text_mask=mask)}, rows)
 
 
 def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
@@ -164,34 +162,3 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
         raise ValueError(f"the negative text has width {negative[0].shape[2]}, the prompt {dim}; encode both alike")
     embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
     return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))
-
-
-def named_dtype(dtype: Any) -> Any:
-    """A torch dtype for its name ("bfloat16"); anything else as it is. Raises: ValueError for a name that is none."""
-    if not isinstance(dtype, str):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64")
-    return found
-
-
-def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
-    """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
-
-    Args:
-        options: those of ``from_pretrained``: dtype, variant, use_safetensors.
-
-    Raises:
-        ValueError: weights are missing or damaged.
-    """
-    dtype = options.get("dtype") or torch.float32
-    if isinstance(dtype, Mapping):
-        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
-    variant = options.get("variant")
-    variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = T5EncoderModel.from_pretrained(
-        folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
-    )
-    check_loaded(encoder, info, str(folder))
-    return encoder.requires_grad_(False).eval()

@@ -14,11 +14,6 @@ from imagen.stages.spec import SLOTS
 logger = logging.get_logger(__name__)
 
 
-def learns_variance(config: Any) -> bool:
-    """Whether a network of this config says a variance beside what it predicts: two numbers for each of its input."""
-    return bool(config.out_channels == 2 * config.in_channels)
-
-
 def first_rows(layer: nn.Conv2d | nn.Linear, rows: int) -> nn.Conv2d | nn.Linear:
     """The layer with the first ``rows`` of its output alone."""
     cut = copy.deepcopy(layer)
@@ -41,7 +36,7 @@ def drop_variance(pipe: Any, slot: str = "base") -> None:
         ValueError: no such stage, or one that learned no variance, or whose output layer an adapter changes.
     """
     unet = getattr(pipe, f"{check_choice('stage', slot, SLOTS)}_unet")
-    if unet is None or not learns_variance(unet.config):
+    if unet is None or not unet.facts.learns_variance:
         raise ValueError(f"stage {slot!r} has no learned variance to drop; its network is not there, or has none")
     old = unet.get_submodule(unet.output_layer)
     if not isinstance(old, nn.Conv2d | nn.Linear):

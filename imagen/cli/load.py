@@ -78,13 +78,13 @@ def _device(args: argparse.Namespace) -> str:
 def _load_adapters(words: Sequence[str], pipe: ImagenPipeline) -> None:
     """Load each adapter of --lora, [STAGE=]DIR, and leave a learned variance behind where its training did."""
     from imagen.cascade.adapters import trained_without_variance
-    from imagen.cascade.variance import drop_variance, learns_variance
+    from imagen.cascade.variance import drop_variance
 
     for word in words:
         stage, _, folder = word.rpartition("=")
         slot = stage or "base"
         unet = getattr(pipe, f"{slot}_unet", None)
-        if unet is not None and learns_variance(unet.config) and trained_without_variance(folder):
+        if unet is not None and unet.facts.learns_variance and trained_without_variance(folder):
             drop_variance(pipe, slot)
         pipe.load_lora_weights(folder, slot)
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from imagen.cli.load import load
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
-from imagen.diffusion.timesteps import RESPACINGS
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
@@ -95,15 +95,17 @@ def _values(declared: Setting) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         try:
-            entries = [entry.strip() for entry in text.split(",")]
-            if any("=" in entry for entry in entries):
-                named = [entry.split("=") for entry in entries]
-                return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in named}
+            entries = [entry.strip() for entry in re.split(r",(?![^(]*\))", text)]  # not at commas in brackets
+            named = [re.fullmatch(r"(\w+)=(.*)", entry) for entry in entries]
+            if any(named):
+                pairs = [(match[1], match[2]) for match in named if match]
+                if len(pairs) < len(entries):
+                    raise ValueError
+                return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in pairs}
             return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
-        except ValueError:
-            steps = f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}"
-            wanted = steps if declared.metavar == "STEPS" else "5  or  5,3,1.5  or  64=5,256=3"
-            raise argparse.ArgumentTypeError(f"{text!r} is not understood; write {wanted}") from None
+        except ValueError as error:
+            told = str(error) if declared.written is None else f"{text!r} is not understood; write {declared.written}"
+            raise argparse.ArgumentTypeError(told) from None
 
     return parse
 

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import Branch
-from unets.contract import TextContext
+from unets.contract import Network, TextContext
 
 Value = Tensor | TextContext
+
+
+class Target(NamedTuple):
+    """For whom a condition of a call is prepared.
+
+    Attributes:
+        network: that is to be given it.
+        branches: of guidance that it is asked for.
+        shape: height and width of the pictures that the stage makes.
+        pictures_per_prompt: how many follow each other of every prompt.
+    """
+
+    network: Network
+    branches: tuple[Branch, ...]
+    shape: tuple[int, int]
+    pictures_per_prompt: int = 1
+
+
+class Sampled(Protocol):
+    """What a caller passed of one condition, for all pictures of the call."""
+
+    def given(self, target: Target) -> Given | None:
+        """What a network is given of it at every step of a stage; None if it reads nothing of the kind."""
 
 
 class Given(NamedTuple):

@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from imagen.evaluation import alignment, curves, superres, sweep
+from imagen.evaluation import alignment, curves, guidances, superres, sweep
 
 _COMMANDS = {
     "alignment": (alignment, "do pictures show what the prompts say?"),
     "sweep": (sweep, "alignment over guidance scales and step counts of one stage"),
+    "guidances": (guidances, "guidances of the base stage, paired: alignment, colours, network evaluations"),
     "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }

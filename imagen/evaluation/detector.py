@@ -58,7 +58,8 @@ class Found:
     """One object: names (None where nothing fits), centre (x, y) and bounding radius as fractions of the side.
 
     ``pattern`` is "plain", "striped", "dotted", "checkered", or None at 64 px, where patterns cannot be told apart.
-    ``mismatch`` is how far the outline is from the best template (:class:`imagen.evaluation.templates.ShapeMatch`).
+    ``mismatch`` is how far the outline is from the best template (:class:`imagen.evaluation.templates.ShapeMatch`);
+    ``tone`` its (brighter) colour, 0 to 255.
     """
 
     color: str | None
@@ -67,6 +68,7 @@ class Found:
     center: tuple[float, float]
     radius: float
     mismatch: float
+    tone: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def size(self) -> str:
@@ -262,7 +264,8 @@ def _found(view: _View, labels: NDArray[np.int32], label: int, side: int) -> Fou
     color = _nearest(tone, "colors", _MAX_COLOR_DISTANCE, (1.0, 0.75) if pattern is None else (1.0,))
     match = match_shape(mask)
     center = (match.center[0] / side, match.center[1] / side)
-    return Found(color, match.shape, pattern, center, match.radius / side, match.mismatch)
+    red, green, blue = (float(value) for value in tone)
+    return Found(color, match.shape, pattern, center, match.radius / side, match.mismatch, (red, green, blue))
 
 
 def detect(picture: Picture) -> Detection:

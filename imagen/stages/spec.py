@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from imagen.checks import check_choice, check_int, check_keys, check_number
+from imagen.diffusion.guidance import check_guidance
 from imagen.diffusion.timesteps import RESPACINGS, count_steps
 from imagen.diffusion.vocabulary import AugSpace, ResizeMode, ThresholdKind
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of what is stored (``model_index.json`` and ``stage.json``). 0 had no entries of stages. 1 did not say how text is
-read, and had numbers alone for ``num_inference_steps``. 2 had no ``lowres_consistency``."""
+read, and had numbers alone for ``num_inference_steps``. 2 had no ``lowres_consistency``, 3 no ``guidance``."""
 SLOTS = ("base", "sr256", "sr1024")
 EARLIER_NAMES = {"base64": "base"}
 """Slots as runs named them once, which are read and never written."""
@@ -42,6 +43,7 @@ class Setting:
         since: the format version that first stored it; a folder of an older one samples with ``before``.
         flag: option of sample.py and argument of the pipeline's call; None: stored alone, a part of the model.
         metavar, parse: how the option is written.
+        written: examples of it, told where it cannot be read; None: ``parse`` itself says what is wrong.
         from_picture: of stages that start from a picture alone.
     """
 
@@ -52,6 +54,7 @@ class Setting:
     flag: str | None = None
     metavar: str = "VALUE"
     parse: Callable[[str], Any] = float
+    written: str | None = "5  or  5,3,1.5  or  64=5,256=3"
     from_picture: bool = False
 
 
@@ -108,11 +111,25 @@ class SamplingSettings:
             flag="--steps",
             metavar="STEPS",
             parse=parse_steps,
+            written=f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}",
         ),
     )
     guidance_scale: float = field(
         default=5.0,
         metadata=setting(number(0), "guidance scale, w of eq. 2; 1 is off", flag="--guidance", metavar="GUIDANCE"),
+    )
+    guidance: str = field(
+        default="cfg",
+        metadata=setting(
+            lambda name, value: check_guidance(value),
+            "what guides: cfg, apg, auto, each perhaps behind interval(low=..., high=...) or rescaled(phi=...) and a +",
+            since=4,
+            before="cfg",
+            flag="--guidance-method",
+            metavar="METHOD",
+            parse=check_guidance,
+            written=None,
+        ),
     )
     threshold: ThresholdKind = field(
         default="dynamic",

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -73,11 +74,27 @@ class Result:
     detail: str = ""
 
 
+class Entries(yaml.SafeLoader):
+    """YAML in which no key stands twice in one entry: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises: ValueError for a key that stands twice."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"{key!r} stands twice in the entry at line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
 def load(folder: Path) -> list[Mutation]:
     """All mutations of the YAML files in `folder`. Raises ValueError for a malformed one."""
     mutations = []
     for path in sorted(folder.glob("*.yaml")):
-        for number, entry in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")) or [], 1):
+        try:
+            entries = yaml.load(path.read_text(encoding="utf-8"), Entries) or []
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+        for number, entry in enumerate(entries, 1):
             where = f"{path.name}, entry {number}"
             needed, allowed = {"file", "find", "replace", "tests"}, {"file", "find", "replace", "tests", "name"}
             if not isinstance(entry, dict) or not needed <= set(entry) <= allowed:

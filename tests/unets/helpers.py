@@ -1,11 +1,11 @@
-"""Small networks and inputs for the tests of both networks."""
+"""Small networks and inputs for the tests of all networks."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unets import BaseUNet, EfficientUNet
+from unets import BaseUNet, DiT, EfficientUNet
 
 BASE: dict[str, Any] = {
     "model_channels": 16,
@@ -25,12 +25,14 @@ EFFICIENT: dict[str, Any] = {
     "text_dim": 24,
     "norm_groups": 8,
 }
-KINDS: dict[str, tuple[type[BaseUNet] | type[EfficientUNet], dict[str, Any]]] = {
+DIT: dict[str, Any] = {"patch_size": 2, "width": 16, "depth": 2, "head_dim": 8, "mlp_ratio": 2, "text_dim": 24}
+UNETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "base": (BaseUNet, BASE),
     "base_group": (BaseUNet, {**BASE, "text_norm": "group", "text_proj_dim": 32}),
     "efficient": (EfficientUNet, EFFICIENT),
     "efficient_cross": (EfficientUNet, {**EFFICIENT, "attention": "cross"}),
 }
+KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {**UNETS, "dit": (DiT, DIT)}
 
 
 def redraw(model: nn.Module, seed: int = 0) -> None:

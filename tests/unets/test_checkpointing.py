@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.unets.helpers import KINDS, make, run
+from tests.unets.helpers import UNETS, make, run
 
 
 def resnets(unet):
@@ -15,7 +15,7 @@ def resnets(unet):
     return [[*down[0].resnets, *up[1].resnets], [*down[1].resnets, *middle, *up[0].resnets]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 @pytest.mark.parametrize("levels", [(), (0,), (1,), (0, 1)], ids=str)
 def test_named_levels_alone_run_twice_and_gradients_are_equal(kind, levels):
     plain, unet = make(kind).train(), make(kind).train()

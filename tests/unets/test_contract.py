@@ -38,6 +38,7 @@ def test_the_facts_are_true(kind: str) -> None:
     known = unet.facts
     assert (known.in_channels, known.out_channels, known.text_dim, known.learns_variance) == (3, 6, 24, True)
     assert known.kind == type(unet).__name__
+    assert known.divisor == 2 * {"base": 2, "effi": 4, "dit": 1}[kind[:4]]  # the patch times the strides
     size = (known.divisor, 2 * known.divisor)
     assert unet(**image_inputs(unet, size=size), text=draw(3, 2, 3, 24)).shape == (2, 6, *size)
     with pytest.raises(ValueError, match=f"multiples of {known.divisor} "):

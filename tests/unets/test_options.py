@@ -16,6 +16,7 @@ SHARED = {field.name: field for field in dataclasses.fields(Options) if field.na
 # Where a network's default is not the declaration's: the paper has them so.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "EfficientUNet": {"lowres_channels": 3, "residual_scale": 2**-0.5, "shortcut_conv": "always"},
+    "DiT": {"patch_size": 4},
 }
 
 

@@ -13,7 +13,13 @@ from unets import BaseUNet, TextContext
 from unets.attention import Attention
 from unets.conditioning import AttentionPooling, TextPooling, TextWhitening, trim
 
-TOLERANCE = {"base": 1e-12, "base_group": 1e-6, "efficient": 1e-12, "efficient_cross": 1e-12}  # group: see TextPooling
+TOLERANCE = {
+    "base": 1e-12,
+    "base_group": 1e-6,
+    "efficient": 1e-12,
+    "efficient_cross": 1e-12,
+    "dit": 1e-12,
+}  # group: see TextPooling
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -58,7 +58,7 @@ def test_sharded(kind: str, layers_too: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["base", "efficient"])
+@pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
 def test_traced_into_one_graph(kind: str) -> None:
     """What torch.compile needs, in both modes: no break in the graph."""
     unet = make(kind)

@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
 
 def test_a_newer_export_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text('{"format_version": 99}')
-    with pytest.raises(ValueError, match="stage.json has format_version 99, newer than the 3 this version"):
+    with pytest.raises(ValueError, match="stage.json has format_version 99, newer than the 4 this version"):
         read_run(tmp_path)
 
 

@@ -24,6 +24,7 @@ STAGE: dict[str, Any] = {
 }
 SAMPLING: dict[str, Any] = {
     "guidance_scale": 2.0,
+    "guidance": "interval(low=-3, high=3)+cfg",
     "threshold": "static",
     "threshold_p": 0.5,
     "threshold_cap": 1.2,

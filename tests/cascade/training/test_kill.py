@@ -24,7 +24,7 @@ WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 def server():
     """Starts training processes in a fraction of a second: it imports the libraries once, and has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imagen.training.trainer", "unets", "imagen.cli.train"])
+    context.set_forkserver_preload(["imagen.cascade.training.task", "imagen.training.trainer", "unets", "imagen.cli.train"])
     return context
 
 

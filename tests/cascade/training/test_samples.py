@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.grids.samples import picture_generators
@@ -17,8 +19,9 @@ from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
+from imagen.training.processes import Processes
 from imagen.training.trainer import Trainer
-from tests.factories import tiny_sr
+from tests.factories import redraw, tiny_sr
 from unets import BaseUNet
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
@@ -96,6 +99,7 @@ def test_batches_change_nothing_but_memory(config, changes):
     made = []
     for size in (1, 2, 16):
         trainer = Trainer(StageTask(config(**changes, grid={**GRID, "batch_size": size}, **{"train.dtype": "float64"})))
+        redraw(trainer.module, 1)
         most = []
         trainer.module.register_forward_pre_hook(lambda _, args, most=most: most.append(len(args[0])))
         prompts, lowres, _ = trainer.task.grids._given()
@@ -104,6 +108,63 @@ def test_batches_change_nothing_but_memory(config, changes):
         assert max(most) == min(size, 3)
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=0, atol=1e-12)
+
+
+def shared_out(trainer: Trainer, draw: Callable[[], Tensor]) -> list[Tensor]:
+    """What `draw` makes on each of two processes, before their parts are added up."""
+    parts: list[Tensor] = []
+
+    def keep(part: Tensor) -> Tensor:
+        parts.append(part.clone())
+        return part
+
+    for rank in range(2):
+        trainer.task.grids.processes = Processes(rank, 2, keep)
+        draw()
+    return parts
+
+
+@pytest.mark.parametrize("changes", [{}, SR], ids=["base", "sr"])
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_the_parts_of_two_processes_add_up_to_the_grid(config, changes, size):
+    trainer = Trainer(StageTask(config(**changes, grid={**GRID, "batch_size": size}, **{"train.dtype": "float64"})))
+    redraw(trainer.module, 1)  # a new base network makes black of everything
+    prompts, lowres, _ = trainer.task.grids._given()
+
+    def draw() -> Tensor:
+        with torch.no_grad():
+            return trainer.task.grids.sample(trainer.module, prompts, lowres)
+
+    whole = draw()
+    parts = shared_out(trainer, draw)
+    drawn = [part.abs().amax(dim=(1, 2, 3)) > 0 for part in parts]
+    assert (drawn[0] ^ drawn[1]).all(), "each picture is drawn by one process"
+    assert all(mine.any() for mine in drawn), "both have work, whatever grid.batch_size"
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=0, atol=1e-12)
+
+
+def test_a_grid_is_added_up_and_written_by_the_first_process(config, tmp_path):
+    trainer = Trainer(StageTask(config(grid=GRID, **{"train.dtype": "float64"})))
+    for rank in range(2):
+        trainer.task.grids.processes = Processes(rank, 2, lambda part: torch.zeros_like(part) + 1)
+        trainer.task.grids.write(trainer.module, trainer.ema, tmp_path / f"{rank}.png")
+    assert not (tmp_path / "1.png").exists()
+    assert (rows_of(tmp_path / "0.png", 8)["ema"] == 255).all(), "what is written is what was added up"
+
+
+def test_the_parts_of_a_cascade_add_up_stage_by_stage(config, sr_folder):
+    trainer = Trainer(StageTask(config(grid={**GRID, "cascade": str(sr_folder)}, **{"train.dtype": "float64"})))
+    redraw(trainer.module, 1)
+    stages = [
+        stage or trainer.task.grids.own_stage(trainer.module.eval()) for stage in trainer.task.grids.cascade.values()
+    ]
+    words = trainer.task.grids._words()
+    with torch.no_grad():
+        whole = trainer.task.grids.draw(stages, words, "cascade")
+        parts = shared_out(trainer, lambda: trainer.task.grids.draw(stages, words, "cascade"))
+    assert len(parts) == 2 * len(whole) == 6
+    for first, second, table in zip(parts[:3], parts[3:], whole, strict=True):
+        torch.testing.assert_close(first + second, table, rtol=0, atol=1e-5)  # the others' networks are in float32
 
 
 def test_the_colours_of_the_input_are_kept_where_the_stage_will_keep_them(config):
@@ -144,7 +205,9 @@ def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folde
 def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_path):
     Trainer(StageTask(config(run_dir=str(tmp_path / "base")))).fit()
     trainer = Trainer(
-        StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid={**GRID, "cascade": str(tmp_path / "base")}))
+        StageTask(
+            StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid={**GRID, "cascade": str(tmp_path / "base")}))
+        )
     )
     trainer.fit()
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import Text, pair
+from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.grids.cascade_grid import load_others
@@ -27,6 +27,7 @@ from imagen.cascade.training.inputs.conditions import lowres_condition
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import resize
@@ -147,19 +148,19 @@ class GridMaker:
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
-            job = Job(self._text(words[part]), 1, seeds, self.device)
+            job = Job(self._conditions(words[part]), 1, seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _text(self, words: Words) -> Text | None:
-        """Both halves of the text; None without text."""
+    def _conditions(self, words: Words) -> list[Sampled]:
+        """Both halves of the text, where there is one."""
         if not self.config.reads_text:
-            return None
+            return []
         prompt = self.texts(words)
-        return pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)
+        return [pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)]
 
     def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""

@@ -1,0 +1,87 @@
+"""Components of a saved pipeline that we load and check, where diffusers and transformers pass faults over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import T5EncoderModel
+
+from imagen.cascade.safety import load_checker
+from imagen.stages.folder import check_complete, read_index
+from imagen.text.encoder import check_loaded, check_tokenizer
+
+
+def ours_alone(options: Mapping[str, Any]) -> bool:
+    """Whether the options of ``from_pretrained`` leave placement and quantisation of the parts to us."""
+    return not {"device_map", "quantization_config"} & set(options)
+
+
+def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a pipeline folder that are not left to diffusers: text encoder and safety checker.
+
+    Args:
+        options: those of ``from_pretrained``; what they name is not loaded.
+
+    Raises:
+        ValueError: weights are missing or damaged.
+    """
+    index = read_index(folder)
+    loaders = {
+        "text_encoder": (["transformers", "T5EncoderModel"], load_encoder),
+        "safety_checker": (["deepfloyd_if", "IFSafetyChecker"], load_checker),
+    }
+    return {
+        name: load(folder / name, options)
+        for name, (listed, load) in loaders.items()
+        if index.get(name) == listed and name not in options and ours_alone(options)
+    }
+
+
+def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any], networks: Iterable[str]) -> None:
+    """What diffusers does not see in the components it loaded from a folder.
+
+    Args:
+        networks: names of the components that are networks.
+
+    Raises:
+        ValueError: a network's files lack tensors, or the tokenizer is another encoder's.
+    """
+    for name in networks:
+        if ours_alone(options) and name not in options and getattr(pipe, name) is not None:
+            check_complete(folder / name, getattr(pipe, name).state_dict())
+    if pipe.tokenizer is not None and pipe.text_encoder is not None:
+        check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
+
+
+def named_dtype(dtype: Any) -> Any:
+    """A torch dtype for its name ("bfloat16"); anything else as it is. Raises: ValueError for a name that is none."""
+    if not isinstance(dtype, str):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64")
+    return found
+
+
+def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
+    """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
+
+    Args:
+        options: those of ``from_pretrained``: dtype, variant, use_safetensors.
+
+    Raises:
+        ValueError: weights are missing or damaged.
+    """
+    dtype = options.get("dtype") or torch.float32
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
+    variant = options.get("variant")
+    variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
+    encoder, info = T5EncoderModel.from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
+    )
+    check_loaded(encoder, info, str(folder))
+    return encoder.requires_grad_(False).eval()

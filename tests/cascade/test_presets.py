@@ -1,0 +1,47 @@
+"""What a preset says of the stages of a model, before and after the model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagen.cascade.presets import PRESETS, apply_preset, with_preset
+from imagen.diffusion.sampling import SAMPLERS
+from imagen.stages.spec import SETTINGS, StageDefaults
+from tests.factories import tiny_pipeline
+
+STAGES = {
+    "base": StageDefaults(size=16, num_inference_steps=3, guidance_scale=1.5, threshold_p=0.9),
+    "sr256": StageDefaults(size=32, lowres_size=16, num_inference_steps=2, aug_level=0.3, aug_space="upsampled"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_what_it_names_in_each_stage_and_nothing_else(name: str) -> None:
+    made = with_preset(name, STAGES)
+    assert list(made) == list(STAGES)
+    for slot, stage in made.items():
+        named = {key: value for key, value in PRESETS[name][slot].items() if key != "sampler"}
+        assert stage.to_dict() == {**STAGES[slot].to_dict(), **named}
+        assert named.keys() <= SETTINGS.keys()
+        assert PRESETS[name][slot]["sampler"] in SAMPLERS
+    assert made["base"] != made["sr256"]
+    assert with_preset(name, {"sr256": STAGES["sr256"]}) == {"sr256": made["sr256"]}, "of the stages that are there"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_settings_foretold_are_those_applied(name: str) -> None:
+    pipe = tiny_pipeline(sr1024_unet=None, sr1024_scheduler=None)
+    foretold = with_preset(name, pipe.stage_defaults)
+    apply_preset(pipe, name)
+    assert pipe.stage_defaults == foretold
+    for slot in foretold:
+        assert type(getattr(pipe, f"{slot}_scheduler")) is SAMPLERS[PRESETS[name][slot]["sampler"]]
+
+
+def test_what_is_no_preset_and_a_stage_beyond_one_are_named() -> None:
+    with pytest.raises(ValueError, match=f"preset 'best' is unknown; choose one of {', '.join(PRESETS)}"):
+        with_preset("best", STAGES)
+    beyond = {**STAGES, "sr1024": StageDefaults(size=64, lowres_size=32)}
+    for name in PRESETS:
+        with pytest.raises(ValueError, match=f"preset '{name}' .* says nothing of sr1024; use --steps"):
+            with_preset(name, beyond)

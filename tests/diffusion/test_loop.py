@@ -1,0 +1,74 @@
+"""A step rule is made once and used again: each loop begins anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagen.diffusion.denoiser import Denoised
+from imagen.diffusion.loop import LoopState, StepRule, sample_loop
+from imagen.diffusion.sampling import SAMPLERS, make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
+from imagen.diffusion.timesteps import named_timesteps
+
+
+def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
+    """An estimate that moves with z and time, so that what multistep rules keep of earlier steps matters."""
+    return Denoised(torch.tanh(2 * z) * (1.5 - timestep[0].item() / 1000))
+
+
+def noise(seed: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loop(rule: StepRule, seed: int, batch: int = 2, **more: Any) -> Tensor:
+    generators = [torch.Generator().manual_seed(10 * seed + i) for i in range(batch)]
+    return sample_loop(x0_fn, noise(seed, batch), rule, generators, **more)
+
+
+def rule(kind: str, steps: int | list[int] = 5) -> StepRule:
+    return StepRule(make_scheduler(kind, CosineSchedule(), "epsilon"), steps)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_rule_that_was_used_is_as_a_new_one(kind: str) -> None:
+    """Of other noise and of another number of pictures, too: multistep rules keep states of the loop before."""
+    used = rule(kind)
+    for seed, batch in ((1, 2), (2, 2), (1, 2), (3, 1)):
+        assert torch.equal(loop(used, seed, batch), loop(rule(kind), seed, batch))
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_rule_whose_loop_was_stopped_is_as_a_new_one(kind: str) -> None:
+    def stop(state: LoopState) -> None:
+        state.stop = state.step == 1
+
+    used = rule(kind)
+    loop(used, 1, callback=stop)
+    assert torch.equal(loop(used, 2), loop(rule(kind), 2))
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "dpm++"])
+def test_a_rule_with_a_list_of_timesteps_begins_anew_with_the_list(kind: str) -> None:
+    listed = named_timesteps("fast27", 1000)
+    used = rule(kind, listed)
+    assert used.total == 27
+    assert used.times == listed
+    assert torch.equal(loop(used, 1), loop(used, 1))
+    assert torch.equal(loop(used, 2), loop(rule(kind, listed), 2))
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_callback_hears_of_every_step_once_and_changes_nothing(kind: str) -> None:
+    seen: list[tuple[int, int, float]] = []
+    used = rule(kind, 4)
+    made = loop(used, 1, callback=lambda state: seen.append((state.step, state.total, state.timestep)))
+    assert torch.equal(made, loop(used, 1))
+    assert [one[:2] for one in seen] == [(step, 4) for step in range(4)]
+    times = [time for *_, time in seen]
+    assert sorted(times, reverse=True) == times
+    assert {*times} <= {*used.times}
+    assert len(used.times) == (7 if kind == "heun" else 4)

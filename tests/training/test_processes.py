@@ -1,0 +1,49 @@
+"""Work that processes share out: every turn is somebody's, nobody's twice, and the parts add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagen.training.processes import Processes
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 4), (7, 2), (8, 2), (9, 4), (10, 1)])
+def test_turns_are_dealt_out_once_each_and_in_order(world: int, count: int, size: int) -> None:
+    turns = [list(Processes(rank, world).turns(count, size)) for rank in range(world)]
+    everything = sorted((rows for mine in turns for rows in mine), key=lambda rows: rows.start)
+    assert [row for rows in everything for row in rows] == list(range(count))
+    assert all(1 <= len(rows) <= size for rows in everything)
+    for rank, mine in enumerate(turns):
+        assert [rows.start // size for rows in mine] == list(range(rank, -(-count // size), world))
+
+
+def test_alone_a_part_is_the_whole() -> None:
+    part = torch.arange(3.0)
+    assert Processes().add(part) is part
+    assert list(Processes().turns(3, 2)) == [range(0, 2), range(2, 3)]
+
+
+class Launched:
+    """What accelerate says of a process, and the sum it makes of this process's part and the others'."""
+
+    def __init__(self, rank: int, world: int, others: Tensor) -> None:
+        self.process_index, self.num_processes, self.others = rank, world, others
+
+    def reduce(self, part: Tensor, reduction: str) -> Tensor:
+        whole = part + self.others
+        return whole if reduction == "sum" else whole / self.num_processes
+
+
+def test_the_processes_of_a_launch_add_their_parts_up() -> None:
+    others = torch.tensor([0.0, 3.0, 4.0])
+    launched: Any = Launched(2, 4, others)
+    processes = Processes.of(launched)
+    assert (processes.rank, processes.world) == (2, 4)
+    assert torch.equal(processes.add(torch.tensor([5.0, 0.0, 0.0])), torch.tensor([5.0, 3.0, 4.0]))
+    alone: Any = Launched(0, 1, others)
+    assert Processes.of(alone) == Processes()
