@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import METADATA, WEIGHTS, attach, load_adapter, read_adapter, save_adapter
-from imagen.training.ema import EMA
+from imagen.training.state.ema import EMA
 from tests.factories import sample, tiny_base, tiny_pipeline
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.task import StageTask
 from imagen.disk import write_text
-from imagen.training.config import RunConfig
-from imagen.training.parsing import parse
 from imagen.training.trainer import Trainer
-from tests.training.conftest import TINY, merge
+from tests.cascade.training.conftest import TINY, merge
 
 Stamp = tuple[int, int, int]
 
@@ -88,7 +89,7 @@ def check_order(disk: Disk, run: Path) -> None:
 def test_a_resume_point_and_an_exported_stage_are_synced_before_they_take_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny_run(tmp_path))
+    trainer = Trainer(StageTask(tiny_run(tmp_path)))
     with watched(monkeypatch) as disk:
         assert trainer.fit()
     run = tmp_path / "run"
@@ -107,7 +108,7 @@ def test_the_log_is_on_the_disk_before_a_resume_point_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that a resume point is behind are never written again."""
-    trainer = Trainer(tiny_run(tmp_path))
+    trainer = Trainer(StageTask(tiny_run(tmp_path)))
     log, at_rename = tmp_path / "run" / "metrics.jsonl", []
     save = trainer.states.save
 
@@ -126,14 +127,14 @@ def test_an_exported_adapter_is_synced_before_it_takes_its_place(
 ) -> None:
     pytest.importorskip("peft")
     start = tiny_run(tmp_path)
-    Trainer(start).fit()
+    Trainer(StageTask(start)).fit()
     changes = {
         "train.init_from": f"{start.run_dir}/model",
         "lora.rank": 2,
         "lora.targets": ["to_q"],
         "run_dir": str(tmp_path / "adapter"),
     }
-    trainer = Trainer(tiny_run(tmp_path, **changes))
+    trainer = Trainer(StageTask(tiny_run(tmp_path, **changes)))
     with watched(monkeypatch) as disk:
         assert trainer.fit()
     assert (tmp_path / "adapter" / "model" / "stage.json").is_file()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
 
 if TYPE_CHECKING:
-    from imagen.training.skipped import SkipFile
+    from imagen.training.telling.skipped import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
@@ -35,21 +35,21 @@ class Examined:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where training would not stop over bad pictures, 1 where it would, 2 for a user's error."""
+    from imagen.cascade.training.config.parsing import parse
     from imagen.errors import ConfigError
-    from imagen.training.parsing import parse
 
     try:
         config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
-        from imagen.training.loader import make_source
-        from imagen.training.migrate import read_stored, with_resize
+        from imagen.cascade.training.config.resumed import as_begun
+        from imagen.cascade.training.inputs.source import make_source
 
-        source = make_source(with_resize(config, read_stored(Path(config.run_dir))))
+        source = make_source(as_begun(config))
         if isinstance(source, ShapesDataset):
             raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
     except ConfigError as error:
         print(f"check_data: error: {error}", file=sys.stderr)
         return 2
-    from imagen.training.skipped import SkipFile
+    from imagen.training.telling.skipped import SkipFile
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)

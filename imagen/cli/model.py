@@ -58,7 +58,7 @@ def _load_folder(folder: Path, dtype: str) -> ImagenPipeline:
 
 
 def _runs(folders: list[Path]) -> Model:
-    from imagen.training.compose import check_chain
+    from imagen.cascade.training.compose import check_chain
 
     stages: dict[str, SavedStage] = {}
     places: dict[str, Path] = {}
@@ -75,7 +75,7 @@ def _runs(folders: list[Path]) -> Model:
 def _compose(folders: dict[str, Path], dtype: str) -> ImagenPipeline:
     import torch
 
-    from imagen.training.compose import compose
+    from imagen.cascade.training.compose import compose
 
     pipeline: ImagenPipeline = compose(folders, dtype=getattr(torch, dtype))
     return pipeline

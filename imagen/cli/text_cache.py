@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagen.cascade.training.config.run import RunConfig
 from imagen.errors import ConfigError
-from imagen.training.config import RunConfig
 
 if TYPE_CHECKING:
     from imagen.text.cache.build import Result
@@ -56,10 +56,10 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     Raises:
         ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
     """
+    from imagen.cascade.training.grids.samples import held_out
+    from imagen.cascade.training.inputs.source import make_source
+    from imagen.cascade.training.validation import validation_source
     from imagen.data import ShapesDataset
-    from imagen.training.loader import make_source
-    from imagen.training.samples import held_out
-    from imagen.training.validation import validation_source
 
     source, train = make_source(config), config.train
     if isinstance(source, ShapesDataset):
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     Raises:
         ValueError: with one line for the user.
     """
-    from imagen.training.parsing import parse
+    from imagen.cascade.training.config.parsing import parse
 
     if args.config is None and args.captions is None:
         raise ConfigError("nothing to encode: give --config TRAIN.yaml or --captions FILE")

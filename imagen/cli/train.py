@@ -18,18 +18,19 @@ from imagen.errors import ConfigError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from imagen.training.parsing import parse
+    from imagen.cascade.training.config.parsing import parse
 
     try:
         config = parse(arguments)
     except ConfigError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    from imagen.cascade.training.task import StageTask
     from imagen.data import NothingUsable
     from imagen.training.trainer import Trainer, TrainingStopped
 
     try:
-        trainer = Trainer(config)
+        trainer = Trainer(StageTask(config))
         finished = trainer.fit()
     except ConfigError as error:
         print(f"train.py: error: {error}", file=sys.stderr)

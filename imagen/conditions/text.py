@@ -9,8 +9,20 @@ A text is a pair (B, L, D) embeddings, (B, L) mask with 1 (True) at real tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+from imagen.text.reading import Null
+
+from .condition import Draw
+
+if TYPE_CHECKING:
+    from imagen.data.fields import Encoded
+    from imagen.data.make import Want
 
 
 def null_text(
@@ -68,3 +80,62 @@ def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tup
     text_a, mask_a = pad_text(*first, length)
     text_b, mask_b = pad_text(*second, length)
     return torch.cat([text_a, text_b.to(text_a.dtype)]), torch.cat([mask_a, mask_b.to(mask_a.dtype)])
+
+
+@dataclass(frozen=True)
+class Words:
+    """The texts of a batch: captions, and (B, L, D) with a mask (B, L) where they come encoded."""
+
+    captions: Sequence[str]
+    embedding: Tensor | None = None
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Words:
+        """Those of a collated batch."""
+        return cls(raw["caption"], raw.get("embedding"), raw.get("embedding_mask"))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, rows: slice) -> Words:
+        if self.embedding is None or self.mask is None:
+            return Words(self.captions[rows])
+        return Words(self.captions[rows], self.embedding[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The text of the pictures as a condition in training (see :mod:`imagen.conditions.condition`).
+
+    Attributes:
+        read: words -> (B, L, D) and (B, L) on the device.
+        null: what stands for a dropped caption: one zero token, or the encoding of an empty one.
+        required: pictures without a caption are left out.
+        encoded: of which kind they are where they come encoded.
+    """
+
+    read: Callable[[Words], tuple[Tensor, Tensor]]
+    null: Null = "zero"
+    required: bool = True
+    encoded: Encoded | None = None
+
+    def wants(self, want: Want) -> Want:
+        """Captions, or what was made of them."""
+        fields = {} if self.encoded is None else {"embedding": self.encoded}
+        captions = "required" if self.required else want.captions
+        return replace(want, captions=captions, fields={**want.fields, **fields})
+
+    def batch(self, raw: Mapping[str, Any], image: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) in the pictures' dtype and a mask (B, L); an empty caption is encoded as any other."""
+        words = Words.of(raw)
+        if self.null == "empty":
+            gone = drop.tolist()
+            words = Words(["" if off else caption for caption, off in zip(words.captions, gone, strict=True)])
+        text, mask = self.read(words)
+        return text.to(image.dtype), mask
+
+    def inputs(self, part: tuple[Tensor, Tensor], draw: Draw) -> dict[str, Tensor]:
+        """text (B, L, D) and text_mask (B, L), the dropped ones null."""
+        text, mask = part if self.null == "empty" else drop_text(*part, draw.drop)
+        return {"text": text, "text_mask": mask}

@@ -1,1 +1,1 @@
-"""Training one stage of the cascade: configuration, the loop, EMA, exact checkpoints, export and composition."""
+"""Training whatever a task says: the loop, EMA, exact resume points, metrics, optimizers, configurations."""

@@ -1,4 +1,4 @@
-"""The source that a run trains on, and a loader of this process's share of every global batch."""
+"""A loader of this process's share of every global batch."""
 
 from __future__ import annotations
 
@@ -10,50 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from imagen.data import (
-    PictureDataset,
-    ShapesDataset,
-    Source,
-    StepSampler,
-    StreamBatches,
-    StreamDataset,
-    collate,
-    make,
-)
-from imagen.data.fields import Encoded, Kind, Paired
+from imagen.data import Source, StepSampler, StreamBatches, StreamDataset, collate
 from imagen.errors import ConfigError
-from imagen.training.config import RunConfig
-from unets.contract import facts
-
-
-def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset | StreamDataset:
-    """The pictures that `config` trains on.
-
-    Args:
-        seed: replaces the run's seed where the source draws pictures, for samples that training does not see.
-
-    Raises:
-        ConfigError: nothing there, or sizes that the source cannot make.
-    """
-    data, stage = config.data, config.stage
-    # without a section the network is that of train.init_from, which need not be there to look at data
-    unet = facts(config.unet or {"kind": "EfficientUNet"})
-    fields: dict[str, Kind] = {}
-    try:
-        if data.conditioning is not None and stage.lowres_size is not None:
-            fields["conditioning"] = Paired(stage.lowres_size, unet.lowres_channels)
-        if data.embedding is not None and unet.text_dim is not None:
-            fields["embedding"] = Encoded(config.text.max_length, unet.text_dim)
-        want = make.Want(
-            stage.size,
-            stage.lowres_size if data.conditioning is None else None,
-            channels=unet.in_channels,
-            captions="required" if config.text.used and data.embedding is None else "optional",
-            fields=fields,
-        )
-        return make.make_source(data, want, config.train.seed if seed is None else seed)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data: {error}") from error
+from imagen.training.config.sections import RunSettings
 
 
 def outlive_one_signal(_worker: int) -> None:
@@ -71,7 +30,7 @@ def outlive_one_signal(_worker: int) -> None:
 
 
 def make_loader(
-    config: RunConfig, source: Source | StreamDataset, start: int, rank: int, world: int
+    config: RunSettings, source: Source | StreamDataset, start: int, rank: int, world: int
 ) -> DataLoader[dict[str, Any]]:
     """Micro-batches of one process from step `start` to the end, in the order they are used; whatever the workers.
 

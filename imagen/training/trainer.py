@@ -1,4 +1,4 @@
-"""The training loop of one stage.
+"""The training loop, whatever is trained.
 
 Every step is a function of the weights, the configuration and the step's number, so that a run that was killed goes on
 bit for bit from its last resume point.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,19 @@ from torch import Tensor
 from imagen.data import micro_positions
 from imagen.disk import write_text
 from imagen.errors import ConfigError
-from imagen.training.batches import BatchMaker, Texts
-from imagen.training.cached import with_cache
-from imagen.training.changes import changed_keys
-from imagen.training.checkpoint import State, StateFolder
-from imagen.training.config import RunConfig
-from imagen.training.ema import EMA, trained_state
-from imagen.training.export import export_stage
-from imagen.training.launch import check_before_loading, check_processes, make_accelerator
-from imagen.training.loader import make_loader, make_source
-from imagen.training.metrics import BINS, MetricsFile, Progress, Window
-from imagen.training.migrate import read_stored, with_resize
-from imagen.training.network import prepare_unet, set_checkpointing
-from imagen.training.objective import Objective
-from imagen.training.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
-from imagen.training.origin import with_origin
-from imagen.training.parsing import to_yaml
+from imagen.training.config.changes import changed_keys
+from imagen.training.config.migrate import read_stored
+from imagen.training.config.parsing import to_yaml
+from imagen.training.launch import check_optimizer, check_processes, make_accelerator
+from imagen.training.loader import make_loader
+from imagen.training.optim.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.processes import Processes
-from imagen.training.randomness import draw_batch
-from imagen.training.samples import GridMaker
-from imagen.training.skipped import SkipFile
-from imagen.training.validation import Validation
-from imagen.training.whitening import fit_whitening
+from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.state.ema import EMA, trained_state
+from imagen.training.stopping import Stopping
+from imagen.training.task import Task
+from imagen.training.telling.metrics import MetricsFile, Progress, Window
+from imagen.training.telling.skipped import SkipFile
 
 
 class TrainingStopped(RuntimeError):
@@ -50,19 +40,19 @@ class TrainingStopped(RuntimeError):
 
 
 class Trainer:
-    """One run: built from its configuration, resumed where run_dir holds a resume point.
+    """One run of a task, resumed where run_dir holds a resume point.
 
-    `fit()` trains. The folder it leaves: config.yaml, metrics.jsonl, state/ (resume points), model/ (the stage with EMA
-    weights, loadable by the pipeline), samples/.
+    `fit()` trains. The folder it leaves: config.yaml, metrics.jsonl, state/ (resume points), model/ (what the task
+    exports, with EMA weights), samples/.
 
     Raises:
         ConfigError: a configuration that cannot run, or that does not belong to the run in run_dir.
     """
 
-    def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
-        config, self.origin = with_origin(with_cache(config))
-        self.config = config
-        check_before_loading(config, self.origin)
+    def __init__(self, task: Task[Any], progress: Progress | None = None) -> None:
+        self.task, self.config = task, task.config
+        config = self.config
+        check_optimizer(config)
         self.run = Path(config.run_dir)
         if self.run.exists() and not self.run.is_dir():
             raise ConfigError(f"run_dir {config.run_dir!r} is a file; give the folder to keep the run in")
@@ -71,35 +61,22 @@ class Trainer:
         self.processes = Processes.of(self.accelerator)
         self.rank, self.world = self.processes.rank, self.processes.world
         check_processes(config, self.accelerator)
-        stored = read_stored(self.run, tell=self.accelerator.is_main_process)
-        self.config = config = with_resize(config, stored)
-        self._check_same_run(stored)
-        self.source = make_source(config)
-        self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
-        self.objective = Objective(config.stage)
-        self.texts = Texts(config, self.accelerator.device)
-        self.batch_maker = BatchMaker(config, self.objective, self.texts, self.accelerator.device)
+        self._check_same_run()
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
-        self.window = Window()
+        self.window = Window(task.groups)
         state = self._find_state()
-        self.unet = prepare_unet(config, None if state is None else state.tensors["unet"])
-        self.unet.to(self.accelerator.device)
-        if state is None and config.train.init_from is None:
-            fit_whitening(self.unet, config, self.source, self.texts)
-        set_checkpointing(self.unet, config.train.gradient_checkpointing)
+        saved = None if state is None else state.tensors[task.weights]
+        self.module, self.source, ends = task.load(self.accelerator.device, self.processes, saved)
+        self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
         if config.train.compile:
-            self.unet.compile()
-        self.ema = EMA(self.unet, config.ema.decay, config.ema.warmup)
-        self.model, self.optimizer = self.accelerator.prepare(self.unet, make_optimizer(self.unet, config.optim))
+            self.module.compile()
+        self.ema = EMA(self.module, config.ema.decay, config.ema.warmup)
+        optimizer = make_optimizer(self.module, config.optim, ends)
+        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         if state is not None:
             self._restore(state)
-        self.validation: Validation | None = None
-        if config.validation.every:
-            self.validation = Validation(config, self.objective, self.texts, self.accelerator.device)
-        self.grids = GridMaker(config, self.objective, self.texts, self.accelerator.device, self.processes)
         self.progress = progress
-        self._stop_signal: int | None = None
-        self._began = time.monotonic()
+        self.stopping = Stopping(config.train.time_limit)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -117,13 +94,11 @@ class Trainer:
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
         self.progress = self.progress or Progress(config.steps, self.step)
         self._start_trackers()
-        if config.drop_variance and main:
-            channels = self.unet.config.out_channels
-            words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
-            self.progress.note(f"{words}; the stage samples with the small fixed one")
+        for note in self.task.notes if main else ():
+            self.progress.note(note)
         self.model.train()
         self._mark = (time.monotonic(), self.step)
-        with self._signals():
+        with self.stopping.listening():
             batches = iter(make_loader(self.config, self.source, self.step, self.rank, self.world))
             stop = False
             while self.step < config.steps and not stop:
@@ -142,28 +117,28 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> bool:
         """One optimizer step over the global batch; True when the run is to stop."""
         config, step = self.config.train, self.step
-        draws = draw_batch(config.seed, step, config.batch_size, self.config.stage.text_dropout, config.stratified_t)
-        sums = torch.zeros(2 * BINS, dtype=torch.float64, device=self.accelerator.device)
+        groups = max(1, len(self.task.groups))
+        sums = torch.zeros(2 * groups, dtype=torch.float64, device=self.accelerator.device)
         self.bad.read = (step + 1) * config.batch_size
         for micro in range(config.accumulation):
             rows = micro_positions(config.batch_size, micro, config.accumulation, self.rank, self.world)
             raw = next(batches)
             self.bad.add(raw["notes"])
-            batch = self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
+            batch = self.task.batch(raw, step, rows)
             last = micro == config.accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.objective(self.model, batch)
+                losses = self.task.losses(self.model, batch)
                 self.accelerator.backward(losses.mean() / config.accumulation)
-            sums += sums_by_time(losses.detach(), batch.t)
+            sums += sums_by_group(losses.detach(), self.task.group(batch), groups)
         clip = self.config.optim.clip_norm
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if clip is None else clip)
         numbers, stop = self._reduce(sums, norm)
-        losses_by_time, counts, grad_norm = numbers[:BINS], numbers[BINS:-1], numbers[-1]
+        totals, counts, grad_norm = numbers[:groups], numbers[groups:-1], numbers[-1]
         if all(math.isfinite(number) for number in numbers):
             set_learning_rate(self.optimizer, schedule_factor(self.config.optim, step, config.steps))
             self.optimizer.step()
-            self.ema.update(self.unet)
-            self.window.add(losses_by_time, counts, grad_norm)
+            self.ema.update(self.module)
+            self.window.add(totals, counts, grad_norm)
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
@@ -174,9 +149,7 @@ class Trainer:
 
     def _reduce(self, sums: Tensor, norm: Any) -> tuple[list[float], bool]:
         """Sums over processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
-        limit = self.config.train.time_limit
-        late = limit is not None and time.monotonic() - self._began > 60 * limit
-        stop = float(self._stop_signal is not None or late or self.bad.exceeded)
+        stop = float(self.stopping.asked or self.bad.exceeded)
         if self.world > 1:
             packed = torch.cat([sums, sums.new_tensor([stop])])
             packed = self.accelerator.reduce(packed, reduction="sum")
@@ -189,11 +162,12 @@ class Trainer:
         last = self.step == config.steps
         if self.step % config.log_every == 0 or last:
             self._log()
-        if self.validation is not None and (self.step % self.config.validation.every == 0 or last):
-            self._validate(self.validation)
+        every = self.config.validation.every
+        if every and (self.step % every == 0 or last):
+            self._measure()
         every = self.config.grid.every
         if every and (self.step % every == 0 or last):
-            self.grids.write(self.unet, self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
+            self.task.draw(self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
         over = self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped
         if over and self.skipped_in_a_row:  # not after a good step: a run that was mended is to go on
             self.save()
@@ -217,7 +191,7 @@ class Trainer:
         self._mark = (now, self.step)
         rate = (self.step - before) * self.config.train.batch_size / max(now - then, 1e-9)
         means = self.window.means()
-        self.window = Window()
+        self.window = Window(self.task.groups)
         optim = self.config.optim
         record = {
             "step": self.step,
@@ -235,10 +209,10 @@ class Trainer:
             shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
             self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
 
-    def _validate(self, validation: Validation) -> None:
-        """The held-out loss of the average, a line of its own; the processes share the work and add up their parts."""
-        with self.ema.swapped_in(self.unet):
-            record = validation.record(validation.table(self.unet, self.processes))
+    def _measure(self) -> None:
+        """The average on held-out pictures, a line of its own."""
+        with self.ema.swapped_in(self.module):
+            record = self.task.measure()
         if self.metrics is not None and self.progress is not None:
             self.metrics.write({"step": self.step, **record})
             self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")
@@ -252,8 +226,8 @@ class Trainer:
     # --- resume points -----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a resume point and the exported stage; nothing is lost where the process dies meanwhile."""
-        self.ema.check_moved(self.unet)
+        """Write a resume point and the export; nothing is lost where the process dies meanwhile."""
+        self.ema.check_moved(self.module)
         if self.accelerator.is_main_process:
             if self.metrics is not None:
                 self.metrics.sync()
@@ -263,19 +237,23 @@ class Trainer:
                 "ema_updates": self.ema.updates,
                 "window": self.window.state(),
             }
-            tensors = {"unet": trained_state(self.unet), "ema": self.ema.average}
+            tensors = {self.task.weights: trained_state(self.module), "ema": self.ema.average}
             self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
             self._export()
         self.accelerator.wait_for_everyone()
 
     def _export(self) -> None:
         if self.ema.updates or self.step:
-            export_stage(self.config, self.unet, self.ema, self.run / "model", self.step, self.origin)
+            self.task.export(self.ema, self.run / "model", self.step)
 
-    def _check_same_run(self, stored: Mapping[str, Any] | None) -> None:
-        if stored is None:
+    def _check_same_run(self) -> None:
+        found = read_stored(self.run, self.task.migrate)
+        if found is None:
             return
-        warned, refused = changed_keys(stored, self.config)
+        stored, notes = found
+        for note in notes if self.accelerator.is_main_process else ():  # once: the run then stores what it goes on with
+            warnings.warn(note, stacklevel=3)
+        warned, refused = changed_keys(stored, self.config, self.task.changes)
         if refused:
             raise ConfigError(
                 f"run_dir {str(self.run)!r} holds a run with another configuration ({'; '.join(refused)}): use another "
@@ -297,32 +275,12 @@ class Trainer:
         self.step = state.step
         self.skipped = state.facts["skipped"]
         self.skipped_in_a_row = state.facts["skipped_in_a_row"]
-        self.window = Window(state.facts["window"])
+        self.window = Window(self.task.groups, state.facts["window"])
         self.ema.load(state.tensors["ema"], state.facts["ema_updates"])
         restore_optimizer(self.optimizer, state.optimizer)
 
-    # --- signals -----------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step they arrive in; a second one acts as usual."""
-
-        def ask(number: int, _frame: Any) -> None:
-            self._stop_signal = number
-            signal.signal(number, before[number])
-
-        before: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):  # not in the main thread: signals are not ours to handle
-            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def sums_by_time(losses: Tensor, t: Tensor) -> Tensor:
-    """(2 BINS,) float64: sums of the losses (B,) and counts per quarter of t; deterministic on any device."""
-    quarter = (t * BINS).long().clamp(0, BINS - 1)
-    member = torch.nn.functional.one_hot(quarter, BINS).to(torch.float64)
+def sums_by_group(losses: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(2 groups,) float64: sums of the losses (B,) and counts per group (B,); deterministic on any device."""
+    member = torch.nn.functional.one_hot(group, groups).to(torch.float64)
     return torch.cat([losses.to(torch.float64) @ member, member.sum(dim=0)])

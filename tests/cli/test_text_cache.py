@@ -27,7 +27,9 @@ CAPTIONS = [f"{one} above {other}" for one in WORDS for other in WORDS[:5]]
 def server():
     """Starts processes in a fraction of a second: it imports the libraries once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imagen.cli.text_cache", "imagen.text.cache.build", "imagen.training.parsing"])
+    context.set_forkserver_preload(
+        ["imagen.cli.text_cache", "imagen.text.cache.build", "imagen.training.config.parsing"]
+    )
     return context
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from imagen.conditions.text import cat_text, drop_text, null_text, pad_text
+from imagen.conditions.condition import Draw
+from imagen.conditions.text import Captions, Words, cat_text, drop_text, null_text, pad_text
+from imagen.data.fields import Encoded
+from imagen.data.make import Want
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
@@ -58,3 +65,43 @@ def test_errors_name_the_shapes() -> None:
         drop_text(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2))
     with pytest.raises(ValueError, match="more than length=2"):
         pad_text(torch.zeros(1, 3, 4), torch.ones(1, 3), 2)
+
+
+def words(captions: Sequence[str]) -> dict[str, Any]:
+    return {"caption": list(captions)}
+
+
+def read(given: Words) -> tuple[Tensor, Tensor]:
+    """As many tokens as letters, and one for the end; a token is the number of letters."""
+    longest = max(len(caption) for caption in given.captions) + 1
+    mask = torch.tensor([[place <= len(caption) for place in range(longest)] for caption in given.captions])
+    numbers = torch.tensor([[[float(1 + len(caption))] * 2] * longest for caption in given.captions])
+    return numbers, mask
+
+
+def test_captions_are_dropped_where_the_draw_says_so() -> None:
+    condition, drop = Captions(read), torch.tensor([False, True, False])
+    image = torch.zeros(3, 3, 2, 2, dtype=torch.float64)
+    part = condition.batch(words(["a", "abc", "ab"]), image, drop)
+    assert part[0].dtype == torch.float64
+    for dropped, lengths in ((drop, [2, 1, 3]), (~drop, [1, 4, 1])):  # a part serves any draw
+        given = condition.inputs(part, Draw(dropped, torch.zeros(3), lambda *_: image))
+        assert given["text_mask"].sum(dim=1).tolist() == lengths
+        assert not given["text"][dropped].any()
+        assert torch.equal(given["text"][~dropped], part[0][~dropped])
+
+
+def test_an_empty_caption_is_read_in_place_of_a_dropped_one() -> None:
+    condition, drop = Captions(read, null="empty"), torch.tensor([False, True])
+    part = condition.batch(words(["a", "abc"]), torch.zeros(2, 3, 2, 2), drop)
+    given = condition.inputs(part, Draw(drop, torch.zeros(2), lambda *_: torch.zeros(2)))
+    assert given["text_mask"].sum(dim=1).tolist() == [2, 1]
+    assert given["text"][1, 0].tolist() == [1.0, 1.0]
+
+
+def test_a_source_is_asked_for_captions_or_what_was_made_of_them() -> None:
+    want, kind = Want(8, captions="optional"), Encoded(4, 2)
+    assert Captions(read).wants(want) == Want(8, captions="required")
+    assert Captions(read, required=False, encoded=kind).wants(want) == Want(
+        8, captions="optional", fields={"embedding": kind}
+    )

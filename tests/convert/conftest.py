@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.task import StageTask
 from imagen.convert.deepfloyd_if import convert
-from imagen.training.config import RunConfig
-from imagen.training.parsing import parse
 from imagen.training.trainer import Trainer
 from tests.convert import released
 from tests.convert.finetuning import BASE, CAPTIONS, LORA, held_out_loss
@@ -68,7 +69,7 @@ def trained(converted: Path, pictures: Path, tmp_path_factory: pytest.TempPathFa
         "data.path": pictures,
     }
     steps = {"train.steps": 60}
-    trainer = Trainer(parse([f"--{k}={v}" for k, v in {**values, **BASE, **LORA, **steps}.items()]))
+    trainer = Trainer(StageTask(parse([f"--{k}={v}" for k, v in {**values, **BASE, **LORA, **steps}.items()])))
     before = held_out_loss(trainer)
     trainer.fit()
     return run, before, held_out_loss(trainer)

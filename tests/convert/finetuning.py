@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from imagen import ImagenPipeline
+from imagen.cascade.training.inputs.draws import draw_batch
 from imagen.data import collate
-from imagen.training.randomness import draw_batch
 from imagen.training.trainer import Trainer
 from tests.factories import seeded
 
@@ -56,6 +56,6 @@ def held_out_loss(trainer: Trainer) -> float:
     losses = []
     with torch.no_grad():
         for step in range(8):
-            batch = trainer.batch_maker(raw, draw_batch(99, step, 4, 0.0, True), 10_000 + step, range(4))
-            losses.append(trainer.objective(trainer.unet, batch).mean())
+            batch = trainer.task.batch_maker(raw, draw_batch(99, step, 4, 0.0, True), 10_000 + step, range(4))
+            losses.append(trainer.task.objective(trainer.module, batch).mean())
     return float(torch.stack(losses).mean())

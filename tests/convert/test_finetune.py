@@ -10,46 +10,46 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
+from imagen.cascade.training.compose import compose, load_scheduler
+from imagen.cascade.training.grids.samples import picture_generators
+from imagen.cascade.training.inputs.draws import draw_batch
+from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
+from imagen.conditions.text import Words
 from imagen.data import collate
 from imagen.diffusion.levels import level_log_snrs
 from imagen.errors import ConfigError
-from imagen.training.batches import Words
-from imagen.training.compose import compose, load_scheduler
-from imagen.training.metrics import Progress
-from imagen.training.randomness import draw_batch
-from imagen.training.samples import picture_generators
+from imagen.training.telling.metrics import Progress
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline
 from tests.factories import sample, seeded
 
 
 def test_a_caption_that_is_cut_is_told_once(config: Any, recwarn: Any) -> None:
-    trainer = Trainer(config(BASE, {"text.max_length": 4, "text.padding": "masked"}))
+    trainer = Trainer(StageTask(config(BASE, {"text.max_length": 4, "text.padding": "masked"})))
     for _ in range(2):
-        assert trainer.texts(Words(["a small green circle", "a star"]))[0].shape[1] == 4
+        assert trainer.task.texts(Words(["a small green circle", "a star"]))[0].shape[1] == 4
     told = [str(w.message) for w in recwarn if "is cut at text.max_length 4: 'a small green circle'" in str(w.message)]
     assert len(told) == 1
 
 
 def test_captions_are_read_as_in_sampling(config: Any, converted: Path) -> None:
-    trainer, pipe = Trainer(config(BASE, LORA)), pipeline(converted)
-    text, mask = trainer.texts(Words(["  A Red CIRCLE "]))
+    trainer, pipe = Trainer(StageTask(config(BASE, LORA))), pipeline(converted)
+    text, mask = trainer.task.texts(Words(["  A Red CIRCLE "]))
     expected, expected_mask = pipe.reader.encode(["  A Red CIRCLE "])
     assert torch.equal(text, expected)
     assert torch.equal(mask, expected_mask)
     raw = collate([trainer.source[i] for i in range(4)])
-    batch = trainer.batch_maker(raw, draw_batch(0, 0, 4, 1.0, True), 0, range(4))
-    torch.testing.assert_close(batch.text, pipe.reader.null(16)[0].expand(4, -1, -1), atol=1e-6, rtol=0)
-    assert not batch.drop.any()
-    null, _ = trainer.texts.null(2, 16)
-    torch.testing.assert_close(null, batch.text[:2], atol=1e-6, rtol=0)
+    batch = trainer.task.batch_maker(raw, draw_batch(0, 0, 4, 1.0, True), 0, range(4))
+    torch.testing.assert_close(batch.inputs["text"], pipe.reader.null(16)[0].expand(4, -1, -1), atol=1e-6, rtol=0)
+    null, _ = trainer.task.texts.null(2, 16)
+    torch.testing.assert_close(null, batch.inputs["text"][:2], atol=1e-6, rtol=0)
 
 
 def test_all_weights_are_trained_and_the_scheduler_survives(config: Any, converted: Path) -> None:
     settings = config(IF_STAGE, {"stage.size": 16, "train.steps": 2, "grid.every": 2, "grid.count": 2})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     assert trainer.fit()
     exported = ImagenPipeline.from_pretrained(converted).base_scheduler
     pipe = compose({"base64": Path(settings.run_dir)})
@@ -67,13 +67,15 @@ def test_the_cascade_s_grid_has_the_null_text_that_the_run_was_trained_with(conf
     grid = {"grid.every": 2, "grid.count": 2, "grid.num_inference_steps": 2, "grid.cascade": converted}
     prompts = {"grid.prompts": "[a red circle, a blue star]"}
     trainer = Trainer(
-        config(IF_STAGE, {"stage.size": 16, "train.steps": 2, "sampling.sampler": "ddim", **grid, **prompts})
+        StageTask(config(IF_STAGE, {"stage.size": 16, "train.steps": 2, "sampling.sampler": "ddim", **grid, **prompts}))
     )
-    stages = [stage or trainer.grids.own_stage(trainer.unet.eval()) for stage in trainer.grids.cascade.values()]
+    stages = [
+        stage or trainer.task.grids.own_stage(trainer.module.eval()) for stage in trainer.task.grids.cascade.values()
+    ]
     with torch.no_grad():
-        drawn = trainer.grids.draw(stages, trainer.grids._words(), "cascade")
+        drawn = trainer.task.grids.draw(stages, trainer.task.grids._words(), "cascade")
     pipe = pipeline(converted)
-    pipe.base_scheduler = trainer.grids.scheduler
+    pipe.base_scheduler = trainer.task.grids.scheduler
     own = stages[0].settings
     settings = ("guidance_scale", "threshold", "threshold_p", "threshold_cap")
     pipe.set_stage_defaults("base", **{name: getattr(own, name) for name in settings})
@@ -84,19 +86,19 @@ def test_the_cascade_s_grid_has_the_null_text_that_the_run_was_trained_with(conf
 
 def test_a_dropped_variance_leaves_the_mean_alone(config: Any, converted: Path) -> None:
     settings = config(BASE, {"train.steps": 1, "optim.lr": 0.0})
-    trainer = Trainer(settings)
+    trainer = Trainer(StageTask(settings))
     trainer.progress = Progress(1, 0, stream := io.StringIO())
     whole = ImagenPipeline.from_pretrained(converted).base_unet
     z, text = torch.randn(1, 3, 16, 16, generator=seeded(1)), torch.randn(1, 77, 16, generator=seeded(2))
     with torch.no_grad():
         mean = whole(z, 500.0, text=text)[:, :3]  # not to the bit: some CPUs sum 3 rows in another order than 6
-        torch.testing.assert_close(trainer.unet(z, 500.0, text=text), mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(trainer.module(z, 500.0, text=text), mean, rtol=1e-5, atol=1e-6)
     trainer.fit()
     assert "the learned variance of train.init_from is dropped (6 -> 3 channels)" in stream.getvalue()
     assert load_scheduler(Path(settings.run_dir) / "model" / "scheduler").config.variance_type == "fixed_small"
     again = config(BASE, {"train.init_from": Path(settings.run_dir) / "model"}, run="again")
     with pytest.raises(ConfigError, match=r"learned no variance \(its output layer has 3 rows, 6 were expected\)"):
-        Trainer(again)
+        Trainer(StageTask(again))
 
 
 @pytest.mark.parametrize(

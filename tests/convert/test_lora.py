@@ -16,11 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagen.cascade.adapters import WEIGHTS, read_adapter
+from imagen.cascade.training.compose import compose
+from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_main
 from imagen.errors import ConfigError
-from imagen.training.compose import compose
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, LORA, SECOND, pipeline
 from tests.factories import sample, seeded
@@ -122,11 +123,11 @@ def test_an_adapter_trained_without_the_variance_says_so_where_it_is_loaded(
 def test_resuming_an_adapter_is_exact(config: Any, base_dtype: str) -> None:
     parts = (BASE, LORA, {"train.steps": 4, "train.checkpoint_every": 2, "lora.base_dtype": base_dtype})
     whole = config(*parts, run="whole")
-    assert Trainer(whole).fit()
+    assert Trainer(StageTask(whole)).fit()
     broken = replace(whole, run_dir=str(Path(whole.run_dir).with_name("parts")))
     shutil.copytree(whole.run_dir, broken.run_dir)
     shutil.rmtree(Path(broken.run_dir) / "state" / "step-00000004")
-    second = Trainer(broken)
+    second = Trainer(StageTask(broken))
     assert second.step == 2
     assert second.fit()
     for name in (f"model/{WEIGHTS}", "state/step-00000004/ema.safetensors", "state/step-00000004/unet.safetensors"):
@@ -135,8 +136,8 @@ def test_resuming_an_adapter_is_exact(config: Any, base_dtype: str) -> None:
 
 def test_an_adapter_of_stage_2_with_its_variance(config: Any, converted: Path) -> None:
     settings = config(SECOND, LORA, {"train.steps": 4, "stage.loss.vlb_weight": 0.01}, slot="sr256")
-    trainer = Trainer(settings)
-    assert trainer.unet.config.out_channels == 6
+    trainer = Trainer(StageTask(settings))
+    assert trainer.module.config.out_channels == 6
     assert trainer.fit()
     pipe = pipeline(converted)
     plain = sample(pipe, "a red circle", num_inference_steps=2)
@@ -164,9 +165,9 @@ def test_what_does_not_fit_a_network_is_refused(trained: Any, converted: Path, t
 
 def test_an_adapter_s_run_keeps_to_its_network(config: Any, converted: Path, tmp_path: Path) -> None:
     steps = {"train.steps": 1}
-    assert Trainer(config(BASE, LORA, steps)).fit()
+    assert Trainer(StageTask(config(BASE, LORA, steps))).fit()
     shutil.copytree(converted, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"train\.init_from"):
-        Trainer(config(BASE, LORA, steps, {"train.init_from": tmp_path / "other" / "base_unet"}))
+        Trainer(StageTask(config(BASE, LORA, steps, {"train.init_from": tmp_path / "other" / "base_unet"})))
     with pytest.raises(ConfigError, match="base is an adapter of .*load_lora_weights"):
         compose({"base64": Path(config(BASE).run_dir)})

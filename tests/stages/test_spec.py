@@ -16,6 +16,8 @@ from torch import Tensor
 import imagen.pipeline
 from imagen import ImagenPipeline
 from imagen.cascade.route import Wish
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.config.stage import SamplingConfig
 from imagen.cli.sample import parser
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.losses import LossWeighting, weight
@@ -33,10 +35,8 @@ from imagen.diffusion.vocabulary import (
     WeightingKind,
 )
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SETTINGS, StageDefaults, read_stages, slot_named
-from imagen.training.parsing import parse
-from imagen.training.stage_config import SamplingConfig
+from tests.cascade.training.conftest import TINY, merge
 from tests.factories import seeded, tiny_pipeline
-from tests.training.conftest import TINY, merge
 
 OTHER: dict[str, Any] = {  # a value of each setting that is not its default
     "num_inference_steps": 7,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from imagen.errors import ConfigError
-from imagen.training.adafactor import Adafactor, factored_axes
-from imagen.training.config import OptimConfig
-from imagen.training.optimizers import make_optimizer, set_learning_rate
+from imagen.training.config.optim import OptimConfig
+from imagen.training.optim.adafactor import Adafactor, factored_axes
+from imagen.training.optim.optimizers import make_optimizer, set_learning_rate
 
 SHAPES = [(7,), (), (5, 6), (128, 200), (200, 128), (131, 129, 3, 3), (3, 130, 2, 128), (130, 4, 3, 3), (127, 300)]
 

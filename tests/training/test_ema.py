@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from imagen.training.ema import EMA
+from imagen.training.state.ema import EMA
 
 
 def walk(module: nn.Module, ema: EMA, steps: int) -> list[torch.Tensor]:

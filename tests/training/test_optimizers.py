@@ -13,17 +13,19 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.errors import ConfigError
-from imagen.training.checkpoint import State, StateFolder
-from imagen.training.config import OptimConfig
-from imagen.training.ema import EMA
-from imagen.training.optimizers import (
+from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import TrainConfig
+from imagen.training.optim.optimizers import (
     MuonAdamW,
     make_optimizer,
     restore_optimizer,
     schedule_factor,
     set_learning_rate,
 )
-from imagen.training.origin import Origin
+from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.state.ema import EMA
+from imagen.training.trainer import Trainer
+from tests.training.regression import RegressionConfig, RegressionTask
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,10 @@ def test_nothing_to_train_is_an_error():
         make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 
 
-class Ends(nn.Module):
-    end_layers = ("conv_in", "conv_out")
+ENDS = ("conv_in", "conv_out")
 
+
+class Ends(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv_in = nn.Conv2d(3, 4, 3)
@@ -97,7 +100,7 @@ def trained(module, optimizer, steps=3):
 
 def test_muon_takes_the_matrices_between_the_ends():
     module = Ends()
-    optimizer = make_optimizer(module, OptimConfig(lr=1.0, muon_lr=0.25))
+    optimizer = make_optimizer(module, OptimConfig(lr=1.0, muon_lr=0.25), ENDS)
     assert isinstance(optimizer, MuonAdamW)
     on_muon = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
     assert [id(p) for p in on_muon] == [id(module.hidden.weight)]
@@ -110,7 +113,6 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient():
     # singular values that five Newton-Schulz iterations in bfloat16 leave (0.7 to 1.2 by the method's authors).
     torch.manual_seed(0)
     module = nn.Sequential(nn.Identity(), nn.Conv2d(4, 6, 3, bias=False))
-    module.end_layers = ()
     before = module[1].weight.detach().clone()
     gradient = torch.randn(6, 4, 3, 3)
     module[1].weight.grad = gradient.clone()
@@ -145,11 +147,11 @@ def test_muon_goes_on_from_its_state_bit_for_bit():
     whole = Ends()
     parted = Ends()
     parted.load_state_dict(whole.state_dict())
-    optimizer = make_optimizer(whole, config)
+    optimizer = make_optimizer(whole, config, ENDS)
     trained(whole, optimizer)
-    again = make_optimizer(parted, config)
+    again = make_optimizer(parted, config, ENDS)
     trained(parted, again)
-    resumed = make_optimizer(parted, config)
+    resumed = make_optimizer(parted, config, ENDS)
     resumed.load_state_dict(again.state_dict())
     trained(whole, optimizer)
     trained(parted, resumed)
@@ -197,7 +199,7 @@ def test_channels_last_weights_train_like_others(kind, tmp_path):
     rounding = {"rtol": 1e-5, "atol": 1e-7}  # kernels add up, and end, in the order of memory
     pair = channels_last_pair(Wide)
     before = pair[1].hidden.weight.detach().clone()
-    optimizers = [make_optimizer(module, KINDS[kind]) for module in pair]
+    optimizers = [make_optimizer(module, KINDS[kind], ENDS) for module in pair]
     averages = [EMA(module, decay=0.5, warmup=False) for module in pair]
     for step in range(6):
         give_gradients(*pair, step)
@@ -207,7 +209,7 @@ def test_channels_last_weights_train_like_others(kind, tmp_path):
         if step == 2:
             folder = StateFolder(tmp_path / "state", keep_last=1)
             folder.save(State(3, {}, optimizers[0].state_dict(), {}))
-            optimizers[1] = make_optimizer(pair[1], KINDS[kind])
+            optimizers[1] = make_optimizer(pair[1], KINDS[kind], ENDS)
             restore_optimizer(optimizers[1], folder.newest().optimizer)
     assert not torch.equal(pair[1].hidden.weight, before)
     for (name, p), q in zip(pair[0].named_parameters(), pair[1].parameters(), strict=True):
@@ -247,18 +249,20 @@ def test_adam8bit_gets_the_groups_and_options(eight_bits):
     }
 
 
-def test_adam8bit_says_what_it_lacks_before_anything_loads(config, monkeypatch):
-    from imagen.training import launch
+def test_adam8bit_says_what_it_lacks_before_anything_loads(monkeypatch, tmp_path):
+    def start(dtype="float32"):
+        config = RegressionConfig(str(tmp_path), optim=OptimConfig("adam8bit"), train=TrainConfig(dtype=dtype))
+        task = RegressionTask(config)
+        task.load = lambda *_: pytest.fail("something was loaded")
+        Trainer(task)
 
-    settings = config(**{"optim.kind": "adam8bit"})
-    monkeypatch.setattr(launch, "make_unet", lambda *_, **__: pytest.fail("a network was built"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="adam8bit needs bitsandbytes: pip install"):
-        launch.check_before_loading(settings, Origin())
+        start()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="needs a CUDA GPU, and torch finds none here: use optim.kind adamw"):
-        launch.check_before_loading(settings, Origin())
+        start()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="cannot train float64 weights"):
-        launch.check_before_loading(config(**{"optim.kind": "adam8bit", "train.dtype": "float64"}), Origin())
+        start("float64")

@@ -1,0 +1,169 @@
+"""Several stages, each of a run or of a composed pipeline, and a text encoder -> one pipeline folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from imagen.errors import ConfigError
+from imagen.stages.folder import INDEX, SavedStage, read_saved
+from imagen.stages.load import load_network, load_scheduler
+from imagen.stages.spec import SLOTS, slot_named
+from imagen.text.reading import TextDefaults
+
+if TYPE_CHECKING:
+    from imagen.pipeline import ImagenPipeline
+
+
+def check_chain(stages: Mapping[str, SavedStage]) -> None:
+    """Raises ConfigError where a stage does not start from the size that the one before it makes."""
+    for (before, made), (slot, stage) in pairwise((slot, stage) for slot, stage in stages.items()):
+        if stage.defaults.lowres_size != made.defaults.size:
+            raise ConfigError(
+                f"{slot} starts from {stage.defaults.lowres_size} px but {before} makes {made.defaults.size} px: "
+                "train one anew"
+            )
+
+
+def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
+    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
+    first = next(iter(stages.values()))
+    for slot, stage in stages.items():
+        if stage.adapter_of is not None:
+            raise ConfigError(
+                f"{slot} is an adapter of {stage.adapter_of!r}, not a network: load it into a pipeline with "
+                "sample.py --lora or ImagenPipeline.load_lora_weights"
+            )
+        if stage.text != first.text:
+            raise ConfigError(f"{first.slot} reads text as {first.text}, {slot} as {stage.text}: train one anew")
+    return first.text
+
+
+def read_source(slot: str, folder: Path) -> SavedStage:
+    """The stage of that slot, of a run or of the pipeline that was composed in ``folder``.
+
+    Raises:
+        ConfigError: no such stage there.
+    """
+    try:
+        found = read_saved(folder)
+    except ValueError as error:
+        raise ConfigError(f"--{slot}: {error}") from error
+    if slot in found:
+        return found[slot]
+    if not (folder / INDEX).is_file():
+        other = next(iter(found))
+        raise ConfigError(f"--{slot} {str(folder)!r} holds the stage {other}: pass it as --{other}")
+    raise ConfigError(f"--{slot}: the pipeline {str(folder)!r} has no {slot}, only {', '.join(found) or 'text'}")
+
+
+def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dtype = torch.float32) -> ImagenPipeline:
+    """An ImagenPipeline of exported stages.
+
+    Args:
+        stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
+        text: T5 folder or Hub id; None takes the one that the stages were trained with.
+        dtype: of all weights.
+
+    Raises:
+        ConfigError: no such stage, sizes that do not meet, or different text encoders.
+    """
+    from imagen.pipeline import ImagenPipeline
+
+    given = {slot_named(name): folder for name, folder in stages.items()}
+    saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
+    if not saved:
+        raise ConfigError("no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
+    check_chain(saved)
+    reading = text_reading(saved)
+    components = _text_parts(saved, text, dtype)
+    before: Any = None
+    for slot, stage in saved.items():
+        try:
+            unet, components[f"{slot}_scheduler"] = load_network(stage.unet, dtype), load_scheduler(stage.scheduler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        _check_meets(slot, unet, before, components.get("text_encoder"))
+        before = components[f"{slot}_unet"] = unet
+    return ImagenPipeline(
+        **components,
+        stages={slot: stage.defaults for slot, stage in saved.items()},
+        max_length=max(stage.max_length for stage in saved.values()),
+        text=reading.to_dict(),
+    )
+
+
+def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
+    from imagen.text.encoder import load_text_encoder
+
+    trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
+    if text is None and len(trained) > 1:
+        raise ConfigError(
+            f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
+        )
+    source = text or next(iter(trained), None)
+    if source is None:
+        return {}
+    try:
+        tokenizer, encoder = load_text_encoder(source)
+    except ValueError as error:
+        raise ConfigError(f"--text: {error}") from error
+    return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
+
+
+def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
+    """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
+    width = unet.config.text_dim
+    if width is not None and encoder is not None and encoder.config.d_model != width:
+        raise ConfigError(f"the text encoder has width {encoder.config.d_model}, {slot} needs {width}: pass --text")
+    if before is not None and unet.config.lowres_channels != before.config.in_channels:
+        raise ConfigError(
+            f"{slot} starts from {unet.config.lowres_channels} channels but the stage before it makes "
+            f"{before.config.in_channels}: train one anew"
+        )
+
+
+def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
+    """Write a pipeline folder; files in `out` that are no part of a pipeline (a model card) stay.
+
+    Raises:
+        ConfigError: `out` cannot be written, or holds parts that the new pipeline lacks; a size that is none.
+    """
+    check_out(pipeline, out)
+    partial, old = (out.with_name(f"{out.name}.{word}") for word in ("partial", "replaced"))
+    for folder in (partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        pipeline.save_pretrained(
+            partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        old.mkdir()
+        for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
+            if (out / child.name).exists():
+                (out / child.name).rename(old / child.name)
+            child.rename(out / child.name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_out(pipeline: Any, out: Path) -> None:
+    """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or is not possible."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
+    lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
+    if lost:
+        stages = {f"{slot}_unet": slot for slot in SLOTS}
+        keep = next((f"--{stages[name]} {out}" for name in lost if name in stages), "another --out")
+        raise ConfigError(
+            f"--out {str(out)!r} holds {lost[0]}, which this pipeline lacks: add {keep}, or clear it first"
+        )

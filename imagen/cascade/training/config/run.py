@@ -1,0 +1,144 @@
+"""The configuration of a stage's training: frozen dataclasses, read from YAML and `--a.b value` (see `parsing`).
+
+Nothing here imports torch, so that a misspelt key is reported before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagen.cascade.training.config.lora import LoraConfig
+from imagen.cascade.training.config.stage import SamplingConfig, StageConfig, check_pictures
+from imagen.cascade.training.config.text import TextConfig
+from imagen.data.config import DataConfig
+from imagen.errors import require
+from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
+
+
+@dataclass(frozen=True)
+class StageTrainConfig(TrainConfig):
+    """The loop, and what a stage's network starts from."""
+
+    stratified_t: bool = True
+    """spread the noise levels of a batch evenly over [0, 1] (unbiased, less noisy)"""
+    gradient_checkpointing: bool | tuple[int, ...] = False
+    """recompute activations in the backward pass, less memory for more time: true for all levels of the network, or a
+    list of them as in unet.attention_levels; the first are the largest in pixels and save most"""
+    init_from: str | None = None
+    """start from the weights of a stage: a run/model folder, or a network in a pipeline folder (models/if/base_unet)"""
+    drop_variance: bool = False
+    """leave the learned variance of the network in init_from behind: its output then has half of the channels"""
+
+
+@dataclass(frozen=True)
+class LossPerLevelConfig(ValidationConfig):
+    """The loss on held-out pictures, per noise level, with the EMA weights."""
+
+    levels: int = 8
+    """noise levels, evenly spaced in t; every picture is judged at each"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.levels > 0, f"validation.levels {self.levels} must be positive")
+
+
+@dataclass(frozen=True)
+class StageGridConfig(GridConfig):
+    """The grids of samples drawn while training, with the EMA weights."""
+
+    num_inference_steps: int = 20
+    """DDIM steps"""
+    guidance_scale: float | None = None
+    """null takes sampling.guidance_scale"""
+    prompts: tuple[str, ...] = ()
+    """base stage and cascade: one column each; empty takes captions of the data, as SR stages alone always do"""
+    count: int = 8
+    """pictures in a grid where prompts is empty"""
+    raw: bool = False
+    """below each row of samples, one from the weights as they are, without averaging"""
+    cascade: str | None = None
+    """a pipeline folder, or the run of another stage: draw a second grid through the whole cascade, where this run's
+    network takes its own slot; prompts, or the data's captions where there are none, are its texts"""
+    batch_size: int = 16
+    """pictures drawn at once"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size > 0, f"grid.batch_size {self.batch_size} must be positive")
+        require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
+        steps = self.num_inference_steps
+        require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: one stage, one folder."""
+
+    run_dir: str
+    """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
+    unet: dict[str, Any] = field(default_factory=dict)
+    """kind (a name of unets.NETWORKS) and its constructor's arguments; left out: those of train.init_from"""
+    stage: StageConfig = field(default_factory=StageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: StageTrainConfig = field(default_factory=StageTrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    validation: LossPerLevelConfig = field(default_factory=LossPerLevelConfig)
+    grid: StageGridConfig = field(default_factory=StageGridConfig)
+
+    def __post_init__(self) -> None:
+        self._check_embedding()
+        require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
+        self._check_start()
+        check_pictures("data", self.data, self.stage.size, self.stage.lowres_size)
+        held_out = self.validation.data
+        if held_out is not None:
+            check_pictures("validation.data", held_out, self.stage.size, self.stage.lowres_size)
+            require(
+                held_out.kind == "shapes" or held_out != self.data,
+                "validation.data equals data: these pictures are trained on, name others",
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the stage is trained with text."""
+        return self.text.used or self.data.embedding is not None
+
+    def _check_embedding(self) -> None:
+        """What embeddings that come with the pictures exclude: nothing can be encoded as they were."""
+        given, held_out = self.data.embedding, self.validation.data
+        if given is None:
+            return
+        require(
+            not self.text.used,
+            f"data.embedding {given!r} and text.encoder or text.cache both say what the network reads: set one",
+        )
+        require(
+            self.text.padding == "masked" and self.text.unconditional == "zero" and not self.text.lowercase,
+            f"data.embedding {given!r} is read as it is: leave text.padding, text.unconditional and text.lowercase out",
+        )
+        require(
+            not (self.grid.every and self.grid.prompts),
+            f"grid.prompts cannot be encoded, texts come from data.embedding {given!r}: leave them out, and the grids "
+            "show held-out pictures' texts",
+        )
+        require(
+            held_out is None or held_out.embedding is not None,
+            f"validation.data.embedding is missing: texts come from data.embedding {given!r}",
+        )
+
+    def _check_start(self) -> None:
+        """What can only be done to a network that was trained before."""
+        start, rank = self.train.init_from, self.lora.rank
+        where = "give train.init_from, a run/model folder or a pipeline's network such as models/if/base_unet"
+        require(rank is None or start is not None, f"lora.rank {rank} adapts a trained network: {where}")
+        require(not self.train.drop_variance or start is not None, f"train.drop_variance needs a learned one: {where}")
+        require(
+            self.lora.base_dtype == "float32" or self.train.dtype == "float32",
+            f"lora.base_dtype {self.lora.base_dtype} and train.dtype {self.train.dtype} exclude each other",
+        )

@@ -1,0 +1,1 @@
+"""The grids of samples drawn while training."""

@@ -1,0 +1,202 @@
+"""The grids drawn while training: the same prompts and noise every time, in few DDIM steps.
+
+`step-N.png` shows the stage alone, `step-N-cascade.png` where `grid.cascade` is set the whole cascade with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from imagen.cascade.runner import Job, Stage, run_stage
+from imagen.cascade.seeds import picture_seeds
+from imagen.cascade.text import pair
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.export import stage_defaults
+from imagen.cascade.training.grids.cascade_grid import load_others
+from imagen.cascade.training.inputs.conditions import lowres_condition
+from imagen.cascade.training.inputs.source import make_source
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.objective import Objective
+from imagen.conditions.given import Sampled
+from imagen.conditions.text import Words
+from imagen.data import NothingUsable, StreamDataset, collate
+from imagen.diffusion.augmentation import resize
+from imagen.diffusion.sampling import make_scheduler
+from imagen.training.processes import Processes
+from imagen.training.randomness import derive_seed
+from imagen.training.state.ema import EMA
+from unets.contract import Network
+
+GAP = 2  # pixels between pictures
+
+
+def held_out(config: RunConfig) -> list[Any]:
+    """grid.count samples: ones that training does not see of the shapes world, the first ones of stored pictures."""
+    source = make_source(config, seed=config.train.seed + 1)
+    if isinstance(source, StreamDataset):
+        found = source.head(config.grid.count)
+        if not found:
+            raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
+        return found
+    return [source[index] for index in range(config.grid.count)]
+
+
+def picture_generators(seed: int, purpose: str, rows: range) -> list[torch.Generator]:
+    """One for each picture of a grid, so that it is the same in any batch and every time."""
+    return [torch.Generator().manual_seed(derive_seed(seed, purpose, row)) for row in rows]
+
+
+class GridMaker:
+    """Draws grids: a row of samples for a base stage; rows of input, samples and truth for super-resolution.
+
+    With grid.raw, the samples of the weights as they are follow those of the average. A cascade has a row per stage;
+    its other networks wait on the CPU. The processes of a run share the pictures out.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        objective: Objective,
+        texts: Texts,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.texts, self.lowres, self.device = config, texts, lowres_condition(config), device
+        self.processes = processes or Processes()
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
+        self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
+        self._held: list[Any] | None = None
+        grid = config.grid
+        self.cascade = load_others(config) if grid.every and grid.cascade else {}
+
+    def _held_out(self) -> list[Any]:
+        if self._held is None:
+            self._held = held_out(self.config)
+        return self._held
+
+    @torch.no_grad()
+    def write(self, unet: Network, ema: EMA, path: Path) -> None:
+        """Sample with the average, and with grid.raw the weights, of `unet`; the first process writes the PNGs."""
+        training = unet.training
+        unet.eval()
+        words, lowres, truth = self._given()
+        alone: dict[str, Tensor] = {}
+        through: dict[str, Tensor] = {}
+        for name in ("ema", "raw") if self.config.grid.raw else ("ema",):
+            with ema.swapped_in(unet) if name == "ema" else nullcontext():
+                alone[name] = self.sample(unet, words, lowres)
+                through.update(self._through_cascade(unet, name))
+        unet.train(training)
+        if self.processes.rank:
+            return
+        if lowres is not None and truth is not None:
+            alone = {"input": resize(lowres, truth.shape[-1], "nearest"), **alone, "truth": truth}
+        save_grid(path, words.captions, alone)
+        if through:
+            save_grid(path.with_stem(f"{path.stem}-cascade"), self._words().captions, through)
+
+    def _words(self) -> Words:
+        """grid.prompts, or without any the texts of held-out pictures."""
+        prompts = list(self.config.grid.prompts)
+        return Words(prompts) if prompts else Words.of(collate(self._held_out()))
+
+    def _given(self) -> tuple[Words, Tensor | None, Tensor | None]:
+        """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
+        if self.lowres is None:
+            return self._words(), None, None
+        held = collate(self._held_out())
+        truth = held["image"].to(self.device, self.dtype)
+        return Words.of(held), self.lowres.picture(held, truth), truth
+
+    def own_stage(self, unet: Network) -> Stage:
+        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale."""
+        grid, stored = self.config.grid, stage_defaults(self.config)
+        scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
+        settings = replace(stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale)
+        return Stage(self.config.stage.name, unet, self.scheduler, settings)
+
+    def sample(self, unet: Network, words: Words, lowres: Tensor | None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] with `unet` as it is: whole pictures or, with data.crop, windows of them."""
+        stage, side = self.own_stage(unet), self.config.data.crop
+        if side is not None:
+            size, low = stage.settings.size, stage.settings.lowres_size
+            window = replace(stage.settings, size=side, lowres_size=None if low is None else side * low // size)
+            stage = stage._replace(settings=window)
+        return self.draw([stage], words, "grid", lowres)[0]
+
+    def draw(self, stages: Sequence[Stage], words: Words, purpose: str, start: Tensor | None = None) -> list[Tensor]:
+        """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, grid.batch_size or fewer at once.
+
+        Args:
+            start: (B, C, h, w) that the first stage starts from; None: from noise alone.
+        """
+        count, seed = len(words), self.config.train.seed
+        size = min(self.config.grid.batch_size, -(-count // self.processes.world))
+        tables = [
+            torch.zeros(count, stage.channels, *stage.shape, dtype=stage.dtype, device=self.device) for stage in stages
+        ]
+        for rows in self.processes.turns(count, size):
+            part = slice(rows.start, rows.stop)
+            seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
+            job = Job(self._conditions(words[part]), 1, seeds, self.device)
+            made = [] if start is None else list(start[part])
+            for table, stage in zip(tables, stages, strict=True):
+                table[part] = run_stage(stage, job, made)
+                made = list(table[part])
+        return [self.processes.add(table) for table in tables]
+
+    def _conditions(self, words: Words) -> list[Sampled]:
+        """Both halves of the text, where there is one."""
+        if not self.config.reads_text:
+            return []
+        prompt = self.texts(words)
+        return [pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)]
+
+    def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
+        """A row for each stage, enlarged to the last one's size; none without grid.cascade."""
+        if not self.cascade:
+            return {}
+        stages = [stage or self.own_stage(unet) for stage in self.cascade.values()]
+        others = [stage.unet for stage in self.cascade.values() if stage is not None]
+        for network in others:
+            network.to(self.device)
+        made = self.draw(stages, self._words(), "cascade")
+        for network in others:
+            network.to("cpu")
+        last = made[-1].shape[-1]
+        return {f"{name} {row.shape[-1]} px": resize(row, last, "nearest") for row in made}
+
+
+def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> None:
+    """Write named rows of pictures as one PNG, with the names, the prompts and the step in its metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    info.add_itxt("prompts", "\n".join(prompts))
+    info.add_itxt("rows", "\n".join(rows))
+    info.add_itxt("step", path.stem)
+    partial = path.with_suffix(".partial")
+    tile(list(rows.values())).save(partial, format="PNG", pnginfo=info)
+    partial.replace(path)
+
+
+def tile(rows: list[Tensor]) -> Image.Image:
+    """Rows of pictures (B, C, H, W) in [-1, 1], C 1 or 3 (of more, the first) -> one image."""
+    side = rows[0].shape[-1] + GAP
+    columns = rows[0].shape[0]
+    canvas = np.full((side * len(rows) - GAP, side * columns - GAP, 3), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        pixels = ((row.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        for x, picture in enumerate(pixels):
+            colour = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+            canvas[y * side : y * side + side - GAP, x * side : x * side + side - GAP] = colour
+    return Image.fromarray(canvas)

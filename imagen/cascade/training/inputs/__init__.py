@@ -1,0 +1,1 @@
+"""From stored pictures and captions to what the network is shown."""

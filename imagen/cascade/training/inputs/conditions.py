@@ -1,0 +1,56 @@
+"""The conditions of a stage, as its configuration names them: the list that all else goes by."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.conditions.condition import Condition
+from imagen.conditions.lowres import Lowres
+from imagen.conditions.text import Captions
+from imagen.data.fields import Encoded, Paired
+from imagen.diffusion.schedules import make_schedule
+from unets.contract import Facts, facts
+
+
+def make_conditions(config: RunConfig, texts: Texts) -> list[Condition[Any]]:
+    """Every condition of the stage. Nothing is loaded: `texts` may be so later.
+
+    Raises:
+        ValueError: settings that do not go together.
+    """
+    found = (caption_condition(config, texts), lowres_condition(config))
+    return [condition for condition in found if condition is not None]
+
+
+def network_facts(config: RunConfig) -> Facts:
+    """Of the run's network; without a section it is that of train.init_from, which need not be there to read data."""
+    return facts(config.unet or {"kind": "EfficientUNet"})
+
+
+def caption_condition(config: RunConfig, texts: Texts) -> Captions | None:
+    """The text; None for a stage that reads none."""
+    if not config.reads_text:
+        return None
+    given, width = config.data.embedding is not None, network_facts(config).text_dim
+    encoded = Encoded(config.text.max_length, width) if given and width is not None else None
+    return Captions(texts, config.text.unconditional, config.text.used and not given, encoded)
+
+
+def lowres_condition(config: RunConfig) -> Lowres | None:
+    """What the stage starts from; None for one that starts from noise alone."""
+    stage = config.stage
+    if stage.lowres_size is None:
+        return None
+    paired = config.data.conditioning is not None
+    return Lowres(
+        stage.size,
+        stage.lowres_size,
+        make_schedule(**asdict(stage.aug_schedule)),
+        stage.aug_schedule.kind == "cosine_discrete",
+        stage.aug_space,
+        stage.lowres_mode,
+        Paired(stage.lowres_size, network_facts(config).lowres_channels) if paired else None,
+    )

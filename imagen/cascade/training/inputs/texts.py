@@ -1,0 +1,106 @@
+"""Captions -> embeddings, without gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.inputs.cached import open_cache, read_cache
+from imagen.conditions.text import Words, null_text
+from imagen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imagen.text.cache.store import TextCache
+
+
+class Texts:
+    """Words -> (B, L, D) float32 and a mask, without gradients: as they come encoded, from the frozen encoder, or from
+    a cache of what it made, which loads no encoder.
+
+    :meth:`load` comes before the first call. Raises ConfigError for a caption that the cache lacks.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.device = config, torch.device("cpu")
+        self.encoder: Any = None
+        self.cache: TextCache | None = None
+        self._told_of_cuts = False
+
+    def load(self, device: torch.device) -> Texts:
+        """Load what makes embeddings, onto the device they are for; returns itself.
+
+        Raises:
+            ConfigError: no encoder or cache there, of another width than the network's, or a grid's prompt that the
+                cache lacks.
+        """
+        config, self.device = self.config, device
+        if config.text.cache is not None:
+            self.cache = open_cache(config)
+        elif config.text.encoder is not None:
+            self._load(config.text.encoder, config)
+        else:
+            return self
+        width, expected = self._width(), config.unet.get("text_dim")
+        if expected is not None and width != expected:
+            raise ConfigError(
+                f"unet.text_dim {expected} differs from the encoder's width {width}: set unet.text_dim {width}"
+            )
+        return self
+
+    def _load(self, encoder: str, config: RunConfig) -> None:
+        from imagen.text.encoder import load_text_encoder
+
+        try:
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.text.dtype]
+            self.tokenizer, self.encoder = load_text_encoder(encoder, dtype)
+        except ValueError as error:
+            raise ConfigError(f"text.encoder: {error}") from error
+        self.encoder.to(self.device)
+
+    def _width(self) -> int:
+        return self.encoder.config.d_model if self.cache is None else self.cache.manifest.identity.width
+
+    def __call__(self, words: Words) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and (B, L) on the device."""
+        if words.embedding is not None and words.mask is not None:
+            return words.embedding.to(self.device), words.mask.to(self.device)
+        captions = words.captions
+        if self.cache is not None:
+            return read_cache(self.cache, captions, self.device, self.config)
+        assert self.encoder is not None, "a stage with text has an encoder, a cache or embeddings"
+        from imagen.text.encoder import as_read, encode
+
+        text = self.config.text
+        captions = [as_read(caption, text.lowercase) for caption in captions]
+        encoded = encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+        if encoded[1].shape[1] >= text.max_length and not self._told_of_cuts:  # most batches are not so long
+            self._tell_of_cuts(captions)
+        return encoded
+
+    def _tell_of_cuts(self, captions: Sequence[str]) -> None:
+        """Warn of the first caption that is longer than text.max_length."""
+        from imagen.text.encoder import token_count
+
+        limit = self.config.text.max_length
+        for caption in captions:
+            if len(caption) + 2 <= limit:  # a token has a character at the least, but for the first and the last
+                continue
+            if (count := token_count(self.tokenizer, caption)) > limit:
+                self._told_of_cuts = True
+                warnings.warn(
+                    f"a caption of {count} tokens is cut at text.max_length {limit}: {caption[:60]!r}...; further ones "
+                    "are cut without a word",
+                    stacklevel=3,
+                )
+                return
+
+    def null(self, count: int, dim: int) -> tuple[Tensor, Tensor]:
+        """The text of the unconditional half of guidance: (count, L, dim) and (count, L)."""
+        if self.config.text.unconditional == "empty":
+            return self(Words([""] * count))
+        return null_text(count, dim, self.device)

@@ -1,0 +1,205 @@
+"""Building the network that a configuration describes, with its mistakes told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagen.cascade.adapters import attach
+from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.config.stage import LossConfig
+from imagen.cascade.training.start.origin import no_network, read_origin
+from imagen.errors import ConfigError
+from imagen.stages.folder import network_folder
+from imagen.training.state.ema import trained_state
+from unets.contract import Facts, Network, facts, network_class
+
+
+def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
+    """A freshly initialised network in float32; initialisation depends on train.seed alone.
+
+    Raises:
+        ConfigError: an unknown argument, a value that the constructor refuses, or channels that do not fit the stage.
+    """
+    check_unet_kind(config.unet)
+    cls: Any = network_class(config.unet["kind"])
+    check_unet_arguments(config.unet, cls.__init__)
+    arguments = {key: value for key, value in config.unet.items() if key != "kind"}
+    torch.manual_seed(config.train.seed)
+    try:
+        with torch.device(device):
+            unet: Network = cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"unet: {' '.join(str(error).split())}") from error
+    check_fit(config, unet.facts)
+    return unet
+
+
+def check_fit(config: RunConfig, unet: Facts) -> None:
+    """Raises ConfigError where the network's inputs do not fit the stage."""
+    stage = config.stage
+    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
+        if data is not None and data.kind == "shapes" and unet.in_channels != 3:
+            raise ConfigError(
+                f"unet.in_channels {unet.in_channels}, but the pictures of {section}.kind shapes have three channels: "
+                f"set it to 3, or {section} to other pictures"
+            )
+    if stage.lowres_size is None and unet.lowres_channels:
+        raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
+    if stage.lowres_size is not None and not unet.lowres_channels:
+        raise ConfigError(f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
+    if unet.lowres_channels not in (0, unet.in_channels) and config.data.conditioning is None:
+        raise ConfigError(
+            f"unet.lowres_channels {unet.lowres_channels}, but the low-res picture is the picture itself, made "
+            f"smaller: set it to unet.in_channels ({unet.in_channels}), or data.conditioning to other pictures"
+        )
+    cell = config.sampling.lowres_consistency
+    if cell and unet.lowres_channels != unet.in_channels:
+        raise ConfigError(
+            f"sampling.lowres_consistency {cell}: pictures of {unet.in_channels} channels are made from "
+            f"{unet.lowres_channels}, which gives no colours to keep; leave it out"
+        )
+    if not config.reads_text and unet.text_dim is not None:
+        raise ConfigError(
+            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder (or data.embedding), or "
+            "text_dim null"
+        )
+    if config.reads_text and unet.text_dim is None:
+        source = (
+            f"text.encoder {config.text.encoder!r}" if config.text.used else f"data.embedding {config.data.embedding!r}"
+        )
+        raise ConfigError(f"unet.text_dim is null: {source} needs its width there")
+    if not unet.learns_variance:
+        if unet.out_channels != unet.in_channels:
+            raise ConfigError(
+                f"unet.out_channels {unet.out_channels} with in_channels {unet.in_channels}: give as many, or twice as "
+                "many for a learned variance"
+            )
+        if stage.loss.vlb_weight != LossConfig.vlb_weight:
+            raise ConfigError(
+                f"stage.loss.vlb_weight {stage.loss.vlb_weight} has no effect: this network learns no variance "
+                f"(unet.out_channels {unet.out_channels}); leave it out"
+            )
+    elif config.train.drop_variance:
+        raise ConfigError(
+            f"train.drop_variance is true, but unet.out_channels is {unet.out_channels}: set it to {unet.in_channels}"
+        )
+
+
+def check_size(config: RunConfig, unet: Network) -> None:
+    """Raises ConfigError where the network's strides do not divide the training pictures."""
+    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
+        crop = None if data is None else data.crop
+        side = crop or config.stage.size
+        if side % unet.facts.divisor:
+            name = f"{section}.crop" if crop else "stage.size"
+            raise ConfigError(
+                f"{name} {side} is not a multiple of {unet.facts.divisor}, the network's stride: change one of them"
+            )
+
+
+def set_checkpointing(unet: Network, levels: bool | tuple[int, ...]) -> None:
+    """Turn on what train.gradient_checkpointing says. Raises ConfigError for a level that the network lacks."""
+    if isinstance(levels, bool):
+        if levels:
+            unet.enable_gradient_checkpointing()
+        return
+    try:
+        unet.checkpoint_levels(levels)
+    except ValueError as error:
+        raise ConfigError(f"train.gradient_checkpointing {list(levels)}: {error}") from error
+
+
+def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Network:
+    """The network that a run trains, on the CPU: new, from train.init_from, or as it was saved.
+
+    Args:
+        saved: what is trained of it, of a resume point.
+
+    Raises:
+        ConfigError: train.init_from does not fit, or lora.targets names no layer of the network.
+    """
+    start, lora = config.train.init_from, config.lora
+    unet = make_unet(config, device="meta" if lora.used else "cpu")
+    assert isinstance(unet, torch.nn.Module)
+    if start is not None and (saved is None or lora.used):
+        load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
+    if config.train.dtype == "float64":
+        torch.nn.Module.to(unet, torch.float64)
+    if lora.rank is not None:
+        torch.manual_seed(config.train.seed)
+        try:
+            attach(unet, lora.rank, lora.scale, lora.targets)
+        except ValueError as error:
+            raise ConfigError(f"lora: {error}") from error
+        for parameter in unet.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, config.train.dtype))
+    if saved is not None:
+        load_trained(unet, saved)
+    return unet
+
+
+def load_trained(unet: Network, saved: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`imagen.training.state.ema.trained_state` gave. Raises: ConfigError where it does not fit."""
+    here = trained_state(unet)
+    odd = sorted(here.keys() ^ saved.keys()) or [name for name in here if here[name].shape != saved[name].shape]
+    if odd:
+        raise ConfigError(f"the resume point does not fit this network: {odd[0]} differs; use another run_dir")
+    unet.load_state_dict(saved, strict=False)
+
+
+def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
+    """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
+
+    It may have further classes, whose tables stay as they are, and further extra_channels, which start without effect
+    (:func:`unets.conditions.grown`); not where it is without memory, which is for adapters of the network as it was.
+
+    Args:
+        drop_variance: take the first half of its output's channels, which is all but the learned variance.
+        dtype: of the weights, where `unet` is without memory ("meta"); else they take those of `unet`.
+
+    Raises:
+        ConfigError: nothing there, or weights that do not fit.
+    """
+    from safetensors.torch import load_file
+
+    root = network_folder(folder)
+    files = sorted(root.glob("*.safetensors"))
+    if not files:
+        raise no_network(folder)
+    without_memory = next(unet.parameters()).is_meta
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        loaded = load_file(file)
+        tensors.update({name: value.to(dtype) for name, value in loaded.items()} if without_memory else loaded)
+    if drop_variance:
+        tensors.update(first_half(tensors, unet, folder))
+    section = read_origin(folder).unet
+    try:
+        if section is not None:
+            known, ours = facts(section), unet.facts
+            tensors = unet.grown(tensors, known)
+            if without_memory and (known.classes, known.extra_channels) != (ours.classes, ours.extra_channels):
+                raise ValueError("an adapter is for the network as it is; leave out further classes and extra_channels")
+        unet.load_state_dict(tensors, assign=without_memory)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(f"train.init_from {folder!r} does not fit this unet: {first}") from error
+
+
+def first_half(tensors: Mapping[str, Tensor], unet: Network, folder: str) -> dict[str, Tensor]:
+    """The output layer without the channels of a learned variance. Raises: ConfigError where it has none."""
+    output = unet.output_layer
+    rows = len(unet.state_dict()[f"{output}.weight"])
+    there = len(tensors.get(f"{output}.weight", ()))
+    if there != 2 * rows:
+        raise ConfigError(
+            f"train.drop_variance is true, but train.init_from {folder!r} learned no variance (its output layer has "
+            f"{there} rows, {2 * rows} were expected): set it false"
+        )
+    return {f"{output}.{part}": tensors[f"{output}.{part}"][:rows].clone() for part in ("weight", "bias")}

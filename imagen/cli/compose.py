@@ -1,0 +1,66 @@
+"""The command ``python -m imagen.training.compose``: several stages and a text encoder -> one pipeline folder.
+
+python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from imagen.errors import ConfigError
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def command(
+    out: Path,
+    base: Path | None = None,
+    sr256: Path | None = None,
+    sr1024: Path | None = None,
+    text: str | None = None,
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32",
+    max_shard_size: str | None = None,
+) -> None:
+    """Compose stage runs into one folder that sample.py --model and ImagenPipeline.from_pretrained load.
+
+    Args:
+        out: folder to write; of a pipeline that is there the parts are replaced, other files stay.
+        base: run_dir of the base stage, or a composed pipeline to take it from.
+        sr256: the same for the 64 -> 256 stage.
+        sr1024: the same for the 256 -> 1024 stage.
+        text: T5 folder or Hub id; by default the one that the stages were trained with.
+        dtype: of the stored weights.
+        max_shard_size: split weight files above this size, for example 14MB.
+    """
+    import torch
+
+    from imagen.cascade.training.compose import compose, save
+
+    given = {"base": base, "sr256": sr256, "sr1024": sr1024}
+    pipeline = compose(
+        {name: path for name, path in given.items() if path is not None}, text, getattr(torch, DTYPES[dtype])
+    )
+    save(pipeline, out, max_shard_size)
+    print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
+
+
+def _renamed(word: str) -> str:
+    """--base64 as --base: the earlier name is still read."""
+    option, equals, value = word.partition("=")
+    return f"--base{equals}{value}" if option == "--base64" else word
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from jsonargparse import auto_cli
+
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        auto_cli(command, args=[_renamed(word) for word in words], as_positional=False)
+    except ConfigError as error:
+        print(f"compose: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,65 @@
+"""Which parts of a configuration may change when a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from imagen.training.config.sections import RunSettings
+
+
+class Changes(NamedTuple):
+    """Keys, or sections, that may differ when a run goes on; any other change alters what the run means.
+
+    Attributes:
+        free: without a word.
+        warned: with a warning.
+    """
+
+    free: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
+
+
+NONE = Changes()
+FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
+        "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile",
+        "train.accumulation", "run_dir", "grid", "validation", "data.max_skipped_share")  # fmt: skip
+WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "data.path")
+SWITCHES = ("optim.muon_lr", "optim.momentum")  # null or not decides what state there is
+REFUSED = ("optim.kind",)  # in a section that is else WARNED
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, so that a YAML round trip compares equal."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changed_keys(old: Mapping[str, Any], new: RunSettings, of_task: Changes = NONE) -> tuple[list[str], list[str]]:
+    """(keys whose change is worth a warning, keys whose change is refused) between a saved run and `new`.
+
+    Args:
+        of_task: what may change beside what any run may change.
+    """
+    after = flatten(asdict(new))
+    defaults = flatten(asdict(type(new)(run_dir=new.run_dir)))  # type: ignore[call-arg]  # what an older one lacks
+    before = {key: value for key, value in defaults.items() if value != {} or key in after} | flatten(old)
+    warned: list[str] = []
+    refused: list[str] = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key) or _among(key, FREE + of_task.free):
+            continue
+        switched = key in SWITCHES and (before.get(key) is None) != (after.get(key) is None)
+        is_warned = not switched and key not in REFUSED and _among(key, WARNED + of_task.warned)
+        (warned if is_warned else refused).append(f"{key} {before.get(key)} -> {after.get(key)}")
+    return warned, refused
+
+
+def _among(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -1,0 +1,147 @@
+"""Reading any training's configuration: YAML, `--a.b value`, one-line errors that name the nearest known key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import sys
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from imagen.errors import ConfigError
+from imagen.training.config.sections import RunSettings
+
+ConfigT = TypeVar("ConfigT")
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [leaf[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)]
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return ConfigError(f"unknown key {key!r} in {where}; {hint}")
+
+
+def known_keys(cls: type, prefix: str = "") -> dict[str, bool]:
+    """Every key of a configuration dataclass, dotted; True where the key takes a mapping of free keys."""
+    keys: dict[str, bool] = {}
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        hint, name = hints[item.name], prefix + item.name
+        keys[name] = typing.get_origin(hint) is dict
+        for kind in (hint, *typing.get_args(hint)):  # the second for a section that may be null
+            if dataclasses.is_dataclass(kind):
+                keys.update(known_keys(typing.cast(type, kind), name + "."))
+    return keys
+
+
+def _check_key(key: str, known: Mapping[str, bool], where: str) -> None:
+    parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
+    if key not in known and not any(known.get(parent, False) for parent in parents):
+        raise unknown_key(key, known, where)
+
+
+def _check_mapping(tree: Mapping[str, Any], known: Mapping[str, bool], where: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        _check_key(name, known, where)
+        if not known.get(name, True) and isinstance(value, Mapping):
+            _check_mapping(value, known, where, name + ".")
+
+
+def _check_file(path: str, known: Mapping[str, bool]) -> None:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path!r}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path} holds {type(tree).__name__}, expected a mapping of sections such as data and train")
+    _check_mapping(tree, known, path)
+
+
+def _check_arguments(cls: type, arguments: Sequence[str]) -> None:
+    known = known_keys(cls)
+    options = {**known, "config": False, "help": False, "print_config": True}
+    for position, word in enumerate(arguments):
+        if not word.startswith("--"):
+            continue
+        key, _, value = word[2:].partition("=")
+        _check_key(key, options, "the command line")
+        if key == "config":
+            path = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
+            _check_file(path, known)
+
+
+def build_parser(cls: type, prog: str, description: str, helps: Mapping[str, str]) -> ArgumentParser:
+    """The command line of what reads a configuration of this class; arguments as those of :func:`parse`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with the sections below")
+    parser.add_class_arguments(cls)
+    for key, words in helps.items():
+        parser._option_string_actions[f"--{key}"].help = words
+    return parser
+
+
+def one_line(error: Exception) -> str:
+    """What argparse, jsonargparse or a constructor says, as one line for the user."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
+    text = " ".join(useful).replace("Parser key", "wrong value for")
+    if "are required" in text and "run_dir" in text:
+        return "run_dir is missing: add it to the YAML file or pass it on the command line"
+    return text
+
+
+def parse(
+    cls: type[ConfigT],
+    arguments: Sequence[str] | None,
+    prog: str,
+    description: str,
+    helps: Mapping[str, str] | None = None,
+) -> ConfigT:
+    """The configuration that `arguments` (None: the command line) describe.
+
+    Args:
+        cls: its dataclass.
+        prog, description: of the command, in its help.
+        helps: key -> help, of keys whose meaning does not stand below them.
+
+    Raises:
+        ConfigError: unknown key, wrong type or impossible value, in one line.
+        SystemExit: after --help or --print_config.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _check_arguments(cls, words)
+    parser = build_parser(cls, prog, description, helps or {})
+    try:
+        settings = parser.instantiate(parser.parse_args(words))
+        return cls(**{name: getattr(settings, name) for name in inspect.signature(cls).parameters})
+    except ConfigError:
+        raise
+    except Exception as error:  # argparse, jsonargparse and yaml each have their own families
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        raise (cause if isinstance(cause, ConfigError) else ConfigError(one_line(error))) from None
+
+
+def to_yaml(config: RunSettings) -> str:
+    """A resolved configuration, a dataclass, as YAML that `parse` reads back equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)

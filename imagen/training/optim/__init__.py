@@ -1,0 +1,1 @@
+"""Optimizers, and their learning rate as a function of the step."""

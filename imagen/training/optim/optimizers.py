@@ -1,0 +1,166 @@
+"""The optimizer and its learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
+from torch.optim.adamw import adamw
+
+from imagen.training.config.optim import OptimConfig
+from imagen.training.optim.adafactor import Adafactor
+from imagen.training.optim.grouped import GroupedOptimizer
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] = ()) -> torch.optim.Optimizer:
+    """The optimizer that `config.kind` names over the parameters that require gradients; with AdamW also Muon, where
+    `config.muon_lr` is a number: it is for the matrices between the layers at input and output.
+
+    Weight decay acts on weights of two or more axes only. AdamW's kernel is fused where torch has one for the
+    parameters' device, which takes a single pass over the weights.
+
+    Args:
+        ends: names of the layers at input and output.
+
+    Raises:
+        ValueError: nothing in `module` requires a gradient.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient: nothing would train")
+    on_muon = config.muon_lr is not None
+    outer = tuple(f"{name}." for name in ends)
+    hidden = [p for name, p in named if on_muon and p.ndim >= 2 and not name.startswith(outer)]
+    taken = {id(p) for p in hidden}
+    others = [p for _, p in named if id(p) not in taken]
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": config.weight_decay, "muon": True, "peak_lr": config.muon_lr},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay, "peak_lr": config.lr},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0, "peak_lr": config.lr},
+    ]
+    filled = [group for group in groups if group["params"]]
+    if config.kind == "adafactor":
+        return Adafactor(filled, lr=config.lr, momentum=config.momentum)
+    if config.kind == "adam8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(filled, lr=config.lr, betas=config.betas, eps=config.eps)
+        return eight_bit
+    fused = named[0][1].device.type in ("cpu", "cuda")
+    kind: Callable[..., torch.optim.Optimizer] = MuonAdamW if on_muon else torch.optim.AdamW
+    return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+class MuonAdamW(GroupedOptimizer):
+    """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, AdamW for the others; both are torch's.
+
+    Muon replaces the momentum of a weight by the nearest orthogonal matrix. torch has it for matrices: here a
+    convolution is one, of its output channels by all else. An update is scaled to the root mean square that AdamW's
+    usually has (Liu et al. 2025), so the two learning rates are of one unit.
+
+    Args:
+        params: groups of parameters.
+        lr, betas, eps, weight_decay: of AdamW; Muon reads lr and weight_decay.
+        fused: AdamW's kernel in one pass.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused, "muon": False}
+        super().__init__(params, defaults)
+
+    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        (self._muon if group["muon"] else self._adamw)(params, group)
+
+    def _state(self, params: Sequence[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The tensor of that name of each parameter's state, made by `start` at first use."""
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = start(p)
+        return [self.state[p][name] for p in params]
+
+    def _muon(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        momenta = self._state(params, "momentum_buffer", torch.zeros_like)
+        changed = [*params, *momenta]
+        flat = [tensor.flatten(1) for tensor in changed]
+        muon(
+            flat[: len(params)],
+            [p.grad.flatten(1) for p in params if p.grad is not None],
+            flat[len(params) :],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=0.95,
+            nesterov=True,
+            ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+            ns_steps=5,
+            eps=1e-7,
+            adjust_lr_fn="match_rms_adamw",
+            has_complex=False,
+        )
+        for tensor, matrix in zip(changed, flat, strict=True):
+            if not tensor.is_contiguous():  # of a channels-last weight the matrix is a copy, and only that was updated
+                tensor.copy_(matrix.view(tensor.shape))
+
+    def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        adamw(
+            list(params),
+            [p.grad for p in params if p.grad is not None],
+            self._state(params, "exp_avg", torch.zeros_like),
+            self._state(params, "exp_avg_sq", torch.zeros_like),
+            [],
+            self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device)),
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            fused=group["fused"],
+        )
+
+
+def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of update number `step` (from 0) of `steps`, over its peak: in [0, 1].
+
+    Linear warm-up, then `hold` steps at the peak, then constant, or falling to 0 at `steps` along a line or half a
+    cosine; the values of diffusers' schedules of those names where `hold` is 0. A function of the step alone: resuming
+    needs no scheduler state, and the number of processes changes nothing.
+    """
+    if step < config.warmup:
+        return step / config.warmup
+    start = config.warmup + config.hold
+    if config.schedule == "constant" or step < start:
+        return 1.0
+    done = min(1.0, (step - start) / max(1, steps - start))
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take over the state that `optimizer.state_dict()` gave in an earlier run; hyperparameters stay as they are now.
+
+    The tensors take their parameter's strides, whatever layout the earlier run had: torch's fused kernels walk through
+    memory and would pair a channels-last weight with another element's mean.
+    """
+    optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every parameter group its peak learning rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

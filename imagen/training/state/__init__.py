@@ -1,0 +1,1 @@
+"""What a run keeps: the average of the weights, and resume points."""

@@ -1,0 +1,123 @@
+"""What a run tells its user: metrics.jsonl, TensorBoard, a progress line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class MetricsFile:
+    """Append-only JSON lines, cut back to a resume point's step; a line's "clock" alone depends on the machine."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        if path.exists():
+            os.truncate(path, self._end_of(step))
+        self._stream: TextIO = path.open("a", encoding="utf-8")
+
+    def _end_of(self, step: int) -> int:
+        """Bytes of the leading whole lines that were written up to `step`."""
+        end = 0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                try:
+                    if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                        break
+                except (ValueError, KeyError, TypeError):
+                    break
+                end += len(line)
+        return end
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._stream.close()
+
+
+class Window:
+    """Running sums since the last line: the loss in all and per group, the gradient norm. Saved with a state.
+
+    Args:
+        groups: their names; without any there is one without a name.
+        sums: what :meth:`state` gave.
+    """
+
+    def __init__(self, groups: Sequence[str], sums: Mapping[str, Any] | None = None) -> None:
+        sums = sums or {}
+        self.groups = groups
+        self.losses: list[float] = list(sums.get("losses", [0.0] * max(1, len(groups))))
+        self.counts: list[float] = list(sums.get("counts", [0.0] * max(1, len(groups))))
+        self.grad_norm: float = sums.get("grad_norm", 0.0)
+        self.steps: int = sums.get("steps", 0)
+
+    def add(self, losses: list[float], counts: list[float], grad_norm: float) -> None:
+        """Add one step's sums per group."""
+        self.losses = [a + b for a, b in zip(self.losses, losses, strict=True)]
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.grad_norm += grad_norm
+        self.steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """What a resume point needs."""
+        return {"losses": self.losses, "counts": self.counts, "grad_norm": self.grad_norm, "steps": self.steps}
+
+    def means(self) -> dict[str, float | None]:
+        """loss, loss_NAME of every group and grad_norm; None where nothing was seen."""
+        total = sum(self.counts)
+        found: dict[str, float | None] = {"loss": sum(self.losses) / total if total else None}
+        for name, loss, count in zip(self.groups, self.losses, self.counts, strict=False):
+            found[f"loss_{name}"] = loss / count if count else None
+        found["grad_norm"] = self.grad_norm / self.steps if self.steps else None
+        return found
+
+
+class Progress:
+    """A line with step, loss, pictures per second and time left: rewritten on a terminal, printed elsewhere."""
+
+    def __init__(self, steps: int, start: int, stream: TextIO | None = None, every: float = 30.0) -> None:
+        self.steps, self.start = steps, start
+        self.stream = stream or sys.stderr
+        self.every = every
+        self._began = time.monotonic()
+        self._shown = float("-inf")
+
+    def show(self, step: int, loss: float | None, rate: float, skipped: int, pictures: int = 0) -> None:
+        """Show the state after `step` steps; off a terminal at most one line per `every` seconds."""
+        now, terminal = time.monotonic(), self.stream.isatty()
+        if not terminal and now - self._shown < self.every and step < self.steps:
+            return
+        self._shown = now
+        left = (now - self._began) / max(1, step - self.start) * (self.steps - step)
+        words = [f"step {step}/{self.steps}", f"loss {loss:.5f}" if loss is not None else "loss -"]
+        words += [f"{rate:.1f} img/s", f"ETA {duration(left)}"]
+        words += [f"{skipped} skipped"] if skipped else []
+        words += [f"{pictures} unusable pictures"] if pictures else []
+        self.stream.write(("\r\x1b[2K" if terminal else "") + "  ".join(words) + ("" if terminal else "\n"))
+        self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + text + "\n")
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

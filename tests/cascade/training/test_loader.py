@@ -1,0 +1,76 @@
+"""The loader of a process's share of each batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.inputs.source import make_source
+from imagen.data.config import DataConfig
+from imagen.errors import ConfigError
+from imagen.training.config.parsing import to_yaml
+from imagen.training.loader import make_loader, outlive_one_signal
+
+
+def test_workers_change_nothing_and_resuming_takes_up_the_order(config):
+    changes = {"train.batch_size": 4, "train.accumulation": 2, "train.steps": 3}
+    batches = {}
+    for workers in (0, 2):
+        settings = config(**changes, **{"train.num_workers": workers})
+        batches[workers] = list(make_loader(settings, make_source(settings), 0, 0, 1))
+    later = list(make_loader(settings, make_source(settings), 2, 0, 1))
+    assert [len(batch["key"]) for batch in batches[0]] == [2] * 6
+    for one, other in [*zip(batches[0], batches[2], strict=True), *zip(batches[0][4:], later, strict=True)]:
+        assert one["key"] == other["key"]
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_processes_share_a_batch_without_overlap(config):
+    settings = config(**{"train.batch_size": 8, "train.accumulation": 2, "train.steps": 1})
+    source = make_source(settings)
+    shares = [[batch["key"] for batch in make_loader(settings, source, 0, rank, 2)] for rank in (0, 1)]
+    whole = config(**{"train.batch_size": 8, "train.steps": 1})
+    (expected,) = [batch["key"] for batch in make_loader(whole, source, 0, 0, 1)]
+    assert [key for micro in zip(*shares, strict=True) for part in micro for key in part] == expected
+
+
+def worker(ready) -> None:
+    outlive_one_signal(0)
+    ready.set()
+    while True:
+        time.sleep(0.01)
+
+
+def test_a_worker_outlives_one_sigterm_and_not_the_second():
+    """The first may be meant for the whole job; Python ends what is left of the workers at its exit with more."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=worker, args=(ready,), daemon=True)
+    process.start()
+    ready.wait()
+    process.terminate()
+    process.join(0.5)
+    assert process.is_alive()
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_sizes_that_the_source_cannot_make_are_told(config):
+    with pytest.raises(ConfigError, match="data: lowres_size is 5; expected a divisor"):
+        make_source(config(**{"stage.name": "sr256", "stage.size": 8, "stage.lowres_size": 5}))
+
+
+def test_fields_are_named_in_a_file_or_on_the_command_line_and_read_or_told(config, write_config):
+    path = str(write_config(**{"data.fields": {"label": "shape"}}))
+    settings = parse(["--config", path, "--data.fields.tone", "color"])
+    assert settings.data.fields == {"label": "shape", "tone": "color"}
+    assert DataConfig(**yaml.safe_load(to_yaml(settings))["data"]) == settings.data
+    with pytest.raises(ConfigError, match="data: data.fields 'label' is read by nothing here, which reads none"):
+        make_source(settings)

@@ -1,0 +1,170 @@
+"""The held-out loss: of the average, the same on any number of processes, and without a trace in the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.inputs.batches import BatchMaker
+from imagen.cascade.training.inputs.conditions import make_conditions
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.start.network import make_unet
+from imagen.cascade.training.task import StageTask
+from imagen.cascade.training.validation import Validation
+from imagen.errors import ConfigError
+from imagen.evaluation.curves import keys_under
+from imagen.evaluation.curves import read_metrics as read_curve
+from imagen.training.processes import Processes
+from imagen.training.trainer import Trainer
+
+HELD_OUT = {"kind": "shapes", "split": "heldout"}
+CHANGES = {
+    "validation": {"every": 2, "samples": 7, "levels": 3, "batch_size": 2, "data": HELD_OUT},
+    "unet.dropout": 0.2,
+}
+WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+
+
+def make(settings: RunConfig) -> Validation:
+    device = torch.device("cpu")
+    conditions = make_conditions(settings, Texts(settings).load(device))
+    return Validation(settings, Objective(settings.stage), BatchMaker(conditions, 0, torch.float32, device))
+
+
+def redrawn(settings: RunConfig):
+    unet = make_unet(settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        unet.conv_out.weight.normal_(std=0.1)
+    return unet
+
+
+def test_two_processes_measure_what_one_does(config):
+    settings = config(**CHANGES)
+    unet = redrawn(settings).train()
+    whole = make(settings).table(unet)
+    assert unet.training
+    assert (whole > 0).all()
+    parts = [make(settings).table(unet.eval(), Processes(rank, 2)) for rank in range(2)]
+    assert all((part > 0).any() for part in parts)
+    assert not any(((parts[0] > 0) & (parts[1] > 0)).flatten().tolist())
+    assert torch.equal(whole, parts[0] + parts[1])
+
+
+def test_the_seed_alone_decides(config):
+    settings = config(**CHANGES)
+    unet = redrawn(settings)
+    first = make(settings)
+    torch.manual_seed(5)
+    table = first.table(unet)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1)), "nothing is drawn from torch's own generator"
+    assert torch.equal(table, first.table(unet))
+    other = replace(settings, train=replace(settings.train, seed=9, batch_size=2))
+    assert torch.equal(table, make(other).table(unet)), "nor from the run's seed"
+    reseeded = replace(settings, validation=replace(settings.validation, seed=1))
+    assert not torch.equal(table, make(reseeded).table(unet))
+
+
+def test_every_picture_meets_every_level(config):
+    settings = config(**CHANGES)
+    validation, seen = make(settings), []
+
+    def spy(unet, batch):
+        seen.append((batch.t, batch.image, batch.noise))
+        return batch.t
+
+    validation.objective = spy  # type: ignore[assignment]
+    table = validation.table(make_unet(settings))
+    levels = torch.tensor([1 / 6, 3 / 6, 5 / 6], dtype=torch.float64)
+    torch.testing.assert_close(table, levels[:, None].expand(3, 7))
+    pictures = torch.cat([image for t, image, _ in seen if t[0] < 0.2])
+    held = validation.source
+    assert torch.equal(pictures, torch.stack([held[index].image for index in range(7)]))
+    assert len({tuple(noise.flatten().tolist()) for _, _, noises in seen for noise in noises}) == 21
+    assert not any(validation._draws(level, range(7)).drop.any() for level in range(3))
+    record = validation.record(table)
+    assert record["val_loss"] == pytest.approx(0.5)
+    log_snr = [float(key.removeprefix("val_loss/log_snr_")) for key in list(record)[1:]]
+    assert list(record.values())[1:] == pytest.approx(levels.tolist())
+    torch.testing.assert_close(
+        Objective(settings.stage).schedule.log_snr(levels), torch.tensor(log_snr).double(), atol=0.005, rtol=0
+    )
+
+
+def test_training_does_not_notice(config, read_metrics, tmp_path):
+    quiet = config(**{**CHANGES, "validation.every": 0}, run_dir=str(tmp_path / "quiet"))
+    watched = replace(config(**CHANGES), run_dir=str(tmp_path / "watched"))
+    for settings in (quiet, watched):
+        Trainer(StageTask(settings)).fit()
+    assert (tmp_path / "quiet" / WEIGHTS).read_bytes() == (tmp_path / "watched" / WEIGHTS).read_bytes()
+    lines = read_metrics(watched.run_dir)
+    assert [line for line in lines if "loss" in line] == read_metrics(quiet.run_dir)
+    measured = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in measured] == [2, 4, 6]
+    # and what it measured is the exported average
+    unet = make_unet(watched)
+    unet.load_state_dict(load_file(tmp_path / "watched" / WEIGHTS))
+    validation = make(watched)
+    assert measured[-1] == {"step": 6, **validation.record(validation.table(unet))}
+    path = Path(watched.run_dir) / "metrics.jsonl"
+    assert read_curve(path, "val_loss")[1] == [line["val_loss"] for line in measured]
+    assert keys_under(path, "val_loss/") == validation.keys
+    with pytest.raises(ValueError, match="no values that begin with 'val_lost/'"):
+        keys_under(path, "val_lost/")
+
+
+def test_super_resolution_has_the_same_noise_on_its_input_every_time(config):
+    settings = config(
+        **{
+            "stage": {"name": "sr256", "size": 16, "lowres_size": 8, "prediction_type": "v_prediction"},
+            "unet.lowres_channels": 3,
+            "validation": CHANGES["validation"],
+        }
+    )
+    unet = redrawn(settings)
+    table = make(settings).table(unet)
+    assert torch.equal(table, make(settings).table(unet))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation.every": 5}, "validation.every 5, but no validation.data: name the held-out pictures"),
+        ({"validation.every": 5, "validation.data": {"kind": "folder"}}, "data.path is missing"),
+        ({"validation.levels": 0}, "validation.levels 0 must be positive"),
+        (
+            {"validation.data": {"kin": "shapes"}},
+            "unknown key 'validation.data.kin' .* did you mean 'validation.data.kind'",
+        ),
+        (
+            {"data": {"kind": "folder", "path": "x"}, "validation.data": {"kind": "folder", "path": "x"}},
+            "validation.data equals data: these pictures are trained on",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "held"
+    folder.mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    held = {"every": 1, "samples": 4, "data": {"kind": "folder", "path": str(folder)}}
+    with pytest.raises(ConfigError, match="validation.samples 4 is more than the 1 pictures of validation.data"):
+        Trainer(StageTask(config(validation=held)))
+    held["data"] = {"kind": "folder", "path": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match="^validation.data: "):
+        Trainer(StageTask(config(validation=held)))

@@ -1,0 +1,199 @@
+"""The trainer with a task that is none of a diffusion: everything that it promises holds for whatever is trained."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from imagen.data.config import DataConfig
+from imagen.errors import ConfigError
+from imagen.training.config.optim import OptimConfig
+from imagen.training.config.parsing import parse, to_yaml
+from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
+from imagen.training.telling.metrics import Progress
+from imagen.training.trainer import Trainer, TrainingStopped
+from tests.training.regression import MapConfig, RegressionConfig, RegressionTask
+
+
+def write_pictures(folder: Path, seed: int) -> Path:
+    """Twelve pictures; the caption of each is 8 times its mean brightness in [0, 1]."""
+    folder.mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng((seed, number)).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(pixels // (1 + number % 3)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(str(round(8 * float((pixels // (1 + number % 3)).mean()) / 255)))
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., RegressionConfig]:
+    """make("run", train={...}) -> a run of 12 steps on twelve pictures, with these keys of sections changed."""
+    pictures = {name: str(write_pictures(tmp_path / name, seed)) for seed, name in enumerate(("pictures", "held_out"))}
+
+    def config(run: str = "run", **changes: dict[str, Any]) -> RegressionConfig:
+        data = DataConfig("folder", pictures["pictures"], resize="area", max_skipped_share=0.2)
+        held_out = DataConfig("folder", pictures["held_out"], resize="area")
+        whole = RegressionConfig(
+            str(tmp_path / run),
+            data=data,
+            optim=OptimConfig(lr=0.05, warmup=2),
+            ema=EmaConfig(decay=0.5),
+            train=TrainConfig(steps=12, batch_size=6, num_workers=0, checkpoint_every=100, log_every=3),
+            validation=ValidationConfig(every=6, data=held_out, samples=12),
+            grid=GridConfig(every=6),
+        )
+        sections = {name: replace(getattr(whole, name), **values) for name, values in changes.items()}
+        return replace(whole, **sections)
+
+    return config
+
+
+def lines(config: RegressionConfig) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "clock"} for line in found]
+
+
+def newest(config: RegressionConfig) -> dict[str, torch.Tensor]:
+    """Weights, average and optimizer of the last resume point, under one name each."""
+    state = sorted((Path(config.run_dir) / "state").iterdir())[-1]
+    assert sorted(path.name for path in state.iterdir()) == [
+        "ema.safetensors", "linear.safetensors", "optimizer.pt", "state.json",
+    ]  # fmt: skip
+    found = {
+        f"{name} {key}": v for name in ("ema", "linear") for key, v in load_file(state / f"{name}.safetensors").items()
+    }
+    moments = torch.load(state / "optimizer.pt", weights_only=True)["state"]
+    return found | {f"{number} {key}": value for number, one in moments.items() for key, value in one.items()}
+
+
+def same(one: RegressionConfig, other: RegressionConfig) -> bool:
+    a, b = newest(one), newest(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_after(trainer: Trainer, step: int) -> Trainer:
+    train_step = trainer._train_step
+    trainer._train_step = lambda batches: train_step(batches) or trainer.step == step  # type: ignore[method-assign]
+    return trainer
+
+
+def test_it_learns_and_tells_its_groups_and_what_is_held_out(make: Callable[..., RegressionConfig]) -> None:
+    config = make(train={"steps": 60})
+    assert Trainer(RegressionTask(config)).fit()
+    told = lines(config)
+    losses = [line for line in told if "loss" in line]
+    assert losses[0].keys() == {"step", "images", "loss", "loss_even", "loss_odd", "grad_norm", "lr", "skipped"}
+    assert losses[-1]["loss"] < 0.2 * losses[0]["loss"]
+    measured = [line for line in told if "val_loss" in line]
+    assert [line["step"] for line in measured] == list(range(6, 61, 6))
+    assert measured[-1]["val_loss"] < measured[0]["val_loss"] < measured[0]["val_loss/worst"]
+    run = Path(config.run_dir)
+    exported = load_file(run / "model" / "linear.safetensors")
+    assert torch.equal(exported["map.weight"], newest(config)["ema map.weight"])
+    drawn = (run / "samples" / "step-00000060.png").read_bytes()
+    assert drawn == exported["map.weight"].numpy().tobytes()
+    assert not torch.equal(exported["map.weight"], newest(config)["linear map.weight"])
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_resuming_is_exact(make: Callable[..., RegressionConfig], stop: int) -> None:
+    whole, parts = make("whole"), make("parts")
+    assert Trainer(RegressionTask(whole)).fit()
+    assert not stop_after(Trainer(RegressionTask(parts)), stop).fit()
+    second = Trainer(RegressionTask(parts))
+    assert second.step == stop
+    assert second.fit()
+    assert same(whole, parts)
+    assert lines(whole) == lines(parts)
+    assert newest(parts)["linear shown"] == 12 * 6  # a buffer is kept like a weight
+
+
+def test_accumulation_changes_rounding_alone(make: Callable[..., RegressionConfig]) -> None:
+    runs = []
+    for parts in (1, 3):
+        config = make(f"run{parts}", train={"accumulation": parts})
+        Trainer(RegressionTask(config)).fit()
+        runs.append(newest(config))
+    for key, value in runs[0].items():
+        torch.testing.assert_close(runs[1][key], value, msg=key)
+
+
+def test_what_is_not_finite_is_skipped_and_too_much_of_it_stops(make: Callable[..., RegressionConfig]) -> None:
+    config = make(train={"max_skipped_in_a_row": 2, "log_every": 1})
+    task = RegressionTask(config)
+    trainer, losses = Trainer(task), task.losses
+    task.losses = lambda model, batch: losses(model, batch) * (math.nan if trainer.step in (3, 7, 8, 9) else 1)  # type: ignore
+    with pytest.raises(TrainingStopped, match="stopped at step 10: 4 steps in all and 3 in a row"):
+        trainer.fit()
+    assert [line["skipped"] for line in lines(config) if "loss" in line] == [0, 0, 0, 1, 1, 1, 1, 2, 3, 4]
+    assert trainer.ema.updates == 6
+
+
+def test_pictures_that_cannot_be_used_are_written_down_and_too_many_stop(make: Callable[..., RegressionConfig]) -> None:
+    config = make()
+    folder = Path(str(config.data.path))
+    (folder / "3.png").write_bytes(b"broken")
+    assert Trainer(RegressionTask(config)).fit()
+    noted = [json.loads(line) for line in (Path(config.run_dir) / "skipped.jsonl").read_text().splitlines()]
+    assert {(note["key"], note["action"]) for note in noted} == {("3.png", "skipped")}
+    for number in (4, 5):
+        (folder / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(TrainingStopped, match="3 of 12 pictures cannot be used"):
+        Trainer(RegressionTask(make("other"))).fit()
+
+
+def test_a_start_from_another_model_and_notes_are_the_task_s(make: Callable[..., RegressionConfig]) -> None:
+    first = make("first")
+    Trainer(RegressionTask(first)).fit()
+    told = io.StringIO()
+    second = make("second", map={"start": f"{first.run_dir}/model"})
+    trainer = Trainer(RegressionTask(second), Progress(12, 0, told))
+    assert torch.equal(trainer.module.map.weight, newest(first)["ema map.weight"])
+    trainer.fit()
+    assert told.getvalue().startswith("a line for the user\n")
+    again = Trainer(RegressionTask(second))
+    assert torch.equal(again.module.map.weight, newest(second)["linear map.weight"])
+
+
+def test_what_may_change_is_the_loop_s_and_the_task_s_to_say(make: Callable[..., RegressionConfig]) -> None:
+    Trainer(RegressionTask(make(train={"steps": 2}))).fit()
+    changed = {"map": {"start": "elsewhere"}, "train": {"steps": 2}}
+    Trainer(RegressionTask(make(**changed)))
+    with pytest.warns(UserWarning, match="changed configuration: map.noise 0.1 -> 0.2; train.steps 2 -> 12"):
+        Trainer(RegressionTask(make(map={"noise": 0.2})))
+    with pytest.raises(ConfigError, match="another configuration .train.seed 0 -> 1."):
+        Trainer(RegressionTask(make(train={"steps": 2, "seed": 1})))
+    stored = Path(make().run_dir) / "config.yaml"
+    tree = yaml.safe_load(stored.read_text())
+    tree["linear"] = tree.pop("map")
+    stored.write_text(yaml.safe_dump(tree))
+    with pytest.warns(UserWarning, match="linear is map now"):
+        Trainer(RegressionTask(make(train={"steps": 2})))
+
+
+def test_any_dataclass_is_read_from_a_file_and_the_command_line(
+    make: Callable[..., RegressionConfig], tmp_path: Path
+) -> None:
+    config = make(map={"noise": 0.25})
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    command = ("train", "Fit a line.")
+    assert parse(RegressionConfig, ["--config", str(path)], *command) == config
+    changed = parse(RegressionConfig, ["--config", str(path), "--map.noise", "0.5"], *command)
+    assert changed == replace(config, map=MapConfig(noise=0.5))
+    with pytest.raises(ConfigError, match=r"unknown key 'map.noize' .* did you mean 'map.noise'"):
+        parse(RegressionConfig, ["--config", str(path), "--map.noize", "0.5"], *command)
+    with pytest.raises(ConfigError, match="run_dir is missing"):
+        parse(RegressionConfig, [], *command)
