@@ -1,6 +1,6 @@
 """Several stages, each of a run or of a composed pipeline, and a text encoder -> one pipeline folder.
 
-python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text ENCODER --out my_model
 python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
 """
 
@@ -74,7 +74,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
 
     Args:
         stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
-        text: T5 folder or Hub id; None takes the one that the stages were trained with.
+        text: folder or Hub id of a text encoder; None takes the one that the stages were trained with.
         dtype: of all weights.
 
     Raises:
@@ -108,6 +108,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
     from imagen.text.encoder import load_text_encoder
+    from imagen.text.kinds import check_max_length
 
     trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
     if text is None and len(trained) > 1:
@@ -119,6 +120,7 @@ def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.
         return {}
     try:
         tokenizer, encoder = load_text_encoder(source)
+        check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)
     except ValueError as error:
         raise ConfigError(f"--text: {error}") from error
     return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
@@ -126,9 +128,11 @@ def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.
 
 def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
     """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
+    from imagen.text.kinds import text_width
+
     width = unet.config.text_dim
-    if width is not None and encoder is not None and encoder.config.d_model != width:
-        raise ConfigError(f"the text encoder has width {encoder.config.d_model}, {slot} needs {width}: pass --text")
+    if width is not None and encoder is not None and (found := text_width(encoder.config)) != width:
+        raise ConfigError(f"the text encoder has width {found}, {slot} needs {width}: pass --text")
     if before is not None and unet.config.lowres_channels != before.config.in_channels:
         raise ConfigError(
             f"{slot} starts from {unet.config.lowres_channels} channels but the stage before it makes "
@@ -192,7 +196,7 @@ def command(
         base: run_dir of the base stage, or a composed pipeline to take it from.
         sr256: the same for the 64 -> 256 stage.
         sr1024: the same for the 256 -> 1024 stage.
-        text: T5 folder or Hub id; by default the one that the stages were trained with.
+        text: folder or Hub id of a T5 or CLIP; by default the one that the stages were trained with.
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.
     """
