@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
@@ -27,6 +27,7 @@ from imagen.checks import check_int, check_keys
 from imagen.conditions.call import called
 from imagen.stages.folder import find_folder, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SAFETY, SLOTS, StageDefaults, read_stages
+from imagen.text.kinds import TextEncoder, check_max_length
 from imagen.text.reading import TextDefaults
 from unets.contract import Network, any_network
 
@@ -42,13 +43,13 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 
 
 class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
-    """Frozen T5 encoder, base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
+    """Frozen text encoder (T5 or CLIP), base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
     picture (``image=``), without tokenizer and encoder it takes ``prompt_embeds`` or runs networks built without text.
 
     Args:
-        tokenizer, text_encoder: a T5's, frozen.
+        tokenizer, text_encoder: a T5's, or a CLIP's text tower, frozen.
         base_unet, sr256_unet, sr1024_unet: networks of :data:`unets.NETWORKS`.
         base_weak_unet, sr256_weak_unet, sr1024_weak_unet: worse ones of the same inputs and outputs, for autoguidance.
         base_scheduler, sr256_scheduler, sr1024_scheduler: diffusers schedulers. What a network predicts stands in
@@ -70,7 +71,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        text_encoder: T5EncoderModel | None = None,
+        text_encoder: TextEncoder | None = None,
         base_unet: AnyNetwork | None = None,
         base_scheduler: SchedulerMixin | None = None,
         sr256_unet: AnyNetwork | None = None,
@@ -107,7 +108,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             sr1024_weak_unet=sr1024_weak_unet,
         )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
-        max_length = check_int("max_length", max_length, 1)
+        max_length = check_max_length(max_length, getattr(text_encoder, "config", None))
         reading = TextDefaults.from_dict(text).to_dict()
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self.register_to_config(conditions={name: dict(facts) for name, facts in (conditions or {}).items()})
@@ -232,8 +233,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             num_inference_steps: network evaluations (heun: two a step), or a list (:mod:`imagen.diffusion.timesteps`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
-            image: picture(s) to start from, one or one per prompt (:func:`imagen.cascade.pictures.load_pictures`); it
-                enters at the last super-resolution stage whose input it fills.
+            image: picture(s) to start from, one or one per prompt; it enters at the last stage whose input it fills.
             size: side to stop at; None: the last stage that can be reached.
             height, width: of the last stage's picture, earlier ones in proportion; None: square.
             aug_level: noise on the low-res picture, per super-resolution stage, in [0, 1] (section 2.4).

@@ -1,12 +1,14 @@
-"""Tiny real components for tests: a sentencepiece tokenizer, a random T5, random U-Nets, a cascade 16 -> 32 -> 64."""
+"""Tiny real components for tests: tokenizers, a random T5, a random CLIP, random U-Nets, a cascade 16 -> 32 -> 64."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
 import torch
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from imagen import ImagenPipeline
 from imagen.diffusion.sampling import make_scheduler
@@ -33,6 +35,43 @@ def tiny_text_encoder(seed: int = 0) -> T5EncoderModel:
     words = len(tiny_tokenizer())
     config = T5Config(vocab_size=words, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval().requires_grad_(False)
+
+
+@cache
+def tiny_clip_tokenizer() -> CLIPTokenizer:
+    """A real CLIP tokenizer (byte-level pairs, start and end tokens), whose commonest words are one token each."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    own, suffix = CLIPTokenizer().backend_tokenizer, "</w>"
+    own.model = models.BPE(continuing_subword_prefix="", end_of_word_suffix=suffix, unk_token=end)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[start, end],
+        initial_alphabet=alphabet,
+        end_of_word_suffix=suffix,
+        show_progress=False,
+    )
+    own.train_from_iterator(SENTENCES * 5, trainer)
+    learned = json.loads(own.to_str())["model"]
+    return CLIPTokenizer(vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]])
+
+
+def tiny_whole_clip(seed: int = 0, positions: int = 20, layers: int = 2) -> CLIPModel:
+    """A random CLIP of both towers, texts of width `WIDTH`, whose every weight counts."""
+    torch.manual_seed(seed)
+    common = {"intermediate_size": 32, "num_attention_heads": 2}
+    tokenizer = tiny_clip_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "max_position_embeddings": positions, **ids}
+    vision = {"hidden_size": 8, "image_size": 8, "patch_size": 4, "num_hidden_layers": 1}
+    text_config = {**text, "num_hidden_layers": layers, **common}
+    model = CLIPModel(CLIPConfig(text_config=text_config, vision_config={**vision, **common}, projection_dim=8))
+    return redraw(model, seed).requires_grad_(False)
+
+
+def tiny_clip(seed: int = 0, positions: int = 20) -> CLIPTextModel:
+    """The text tower of such a CLIP, alone."""
+    return tiny_whole_clip(seed, positions).text_model
 
 
 def redraw(module: torch.nn.Module, seed: int) -> Any:

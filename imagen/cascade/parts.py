@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from transformers import T5EncoderModel
 
 from imagen.cascade.safety import load_checker
 from imagen.stages.folder import check_complete, read_index
 from imagen.text.encoder import check_loaded, check_tokenizer
+from imagen.text.kinds import TextEncoder, encoder_class
+
+#: As the index lists them. A class beside these is left to diffusers.
+TEXT_ENCODERS = [["transformers", kind.__name__] for kind in get_args(TextEncoder)]
 
 
 def ours_alone(options: Mapping[str, Any]) -> bool:
@@ -30,13 +33,13 @@ def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     index = read_index(folder)
     loaders = {
-        "text_encoder": (["transformers", "T5EncoderModel"], load_encoder),
-        "safety_checker": (["deepfloyd_if", "IFSafetyChecker"], load_checker),
+        "text_encoder": (TEXT_ENCODERS, load_encoder),
+        "safety_checker": ([["deepfloyd_if", "IFSafetyChecker"]], load_checker),
     }
     return {
         name: load(folder / name, options)
         for name, (listed, load) in loaders.items()
-        if index.get(name) == listed and name not in options and ours_alone(options)
+        if index.get(name) in listed and name not in options and ours_alone(options)
     }
 
 
@@ -66,8 +69,8 @@ def named_dtype(dtype: Any) -> Any:
     return found
 
 
-def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
-    """A pipeline folder's T5, its dtype explicit, every weight checked (transformers has loaded some silently wrong).
+def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
+    """A pipeline folder's encoder, dtype explicit, every weight checked (transformers has loaded some silently wrong).
 
     Args:
         options: those of ``from_pretrained``: dtype, variant, use_safetensors.
@@ -80,7 +83,7 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> T5EncoderModel:
         dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
     variant = options.get("variant")
     variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = T5EncoderModel.from_pretrained(
+    encoder, info = encoder_class(folder).from_pretrained(
         folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
     )
     check_loaded(encoder, info, str(folder))

@@ -11,6 +11,7 @@ from torch import Tensor
 from imagen.conditions.given import Given, Target
 from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, encode, token_count
+from imagen.text.kinds import longest_text
 from imagen.text.reading import TextDefaults
 from unets.contract import Facts
 
@@ -61,15 +62,27 @@ def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
     raise ValueError(f"{name} is {prompt!r}; expected a string or a non-empty list of strings")
 
 
-def check_lengths(tokenizer: Any, prompts: Sequence[str], max_length: int) -> None:
-    """Refuse prompts that the encoder would cut. Raises: ValueError, naming the first."""
+def check_lengths(tokenizer: Any, prompts: Sequence[str], max_length: int, longest: int | None = None) -> None:
+    """Refuse prompts that the encoder would cut.
+
+    Args:
+        max_length: most tokens that the model was trained to read.
+        longest: most that its encoder can read; None where that has no limit.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    room = "T5 itself has no limit" if longest is None else f"its encoder can read {longest}"
+    advice = f"{room}: raise max_length if the networks were trained on longer ones"
+    if longest is not None and max_length >= longest:
+        advice = "its encoder has no more positions"
     for prompt in prompts:
         length = token_count(tokenizer, prompt)
         if length > max_length:
             shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
             raise ValueError(
                 f"prompt {shown!r} has {length} tokens and this model reads {max_length}; shorten it (nothing is cut "
-                "silently; T5 itself has no limit: raise max_length if the networks were trained on longer ones)"
+                f"silently; {advice})"
             )
 
 
@@ -77,7 +90,7 @@ class PromptReader(NamedTuple):
     """What turns a call's prompts into the texts that the networks read.
 
     Attributes:
-        tokenizer, text_encoder: a T5's, or None where only embeddings are taken.
+        tokenizer, text_encoder: a T5's or a CLIP's, or None where only embeddings are taken.
         max_length: most tokens of a prompt.
         defaults: how the model was trained to read.
     """
@@ -119,7 +132,8 @@ class PromptReader(NamedTuple):
     def check(self, prompts: str | Sequence[str]) -> list[str]:
         """The prompts as they are encoded. Raises: ValueError for one that is too long, naming the first."""
         prepared = [as_read(prompt, self.defaults.lowercase) for prompt in as_list("prompts", prompts)]
-        check_lengths(self.tokenizer, prepared, self.max_length)
+        longest = longest_text(getattr(self.text_encoder, "config", None))
+        check_lengths(self.tokenizer, prepared, self.max_length, longest)
         return prepared
 
     def null(self, dim: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def command(
         base: run_dir of the base stage, or a composed pipeline to take it from.
         sr256: the same for the 64 -> 256 stage.
         sr1024: the same for the 256 -> 1024 stage.
-        text: T5 folder or Hub id; by default the one that the stages were trained with.
+        text: folder or Hub id of a T5 or CLIP; by default the one that the stages were trained with.
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.
     """

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     if out is None:
         raise ConfigError("no folder to write to: give --out DIR, or set text.cache in the configuration")
     if config.text.encoder is None:
-        raise ConfigError("text.encoder is null: give --text.encoder with a T5 folder or Hub id")
+        raise ConfigError("text.encoder is null: give --text.encoder with the folder or Hub id of a T5 or CLIP")
     if config.text.padding != "masked" or config.text.lowercase:
         raise ConfigError(
             f"text.padding {config.text.padding} and text.lowercase {config.text.lowercase}: a cache keeps captions as "

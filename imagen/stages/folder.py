@@ -31,7 +31,7 @@ class SavedStage:
         defaults: sizes and how it samples.
         unet, scheduler: folders of its network and its scheduler.
         text, max_length: how it reads text, and the most tokens.
-        encoder: folder or Hub id of the T5 it was trained with; None without text.
+        encoder: folder or Hub id of the text encoder it was trained with; None without text.
         adapter_of: for an adapter, the network that it was trained on; None for a whole network.
         drop_variance: for an adapter, whether its training left the network's learned variance behind.
         conditions: what is stored of its conditions beside text, by name.

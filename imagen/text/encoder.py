@@ -1,7 +1,7 @@
-"""The frozen T5 encoder: prompts -> embeddings (B, L, D) and a mask (B, L) (paper section 2.1).
+"""The frozen text encoder: prompts -> embeddings (B, L, D) and a mask (B, L) (paper section 2.1).
 
-Any T5 that ``transformers`` can load, by folder or Hub id. The paper does not say how long a prompt may be; here the
-caller does, and a batch is trimmed to its own longest prompt.
+Any T5, or text tower of a CLIP (:mod:`imagen.text.kinds`), that ``transformers`` can load, by folder or Hub id. The
+paper does not say how long a prompt may be; here the caller does, and a batch is trimmed to its own longest prompt.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.text.folders import component_folders
+from imagen.text.kinds import TextEncoder, check_max_length, encoder_class
 
 
 def load_text_encoder(
     name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
-) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-    """Load a tokenizer and its T5 encoder, frozen and in eval mode.
+) -> tuple[PreTrainedTokenizerBase, TextEncoder]:
+    """Load a tokenizer and its T5's or CLIP's text encoder, frozen and in eval mode.
 
     Args:
-        name_or_path: a folder (or Hub id) holding both, or a pipeline folder with ``tokenizer/`` and ``text_encoder/``.
+        name_or_path: a folder (or Hub id) holding both, or a pipeline folder with ``tokenizer/`` and ``text_encoder/``;
+            of a whole CLIP the text tower alone is taken.
         dtype: of the weights; said explicitly because the default of ``transformers`` has changed between versions.
         kwargs: passed to both ``from_pretrained`` (``revision``, ``cache_dir``, ``local_files_only``).
 
@@ -34,10 +36,13 @@ def load_text_encoder(
     tokenizer_path, encoder_path = component_folders(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
-        encoder, info = T5EncoderModel.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)
+        kind = encoder_class(encoder_path, **kwargs)
+        encoder, info = kind.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no T5 encoder at {str(name_or_path)!r}: {reason}; give a T5 folder or Hub id") from error
+        raise ValueError(
+            f"no text encoder at {str(name_or_path)!r}: {reason}; give a folder or Hub id of a T5 or a CLIP"
+        ) from error
     check_loaded(encoder, info, str(name_or_path))
     check_tokenizer(tokenizer, str(name_or_path), encoder.config.vocab_size)
     return tokenizer, encoder.requires_grad_(False).eval()
@@ -60,7 +65,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, vocab_size:
     pieces = [piece for piece, token in vocabulary.items() if token not in special and piece.strip("\u2581 ")]
     if len(pieces) < 2:
         raise ValueError(
-            f"tokenizer of {source!r} has no words, only special tokens: save its tokenizer.json or spiece.model there"
+            f"tokenizer of {source!r} has no words, only special tokens: save its tokenizer.json there (or "
+            "spiece.model, or vocab.json and merges.txt)"
         )
     most = max(vocabulary.values())
     if most >= vocab_size:
@@ -69,7 +75,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, vocab_size:
         )
 
 
-def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> None:
+def check_loaded(encoder: TextEncoder, info: dict[str, Any], name: str) -> None:
     """Refuse an encoder with weights that the checkpoint did not set: it would condition on noise without a word.
 
     Raises:
@@ -77,12 +83,17 @@ def check_loaded(encoder: T5EncoderModel, info: dict[str, Any], name: str) -> No
     """
     unset = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if unset:
-        raise ValueError(f"T5 encoder {name!r} lacks {', '.join(unset[:3])} ({len(unset)} in all); re-export it")
-    if encoder.shared.weight is not encoder.encoder.embed_tokens.weight:
-        raise ValueError(f"T5 encoder {name!r}: embed_tokens is not tied to shared.weight; re-export it")
-    table = encoder.shared.weight
-    if table.device.type != "meta" and not bool(torch.isfinite(table).all() and table.float().std() > 0):
-        raise ValueError(f"T5 encoder {name!r}: the embedding table is constant or not finite; the file is damaged")
+        raise ValueError(f"text encoder {name!r} lacks {', '.join(unset[:3])} ({len(unset)} in all); re-export it")
+    if isinstance(encoder, T5EncoderModel):
+        if encoder.shared.weight is not encoder.encoder.embed_tokens.weight:
+            raise ValueError(f"text encoder {name!r}: embed_tokens is not tied to shared.weight; re-export it")
+        tables = {"embedding": encoder.shared.weight}
+    else:
+        embeddings = encoder.embeddings
+        tables = {"embedding": embeddings.token_embedding.weight, "position": embeddings.position_embedding.weight}
+    for what, table in tables.items():
+        if table.device.type != "meta" and not bool(torch.isfinite(table).all() and table.float().std() > 0):
+            raise ValueError(f"text encoder {name!r}: the {what} table is constant or not finite; the file is damaged")
 
 
 def as_read(prompt: str, lowercase: bool) -> str:
@@ -98,7 +109,7 @@ def token_count(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
 @torch.no_grad()
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    encoder: T5EncoderModel,
+    encoder: TextEncoder,
     prompts: Sequence[str],
     max_length: int = 128,
     pad_to_multiple_of: int | None = None,
@@ -108,7 +119,7 @@ def encode(
 
     Args:
         prompts: B strings; longer ones are cut at ``max_length`` tokens (use :func:`token_count` to refuse them).
-        max_length: most tokens kept, end token included (our choice: the paper is silent).
+        max_length: most tokens kept, end token included (our choice: the paper is silent), and CLIP's start token.
         pad_to_multiple_of: round the padded length up, for compiled networks; None trims to the longest prompt.
         padding: "masked" hides it from what reads the text; "visible" pads every prompt to ``max_length`` and shows all
             positions, as DeepFloyd IF was trained (the encoder itself still masks it).
@@ -117,12 +128,15 @@ def encode(
         embeddings (B, L, D) in at least float32 and mask (B, L) bool: zero and False where padding is masked.
 
     Raises:
-        ValueError: no prompts, or a prompt that is not a string.
+        ValueError: no prompts, a prompt that is not a string, or a padded length that the encoder cannot read.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {prompts!r}; expected a non-empty list of strings")
+    multiple = pad_to_multiple_of or 1
+    check_max_length(-(-max_length // multiple) * multiple, encoder.config)
     tokens = tokenizer(
         list(prompts),
+        padding_side="right",  # CLIP counts its positions from the left
         padding="longest" if padding == "masked" else "max_length",
         truncation=True,
         max_length=max_length,

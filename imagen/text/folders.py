@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def component_folders(name_or_path: str | Path) -> tuple[str, str]:
-    """(tokenizer, encoder) of a pipeline folder; the same name twice for a T5 folder or Hub id."""
+    """(tokenizer, encoder) of a pipeline folder; the same name twice for an encoder's folder or Hub id."""
     path = Path(name_or_path)
     split = path.is_dir() and (path / "text_encoder").is_dir()
     return (str(path / "tokenizer"), str(path / "text_encoder")) if split else (str(path), str(path))

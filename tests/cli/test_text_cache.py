@@ -158,7 +158,7 @@ def test_what_it_tells(folder, tmp_path, capsys):
             "data.kind shapes has no end: add --num N (30 for this run's steps)",
         ),
         (["--captions", "/nowhere", "--out", "{out}", "--text.encoder", "{t5}"], "cannot read --captions '/nowhere'"),
-        (["--captions", "{text}", "--out", "{out}", "--text.encoder", "/nowhere"], "no T5 encoder at '/nowhere'"),
+        (["--captions", "{text}", "--out", "{out}", "--text.encoder", "/nowhere"], "no text encoder at '/nowhere'"),
         (["--captions", "{text}", "--out", "{out}", "--num", "3"], "--num 3: all lines of --captions are taken"),
         (["--captions", "{text}", "--out", "{out}", "--text.max_lenght", "3"], "did you mean 'text.max_length'?"),
     ],

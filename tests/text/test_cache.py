@@ -297,7 +297,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_encoder_lies(t5, tmp_path,
 
 def test_a_folder_without_weights_has_no_fingerprint(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="no T5 encoder with its tokenizer in"):
+    with pytest.raises(ValueError, match="no text encoder with its tokenizer in"):
         fingerprint(tmp_path, LENGTH)
 
 

@@ -101,5 +101,5 @@ def test_bad_prompts_are_named(folder, prompts):
 
 
 def test_nothing_there_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no T5 encoder at"):
+    with pytest.raises(ValueError, match="no text encoder at"):
         load_text_encoder(tmp_path / "absent")

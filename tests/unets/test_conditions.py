@@ -221,7 +221,7 @@ def test_tables_are_counted(kind: str) -> None:
 def test_stem_and_tables_are_not_for_muon(kind: str) -> None:
     unet = make(kind, **NAMED)
     names = {id(p): name for name, p in unet.named_parameters()}
-    groups = make_optimizer(unet, OptimConfig(muon_lr=0.1)).param_groups
+    groups = make_optimizer(unet, OptimConfig(muon_lr=0.1), unet.end_layers).param_groups
     others = {names[id(p)] for group in groups if not group["muon"] for p in group["params"]}
     assert {f"{unet.input_layer}.weight", "class_tables.label.weight", "class_tables.camera.weight"} <= others
 

@@ -167,7 +167,7 @@ def test_its_parameters_are_counted_by_part() -> None:
 
 def test_muon_trains_the_blocks_and_not_the_ends() -> None:
     unet = DiT(**DIT)
-    muon, *_ = make_optimizer(unet, OptimConfig(muon_lr=0.1)).param_groups
+    muon, *_ = make_optimizer(unet, OptimConfig(muon_lr=0.1), unet.end_layers).param_groups
     names = {id(p): name for name, p in unet.named_parameters()}
     chosen = {names[id(p)] for p in muon["params"]}
     assert {name for name, p in unet.named_parameters() if p.ndim >= 2} - chosen == {

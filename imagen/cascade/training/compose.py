@@ -67,7 +67,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
 
     Args:
         stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
-        text: T5 folder or Hub id; None takes the one that the stages were trained with.
+        text: folder or Hub id of a text encoder; None takes the one that the stages were trained with.
         dtype: of all weights.
 
     Raises:
@@ -101,6 +101,7 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
     from imagen.text.encoder import load_text_encoder
+    from imagen.text.kinds import check_max_length
 
     trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
     if text is None and len(trained) > 1:
@@ -112,6 +113,7 @@ def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.
         return {}
     try:
         tokenizer, encoder = load_text_encoder(source)
+        check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)
     except ValueError as error:
         raise ConfigError(f"--text: {error}") from error
     return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
@@ -119,9 +121,11 @@ def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.
 
 def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
     """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
+    from imagen.text.kinds import text_width
+
     width = unet.config.text_dim
-    if width is not None and encoder is not None and encoder.config.d_model != width:
-        raise ConfigError(f"the text encoder has width {encoder.config.d_model}, {slot} needs {width}: pass --text")
+    if width is not None and encoder is not None and (found := text_width(encoder.config)) != width:
+        raise ConfigError(f"the text encoder has width {found}, {slot} needs {width}: pass --text")
     if before is not None and unet.config.lowres_channels != before.config.in_channels:
         raise ConfigError(
             f"{slot} starts from {unet.config.lowres_channels} channels but the stage before it makes "

@@ -7,5 +7,6 @@ A caption is found by the hash of its text, so a cache serves any source that gi
 picture cost nothing special, and equal captions are stored once. ``python -m imagen.text.cache`` writes it.
 
 The null text of training and sampling is one zero token, made where it is needed and stored nowhere. The empty caption
-"" is another thing: what T5 makes of its end token alone, the text of a picture without a caption. Every cache has it.
+"" is another thing: what the encoder makes of no words at all, the text of a picture without a caption. Every cache
+has it.
 """

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerBase
 
 from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import DTYPES, Identity, Manifest, Shard, caption_key, shard_path, write_shard
 from imagen.text.encoder import encode, load_text_encoder
 from imagen.text.folders import component_folders, local_folder
+from imagen.text.kinds import TextEncoder, check_max_length, encoder_config, text_width
 
 START = "spawn"  # how processes are started: a fork would inherit threads and a GPU's context
 
@@ -35,7 +36,7 @@ class Encoding:
     """How captions are encoded.
 
     Attributes:
-        encoder: folder or Hub id of a T5 with its tokenizer.
+        encoder: folder or Hub id of a T5 or CLIP with its tokenizer.
         max_length: captions are cut at this many tokens.
         compute_dtype: of the encoder's weights, a key of ``DTYPES``.
         dtype: of the stored embeddings; None takes that of the cache in place, or ``compute_dtype``, without loss.
@@ -78,7 +79,7 @@ class Encoder:
     def __init__(self, encoding: Encoding, device: str) -> None:
         self.encoding = encoding
         self.tokenizer: PreTrainedTokenizerBase
-        self.model: T5EncoderModel
+        self.model: TextEncoder
         self.tokenizer, self.model = load_text_encoder(encoding.encoder, DTYPES[encoding.compute_dtype])
         self.model.to(device)
 
@@ -159,16 +160,17 @@ def build_cache(
 
 
 def identify(encoding: Encoding) -> Identity:
-    """Whose embeddings these will be; a Hub id is downloaded."""
+    """Whose embeddings these will be; a Hub id is downloaded. Raises: ValueError: none, or max_length is beyond it."""
     folder = local_folder(encoding.encoder)
     if folder is None:
         load_text_encoder(encoding.encoder)
         folder = local_folder(encoding.encoder)
         assert folder is not None
     found = fingerprint(folder, encoding.max_length)
-    width = T5Config.from_pretrained(component_folders(folder)[1]).d_model
+    config = encoder_config(component_folders(folder)[1])
+    check_max_length(encoding.max_length, config)
     assert encoding.dtype is not None
-    return Identity(encoding.encoder, found, encoding.compute_dtype, encoding.dtype, width)
+    return Identity(encoding.encoder, found, encoding.compute_dtype, encoding.dtype, text_width(config))
 
 
 @contextmanager

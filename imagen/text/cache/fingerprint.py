@@ -11,6 +11,7 @@ from imagen.text.folders import component_folders
 
 TOKENIZER_FILES = (
     "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
 )  # fmt: skip
 WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
 
@@ -36,7 +37,7 @@ def fingerprint(folder: Path, max_length: int) -> Fingerprint:
     The files count as they are: the same weights saved anew, in another dtype or in other shards, are another encoder.
 
     Args:
-        folder: a T5 folder with its tokenizer, or a pipeline folder with ``tokenizer/`` and ``text_encoder/``.
+        folder: a T5 or CLIP folder with its tokenizer, or a pipeline folder with ``tokenizer/`` and ``text_encoder/``.
 
     Raises:
         ValueError: no weights or no tokenizer there.
@@ -47,7 +48,9 @@ def fingerprint(folder: Path, max_length: int) -> Fingerprint:
     texts = [tokenizer_folder / name for name in TOKENIZER_FILES if (tokenizer_folder / name).is_file()]
     config = encoder_folder / "config.json"
     if not weights or not texts or not config.is_file():
-        raise ValueError(f"no T5 encoder with its tokenizer in {str(folder)!r}: give a T5 folder or Hub id")
+        raise ValueError(
+            f"no text encoder with its tokenizer in {str(folder)!r}: give a folder or Hub id of a T5 or a CLIP"
+        )
     return Fingerprint(_hash([config, *weights]), _hash(texts), max_length)
 
 

@@ -148,7 +148,7 @@ def test_half_precision_and_shards(config, t5, tmp_path):
         ([], "no stage given"),
         (["--base64", "/nowhere"], "there is no folder '/nowhere': give the run_dir of a training"),
         (["--sr256", "{a}"], "holds the stage base: pass it as --base"),
-        (["--base64", "{a}", "--text", "/nowhere"], "--text: no T5 encoder at '/nowhere'"),
+        (["--base64", "{a}", "--text", "/nowhere"], "--text: no text encoder at '/nowhere'"),
         (["--base64", "{a}", "--sr256", "{b}"], "sr256 starts from 8 px but base makes 10 px"),
     ],
 )

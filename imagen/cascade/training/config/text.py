@@ -14,11 +14,11 @@ class TextConfig:
     """The frozen text encoder, or embeddings that it made earlier."""
 
     encoder: str | None = None
-    """folder or Hub id of a T5 encoder with its tokenizer; null trains without text, or with what made text.cache"""
+    """folder or Hub id of a T5 or CLIP with its tokenizer; null trains without text, or with what made text.cache"""
     cache: str | None = None
     """folder that python -m imagen.text.cache wrote: train from it and load no encoder"""
     max_length: int = 128
-    """captions are cut to this many tokens, the paper gives none (our choice)"""
+    """captions are cut to this many tokens, the paper gives none (our choice); a CLIP reads 77 at most"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype the encoder computes in; its output is float32"""
     padding: Padding = "masked"

@@ -54,16 +54,20 @@ class Texts:
 
     def _load(self, encoder: str, config: RunConfig) -> None:
         from imagen.text.encoder import load_text_encoder
+        from imagen.text.kinds import check_max_length
 
         try:
             dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.text.dtype]
             self.tokenizer, self.encoder = load_text_encoder(encoder, dtype)
+            check_max_length(config.text.max_length, self.encoder.config)
         except ValueError as error:
             raise ConfigError(f"text.encoder: {error}") from error
         self.encoder.to(self.device)
 
     def _width(self) -> int:
-        return self.encoder.config.d_model if self.cache is None else self.cache.manifest.identity.width
+        from imagen.text.kinds import text_width
+
+        return text_width(self.encoder.config) if self.cache is None else self.cache.manifest.identity.width
 
     def __call__(self, words: Words) -> tuple[Tensor, Tensor]:
         """(B, L, D) and (B, L) on the device."""
@@ -88,7 +92,7 @@ class Texts:
 
         limit = self.config.text.max_length
         for caption in captions:
-            if len(caption) + 2 <= limit:  # a token has a character at the least, but for the first and the last
+            if len(caption.encode()) + 2 <= limit:  # a token has a byte at the least, but for the first and the last
                 continue
             if (count := token_count(self.tokenizer, caption)) > limit:
                 self._told_of_cuts = True

@@ -59,4 +59,4 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it
     a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
     if text is not None and a_path and not Path(text).is_dir():
-        raise ConfigError(f"text.encoder {text!r} does not exist: give a T5 folder or a Hub id")
+        raise ConfigError(f"text.encoder {text!r} does not exist: give a folder or Hub id of a T5 or a CLIP")

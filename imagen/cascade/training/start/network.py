@@ -65,8 +65,8 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
         )
     if not config.reads_text and unet.text_dim is not None:
         raise ConfigError(
-            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give a T5 folder (or data.embedding), or "
-            "text_dim null"
+            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give an encoder's folder (or "
+            "data.embedding), or text_dim null"
         )
     if config.reads_text and unet.text_dim is None:
         source = (
