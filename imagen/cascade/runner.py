@@ -85,7 +85,7 @@ class Stage(NamedTuple):
     @property
     def scale(self) -> float:
         """w of equation 2, 1 where the guidance would compare a network with itself."""
-        pointless = not self.reads_text and "unconditional" in self.guidance.branches
+        pointless = not self.unet.facts.guidable and "unconditional" in self.guidance.branches
         return 1.0 if pointless else self.settings.guidance_scale
 
     @property
@@ -203,7 +203,7 @@ def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Ev
     The branches of a step are stacked, B rows for each.
     """
     count = len(job.seeds)
-    target = Target(network, stage.branches, stage.shape, job.pictures_per_prompt)
+    target = Target(network, stage.branches, stage.shape, count, job.pictures_per_prompt)
     given = [condition.given(target) for condition in job.conditions if condition.reads(network.facts)]
     given += [] if lowered is None else [lowered]
     pictures = torch.arange(count, device=job.device)
@@ -216,7 +216,8 @@ def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Ev
             limit = job.sr_batch_size * len(branches)
         rows = [one.stacked(branches, pictures) for one in given]
         parts = [slice(start, start + limit) for start in range(0, len(branches) * count, limit)]
-        return [(part, arguments(given, [seen[part] for seen in rows])) for part in parts]
+        chosen = [[one.select(seen[part]) for one, seen in zip(given, rows, strict=True)] for part in parts]
+        return [(part, arguments(seen)) for part, seen in zip(parts, chosen, strict=True)]
 
     def evaluate(z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> tuple[Tensor, ...]:
         z, timestep = (torch.cat([value] * len(branches)) for value in (z, timestep))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from imagen.conditions.given import Given, Sampled
     from imagen.data.make import Want
 
 PartT = TypeVar("PartT")
@@ -44,5 +45,23 @@ class Condition(Protocol[PartT]):
             drop: (B,) bool, as in :class:`Draw`.
         """
 
-    def inputs(self, part: PartT, draw: Draw) -> dict[str, Tensor]:
-        """Arguments of the network's ``forward``, for what :meth:`batch` gave."""
+    def inputs(self, part: PartT, draw: Draw) -> Given:
+        """What the network is given, for what :meth:`batch` gave."""
+
+
+class NamedCondition(Condition[PartT], Protocol[PartT]):
+    """A condition beside text and low-res picture, which the network reads by its name.
+
+    Attributes:
+        name: of the network's input, of the model's entry and of the call's argument.
+        stored: what the model keeps of it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stored(self) -> Mapping[str, Any]: ...
+
+    def sampled(self, raw: Mapping[str, Any] | None, image: Tensor | None) -> Sampled:
+        """What pictures that are drawn meanwhile are given of it: that of a collated batch; or, of None, its null."""

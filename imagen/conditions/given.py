@@ -21,12 +21,14 @@ class Target(NamedTuple):
         network: that is to be given it.
         branches: of guidance that it is asked for.
         shape: height and width of the pictures that the stage makes.
+        pictures: B, how many the call makes.
         pictures_per_prompt: how many follow each other of every prompt.
     """
 
     network: Network
     branches: tuple[Branch, ...]
     shape: tuple[int, int]
+    pictures: int
     pictures_per_prompt: int = 1
 
 
@@ -70,12 +72,14 @@ class Given(NamedTuple):
             return pictures.repeat(len(branches))
         return torch.cat([self.rows[branch] for branch in branches])
 
+    def select(self, rows: Tensor) -> Given:
+        """These rows (N,) of everything, repeats allowed."""
+        values = {name: v.select(rows) if isinstance(v, TextContext) else v[rows] for name, v in self.values.items()}
+        return Given(values, None, {name: value[rows] for name, value in self.named.items()})
 
-def arguments(given: Sequence[Given], rows: Sequence[Tensor]) -> dict[str, Any]:
-    """Arguments of a network's ``forward``: of each condition these rows (N,), repeats allowed."""
-    values: dict[str, Any] = {}
-    named: dict[str, Tensor] = {}
-    for one, seen in zip(given, rows, strict=True):
-        values |= {name: v.select(seen) if isinstance(v, TextContext) else v[seen] for name, v in one.values.items()}
-        named |= {name: value[seen] for name, value in one.named.items()}
+
+def arguments(given: Sequence[Given]) -> dict[str, Any]:
+    """Arguments of a network's ``forward``."""
+    values = {name: value for one in given for name, value in one.values.items()}
+    named = {name: value for one in given for name, value in one.named.items()}
     return {**values, "conditions": named} if named else values

@@ -13,6 +13,7 @@ from imagen.diffusion.schedules import Schedule, level_time, timestep_from_t
 from imagen.diffusion.vocabulary import AugSpace, ResizeMode
 
 from .condition import Draw
+from .given import Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Paired
@@ -58,10 +59,10 @@ class Lowres:
         """The pictures (B, C, h, w), and the sides (H, W) to enlarge them to. They are never dropped."""
         return self.picture(raw, image), (image.shape[-2], image.shape[-1])
 
-    def inputs(self, part: tuple[Tensor, tuple[int, int]], draw: Draw) -> dict[str, Tensor]:
+    def inputs(self, part: tuple[Tensor, tuple[int, int]], draw: Draw) -> Given:
         """lowres (B, C, H, W), noised, and aug_timestep (B,), how much."""
         lowres, size = part
         level = level_time(draw.level) if self.on_levels else draw.level
         noise = draw.noise("lowres", aug_noise_shape(lowres.shape, size, self.space)[1:])
         noised = augment_lowres(lowres, level, noise, size, self.space, self.schedule, self.mode)
-        return {"lowres": noised, "aug_timestep": timestep_from_t(level).to(lowres.dtype)}
+        return Given({"lowres": noised, "aug_timestep": timestep_from_t(level).to(lowres.dtype)})

@@ -19,6 +19,7 @@ from torch import Tensor
 from imagen.text.reading import Null
 
 from .condition import Draw
+from .given import Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Encoded
@@ -135,7 +136,7 @@ class Captions:
         text, mask = self.read(words)
         return text.to(image.dtype), mask
 
-    def inputs(self, part: tuple[Tensor, Tensor], draw: Draw) -> dict[str, Tensor]:
+    def inputs(self, part: tuple[Tensor, Tensor], draw: Draw) -> Given:
         """text (B, L, D) and text_mask (B, L), the dropped ones null."""
         text, mask = part if self.null == "empty" else drop_text(*part, draw.drop)
-        return {"text": text, "text_mask": mask}
+        return Given({"text": text, "text_mask": mask})

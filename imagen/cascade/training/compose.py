@@ -95,7 +95,18 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
         stages={slot: stage.defaults for slot, stage in saved.items()},
         max_length=max(stage.max_length for stage in saved.values()),
         text=reading.to_dict(),
+        conditions=_stored_conditions(saved),
     )
+
+
+def _stored_conditions(saved: Mapping[str, SavedStage]) -> dict[str, Any]:
+    """What all stages keep of their conditions. Raises: ConfigError where two stages keep different things of one."""
+    found: dict[str, Any] = {}
+    for slot, stage in saved.items():
+        for name, stored in stage.conditions.items():
+            if found.setdefault(name, stored) != stored:
+                raise ConfigError(f"{slot} was trained with {name} {stored}, a stage before it with {found[name]}")
+    return found
 
 
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:

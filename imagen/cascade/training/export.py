@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from imagen.cascade.adapters import WEIGHTS as ADAPTER
 from imagen.cascade.adapters import save_adapter
 from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.inputs.conditions import named_conditions
 from imagen.cascade.training.start.origin import LEVELS, Origin, levels_error
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
@@ -54,6 +55,7 @@ def saved_stage(config: RunConfig, folder: Path) -> SavedStage:
         encoder=text.encoder,
         adapter_of=config.train.init_from if lora else None,
         drop_variance=config.train.drop_variance and lora,
+        conditions={condition.name: dict(condition.stored) for condition in named_conditions(config)},
     )
 
 

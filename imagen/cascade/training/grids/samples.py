@@ -23,7 +23,7 @@ from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.grids.cascade_grid import load_others
-from imagen.cascade.training.inputs.conditions import lowres_condition
+from imagen.cascade.training.inputs.conditions import lowres_condition, named_conditions
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
@@ -148,14 +148,21 @@ class GridMaker:
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
-            job = Job(self._conditions(words[part]), 1, seeds, self.device)
+            held = self._held_out()[part] if start is not None or not self.config.grid.prompts else None
+            job = Job([*self._text(words[part]), *self._named(held)], 1, seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _conditions(self, words: Words) -> list[Sampled]:
+    def _named(self, held: Sequence[Any] | None) -> list[Sampled]:
+        """Conditions beside the text: those of held-out samples or, with prompts, their nulls."""
+        raw = None if held is None else collate(held)
+        image = None if raw is None else raw["image"].to(self.device, self.dtype)
+        return [condition.sampled(raw, image) for condition in named_conditions(self.config)]
+
+    def _text(self, words: Words) -> list[Sampled]:
         """Both halves of the text, where there is one."""
         if not self.config.reads_text:
             return []

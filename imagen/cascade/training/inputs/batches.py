@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imagen.cascade.training.inputs.draws import Draws
 from imagen.conditions.condition import Condition, Draw
+from imagen.conditions.given import arguments
 from imagen.training.randomness import draw_noise, row_seeds
 
 
@@ -25,7 +26,7 @@ class Batch:
     image: Tensor
     noise: Tensor
     t: Tensor
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     parts: Sequence[Any] = ()
 
 
@@ -61,7 +62,7 @@ class BatchMaker:
             return draw_noise(shape, self.seed, purpose, step, rows, self.generator).to(self.dtype)
 
         draw = Draw(draws.drop.to(self.device), draws.aug_level.to(self.device), noise)
-        inputs = {"dropout_seeds": row_seeds(self.seed, "network", step, rows).to(self.device)}
-        for condition, part in zip(self.conditions, batch.parts, strict=True):
-            inputs.update(condition.inputs(part, draw))
+        given = [condition.inputs(part, draw) for condition, part in zip(self.conditions, batch.parts, strict=True)]
+        inputs = arguments(given)
+        inputs["dropout_seeds"] = row_seeds(self.seed, "network", step, rows).to(self.device)
         return replace(batch, noise=noise("image", batch.image.shape[1:]), t=draws.t.to(self.device), inputs=inputs)

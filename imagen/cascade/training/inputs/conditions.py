@@ -7,7 +7,7 @@ from typing import Any
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.texts import Texts
-from imagen.conditions.condition import Condition
+from imagen.conditions.condition import Condition, NamedCondition
 from imagen.conditions.lowres import Lowres
 from imagen.conditions.text import Captions
 from imagen.data.fields import Encoded, Paired
@@ -22,7 +22,12 @@ def make_conditions(config: RunConfig, texts: Texts) -> list[Condition[Any]]:
         ValueError: settings that do not go together.
     """
     found = (caption_condition(config, texts), lowres_condition(config))
-    return [condition for condition in found if condition is not None]
+    return [*(condition for condition in found if condition is not None), *named_conditions(config)]
+
+
+def named_conditions(config: RunConfig) -> list[NamedCondition[Any]]:
+    """Those that the network reads by name."""
+    return []
 
 
 def network_facts(config: RunConfig) -> Facts:

@@ -12,6 +12,7 @@ from imagen.cascade.adapters import attach
 from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.stage import LossConfig
+from imagen.cascade.training.inputs.conditions import named_conditions
 from imagen.cascade.training.start.origin import no_network, read_origin
 from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
@@ -73,6 +74,7 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
             f"text.encoder {config.text.encoder!r}" if config.text.used else f"data.embedding {config.data.embedding!r}"
         )
         raise ConfigError(f"unet.text_dim is null: {source} needs its width there")
+    _check_named(config, unet)
     if not unet.learns_variance:
         if unet.out_channels != unet.in_channels:
             raise ConfigError(
@@ -87,6 +89,21 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
     elif config.train.drop_variance:
         raise ConfigError(
             f"train.drop_variance is true, but unet.out_channels is {unet.out_channels}: set it to {unet.in_channels}"
+        )
+
+
+def _check_named(config: RunConfig, unet: Facts) -> None:
+    """Raises ConfigError where the network reads a condition by name that the configuration lacks, or the reverse."""
+    given = {condition.name for condition in named_conditions(config)}
+    for option, names in (("classes", unet.classes), ("extra_channels", unet.extra_channels)):
+        for name in names:
+            if name not in given:
+                raise ConfigError(
+                    f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it"
+                )
+    for name in sorted(given - {*unet.classes, *unet.extra_channels}):
+        raise ConfigError(
+            f"conditions.{name} is given, but the network does not read it: see docs/training.md for unet"
         )
 
 
