@@ -11,7 +11,7 @@ from imagen.training.trainer import Trainer
 
 @pytest.mark.parametrize(("levels", "on"), [(True, [1, 1, 1]), ([0], [1, 0, 0]), ([1], [0, 1, 1]), (False, None)])
 def test_levels_are_checkpointed_as_told(config, levels, on):
-    unet = Trainer(StageTask(config(**{"train.gradient_checkpointing": levels}))).unet
+    unet = Trainer(StageTask(config(**{"train.gradient_checkpointing": levels}))).module
     assert unet.gradient_checkpointing == (on is not None)
     if on is not None:
         assert [unet.down_blocks[0].checkpointed, unet.down_blocks[1].checkpointed, unet.mid_block.checkpointed] == on

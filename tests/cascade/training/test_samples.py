@@ -204,11 +204,8 @@ def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folde
 
 def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_path):
     Trainer(StageTask(config(run_dir=str(tmp_path / "base")))).fit()
-    trainer = Trainer(
-        StageTask(
-            StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid={**GRID, "cascade": str(tmp_path / "base")}))
-        )
-    )
+    grid = {**GRID, "cascade": str(tmp_path / "base")}
+    trainer = Trainer(StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid=grid)))
     trainer.fit()
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)
     assert [list(rows), len(rows["ema 8 px"])] == [["ema 8 px", "ema 16 px"], 3]

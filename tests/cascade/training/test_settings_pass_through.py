@@ -55,6 +55,7 @@ VALUES: dict[str, Any] = {
     "sampling.gamma": 0.3,
     "sampling.num_inference_steps": 3,
     "sampling.guidance_scale": 2.5,
+    "sampling.guidance": "rescaled(phi=0.7)+cfg",
     "sampling.threshold": "static",
     "sampling.threshold_p": 0.9,
     "sampling.threshold_cap": 1.5,
@@ -71,6 +72,7 @@ STORED = {  # field of a stored stage -> the key that it is trained with
     "lowres_size": "stage.lowres_size",
     "num_inference_steps": "sampling.num_inference_steps",
     "guidance_scale": "sampling.guidance_scale",
+    "guidance": "sampling.guidance",
     "threshold": "sampling.threshold",
     "threshold_p": "sampling.threshold_p",
     "threshold_cap": "sampling.threshold_cap",
@@ -151,6 +153,7 @@ def test_each_stored_setting_can_be_changed_alone(trained: RunConfig) -> None:
     others = {
         **{"size": 32, "lowres_size": 4, "num_inference_steps": "fast27", "guidance_scale": 3.5, "aug_level": 0.45},
         **{"threshold": "none", "threshold_p": 0.8, "threshold_cap": 2.5, "aug_space": "lowres"},
+        **{"guidance": "apg(eta=0, norm=inf, momentum=0)"},
         **{"aug_schedule": {"kind": "cosine", "s": 0.1}, "lowres_mode": "area", "lowres_consistency": 4},
     }
     assert others.keys() == STORED.keys()
@@ -182,6 +185,7 @@ SAMPLED = {  # field of a stored stage -> another value, which makes another pic
     "lowres_mode": "nearest",
     "lowres_consistency": 4,
     "guidance_scale": 4.0,
+    "guidance": "interval(low=8)",
 }
 
 
