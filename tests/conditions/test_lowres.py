@@ -33,7 +33,7 @@ def inputs(condition: Lowres, noise: float = 1.0) -> tuple[dict[str, Tensor], Te
         return drawn[0]
 
     given = condition.inputs(condition.batch({}, IMAGE, NONE), Draw(NONE, LEVEL, normal))
-    return given, drawn[0]
+    return dict(given.values), drawn[0]
 
 
 @pytest.mark.parametrize("space", ["lowres", "upsampled"])

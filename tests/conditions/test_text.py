@@ -85,7 +85,7 @@ def test_captions_are_dropped_where_the_draw_says_so() -> None:
     part = condition.batch(words(["a", "abc", "ab"]), image, drop)
     assert part[0].dtype == torch.float64
     for dropped, lengths in ((drop, [2, 1, 3]), (~drop, [1, 4, 1])):  # a part serves any draw
-        given = condition.inputs(part, Draw(dropped, torch.zeros(3), lambda *_: image))
+        given = condition.inputs(part, Draw(dropped, torch.zeros(3), lambda *_: image)).values
         assert given["text_mask"].sum(dim=1).tolist() == lengths
         assert not given["text"][dropped].any()
         assert torch.equal(given["text"][~dropped], part[0][~dropped])
@@ -94,7 +94,7 @@ def test_captions_are_dropped_where_the_draw_says_so() -> None:
 def test_an_empty_caption_is_read_in_place_of_a_dropped_one() -> None:
     condition, drop = Captions(read, null="empty"), torch.tensor([False, True])
     part = condition.batch(words(["a", "abc"]), torch.zeros(2, 3, 2, 2), drop)
-    given = condition.inputs(part, Draw(drop, torch.zeros(2), lambda *_: torch.zeros(2)))
+    given = condition.inputs(part, Draw(drop, torch.zeros(2), lambda *_: torch.zeros(2))).values
     assert given["text_mask"].sum(dim=1).tolist() == [2, 1]
     assert given["text"][1, 0].tolist() == [1.0, 1.0]
 
