@@ -14,12 +14,15 @@ from unets.contract import Facts
 class Called(Protocol):
     """What makes a condition of an argument of the call."""
 
-    def __call__(self, value: Any, stored: Mapping[str, Any], device: torch.device) -> Sampled:
+    def __call__(
+        self, value: Any, stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device
+    ) -> Sampled:
         """The condition.
 
         Args:
             value: the argument; None where it was not passed, and then networks that read one are given its null.
             stored: what the model stores of it.
+            networks: of the stages that run.
 
         Raises:
             ValueError: a value that is none, naming it and what was expected.
@@ -45,7 +48,7 @@ def called(
     """
     made = []
     for name, make in CALLED.items():
-        condition = make(values[name], stored.get(name) or {}, device)
+        condition = make(values[name], stored.get(name) or {}, networks, device)
         if any(condition.reads(network) for network in networks):
             made.append(condition)
         elif values[name] is not None:
