@@ -221,6 +221,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         callback_on_stage_end: Callable[..., None] | None = None,
         sr_batch_size: int | None = None,
         guidance: str | Sequence[str] | Mapping[int | str, str] | None = None,
+        label: int | str | Sequence[int | str | None] | None = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -247,6 +248,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
             guidance: what guides, per stage: "cfg", "interval(low=-1)+apg", ... (:mod:`imagen.diffusion.guidance`).
+            label: class by number or name, one or one per prompt, of models with classes; None: no class.
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -267,7 +269,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
         device, networks = self._execution_device, [stage.unet.facts for stage in stages]
-        others = called({}, self.config["conditions"], networks, device)
+        others = called({"label": label}, self.config["conditions"], networks, device)
         conditions, count = join(stages, positive, negative, others, len(given), device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
         job = Job(conditions, num_images_per_prompt, seeds, device, sr_batch_size)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from imagen.conditions.given import Sampled
+from imagen.conditions.label import make_labels
 from unets.contract import Facts
 
 
@@ -29,7 +30,9 @@ class Called(Protocol):
         """
 
 
-CALLED: dict[str, Called] = {}
+CALLED: dict[str, Called] = {
+    "label": make_labels,
+}
 """Argument of the pipeline's call -> what makes a condition of it."""
 
 

@@ -21,5 +21,7 @@ class Option:
     read: Callable[[str], Any]
 
 
-OPTIONS: dict[str, Option] = {}
+OPTIONS: dict[str, Option] = {
+    "label": Option("--label", "CLASS", "class of all pictures, by number or name, where the model has classes", str),
+}
 """Argument of the pipeline's call -> its option."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from imagen.cascade.training.config.conditions import ConditionsConfig
 from imagen.cascade.training.config.lora import LoraConfig
 from imagen.cascade.training.config.stage import SamplingConfig, StageConfig, check_pictures
 from imagen.cascade.training.config.text import TextConfig
@@ -83,6 +84,7 @@ class RunConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

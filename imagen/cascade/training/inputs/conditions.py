@@ -8,6 +8,7 @@ from typing import Any
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.conditions.condition import Condition, NamedCondition
+from imagen.conditions.label import Label
 from imagen.conditions.lowres import Lowres
 from imagen.conditions.text import Captions
 from imagen.data.fields import Encoded, Paired
@@ -27,7 +28,9 @@ def make_conditions(config: RunConfig, texts: Texts) -> list[Condition[Any]]:
 
 def named_conditions(config: RunConfig) -> list[NamedCondition[Any]]:
     """Those that the network reads by name."""
-    return []
+    label = config.conditions.label
+    found = [] if label is None else [Label(label.count, label.names)]
+    return [*found]
 
 
 def network_facts(config: RunConfig) -> Facts:
