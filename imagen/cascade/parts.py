@@ -11,7 +11,7 @@ import torch
 from imagen.cascade.safety import load_checker
 from imagen.stages.folder import check_complete, read_index
 from imagen.text.encoder import check_loaded, check_tokenizer
-from imagen.text.kinds import TextEncoder, encoder_class
+from imagen.text.kinds import TextEncoder, read_encoder
 
 #: As the index lists them. A class beside these is left to diffusers.
 TEXT_ENCODERS = [["transformers", kind.__name__] for kind in get_args(TextEncoder)]
@@ -83,8 +83,6 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
         dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
     variant = options.get("variant")
     variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = encoder_class(folder).from_pretrained(
-        folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"], output_loading_info=True
-    )
+    encoder, info = read_encoder(folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"])
     check_loaded(encoder, info, str(folder))
     return encoder.requires_grad_(False).eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from imagen.text.folders import component_folders
-from imagen.text.kinds import TextEncoder, check_max_length, encoder_class
+from imagen.text.kinds import TextEncoder, check_max_length, read_encoder
 
 
 def load_text_encoder(
@@ -36,8 +36,7 @@ def load_text_encoder(
     tokenizer_path, encoder_path = component_folders(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **kwargs)
-        kind = encoder_class(encoder_path, **kwargs)
-        encoder, info = kind.from_pretrained(encoder_path, dtype=dtype, output_loading_info=True, **kwargs)
+        encoder, info = read_encoder(encoder_path, dtype=dtype, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -7,6 +7,7 @@ section 2.4): causal attention, learned positions and so a longest text, and a t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +31,29 @@ def encoder_class(name_or_path: str | Path, **kwargs: Any) -> type[TextEncoder]:
     """
     stored: Mapping[str, Any] = PreTrainedConfig.get_config_dict(name_or_path, **kwargs)[0]
     return CLIPTextModel if stored.get("model_type") in CLIP_TYPES else T5EncoderModel
+
+
+def read_encoder(name_or_path: str | Path, **options: Any) -> tuple[TextEncoder, dict[str, Any]]:
+    """The encoder in a folder or Hub id, and what transformers says of its weights; check that, it raises for little.
+
+    Its own report is for people, names every weight of a whole CLIP's other tower, and is left out.
+
+    Args:
+        options: of ``from_pretrained``.
+
+    Raises:
+        OSError, ValueError: nothing there that can be read.
+    """
+    told = logging.getLogger("transformers.modeling_utils")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        encoder, info = encoder_class(name_or_path, **options).from_pretrained(
+            name_or_path, output_loading_info=True, **options
+        )
+    finally:
+        told.setLevel(level)
+    return encoder, info
 
 
 def encoder_config(folder: str | Path) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,20 @@ def test_a_checkpoint_that_leaves_weights_unset_is_refused(tmp_path: Path, missi
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"lacks {missing} \(1 in all\)"):
         load_text_encoder(tmp_path)
+
+
+def test_a_whole_clip_is_loaded_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would list all weights of the other tower as unexpected."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    before = logging.getLogger("transformers.modeling_utils").level
+    keep(tmp_path, tiny_whole_clip())
+    load_text_encoder(tmp_path)
+    assert not [record.message for record in caplog.records if "vision_model" in record.message]
+    assert logging.getLogger("transformers.modeling_utils").level == before
+    CLIPTextModel.from_pretrained(tmp_path)
+    assert any("vision_model" in record.message for record in caplog.records), "it does so by itself"
 
 
 def test_the_missing_vision_tower_is_nobody_s_loss(tmp_path: Path) -> None:
