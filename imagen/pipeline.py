@@ -234,7 +234,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             num_inference_steps: network evaluations (heun: two a step), or a list (:mod:`imagen.diffusion.timesteps`).
             guidance_scale: w of eq. 2, per stage, >= 0; 1 is off and saves the unconditional half.
             generator: one, expanded so that picture i depends on it and i alone; or a list, one per picture.
-            image: picture(s) to start from, one or one per prompt; it enters at the last stage whose input it fills.
+            image: picture(s) to start from, one or one per prompt (:func:`imagen.cascade.pictures.load_pictures`); it
+                enters at the last super-resolution stage whose input it fills.
             size: side to stop at; None: the last stage that can be reached.
             height, width: of the last stage's picture, earlier ones in proportion; None: square.
             aug_level: noise on the low-res picture, per super-resolution stage, in [0, 1] (section 2.4).

@@ -1,6 +1,6 @@
 """The command ``python -m imagen.training.compose``: several stages and a text encoder -> one pipeline folder.
 
-python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text T5_FOLDER --out my_model
+python -m imagen.training.compose --base runs/a --sr256 runs/b --sr1024 runs/c --text ENCODER --out my_model
 python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_model --text my_model --out better
 """
 

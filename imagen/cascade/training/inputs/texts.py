@@ -65,9 +65,11 @@ class Texts:
         self.encoder.to(self.device)
 
     def _width(self) -> int:
+        if self.cache is not None:
+            return self.cache.manifest.identity.width
         from imagen.text.kinds import text_width
 
-        return text_width(self.encoder.config) if self.cache is None else self.cache.manifest.identity.width
+        return text_width(self.encoder.config)
 
     def __call__(self, words: Words) -> tuple[Tensor, Tensor]:
         """(B, L, D) and (B, L) on the device."""
