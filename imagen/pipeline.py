@@ -261,7 +261,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             "aug_level": aug_level,
             "lowres_consistency": lowres_consistency,
         }
-        stages, given = plan(self._stages(), image, Wish(size, height, width, settings))
+        wish = Wish(size, height, width, settings)
+        stages, given = plan(self._stages(), image, wish)
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)
         after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imagen.cascade.presets import PRESETS, with_preset
 from imagen.cascade.route import Wish, cropped, option, resolve
@@ -21,7 +21,7 @@ from imagen.cli.load import load
 from imagen.cli.model import DTYPES, Model, find_model
 from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
-from imagen.conditions.options import OPTIONS
+from imagen.conditions.options import OPTIONS, picture
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
@@ -159,22 +159,14 @@ def check(
         if value is not None:
             check_int(name, value, 1)
     asked = wish(args)
-    image = _open_image(args.image) if args.image is not None else None
+    image = picture("--image", args.image) if args.image is not None else None
+    args.conditions = {n: o.read(o.flag, getattr(args, n)) for n, o in OPTIONS.items() if getattr(args, n) is not None}
     if not prompts and image is None and (Path(args.model) / "text_encoder").is_dir():
         raise ValueError('no prompt: write one in quotes (sample.py "a red circle"), or give a file with --prompts')
     model = find_model(args.model)
     stages = model.stages if args.preset is None else with_preset(args.preset, model.stages)
     pictures = [] if image is None else [cropped(image.height, image.width, asked.aspect)]
     return model, image, resolve(stages, asked, pictures, option)
-
-
-def _open_image(name: str) -> Image.Image:
-    try:
-        with Image.open(name) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"--image {name!r} cannot be read as a picture: {reason}") from error
 
 
 def _out_folder(name: str) -> Path:
@@ -199,7 +191,6 @@ def sample(
     import torch
 
     settings = {name: getattr(args, name) for name in OF_CALLS}
-    settings |= {name: extra.read(getattr(args, name)) for name, extra in OPTIONS.items() if getattr(args, name)}
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
@@ -214,6 +205,7 @@ def sample(
                 negative_prompt=args.negative_prompt,
                 num_images_per_prompt=1 if with_text else len(batch),
                 **settings,
+                **args.conditions,
                 generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
                 image=image,
                 size=args.size,

@@ -10,18 +10,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image, ImageOps
+
 
 @dataclass(frozen=True)
 class Option:
-    """An option of sample.py, and how its word becomes what the pipeline's call takes; ``read`` raises ValueError."""
+    """An option of sample.py.
+
+    Attributes:
+        read: (flag, word) -> what the pipeline's call takes; raises ValueError, naming both.
+    """
 
     flag: str
     metavar: str
     help: str
-    read: Callable[[str], Any]
+    read: Callable[[str, str], Any]
+
+
+def word(flag: str, given: str) -> str:
+    """As it is written."""
+    return given
+
+
+def picture(flag: str, given: str) -> Image.Image:
+    """A picture file, upright. Raises: ValueError for one that cannot be read."""
+    try:
+        with Image.open(given) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"{flag} {given!r} cannot be read as a picture: {reason}") from error
 
 
 OPTIONS: dict[str, Option] = {
-    "label": Option("--label", "CLASS", "class of all pictures, by number or name, where the model has classes", str),
+    "label": Option("--label", "CLASS", "class of all pictures, by number or name, where the model has classes", word),
 }
 """Argument of the pipeline's call -> its option."""

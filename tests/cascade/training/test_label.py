@@ -142,7 +142,10 @@ def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsy
 def test_network_and_configuration_must_agree(labelled, config):
     for changes, message in (
         ({"unet.classes": None}, "conditions.label is given, but the network does not read it"),
-        ({"conditions": {}, "data.fields": {}}, r"unet.classes has 'label', but nothing gives it: add conditions.label"),
+        (
+            {"conditions": {}, "data.fields": {}},
+            r"unet.classes has 'label', but nothing gives it: add conditions.label",
+        ),
         ({"data.fields": {}}, "data.fields.label is missing"),
     ):
         with pytest.raises(ConfigError, match=message):
