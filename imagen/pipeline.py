@@ -222,6 +222,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         sr_batch_size: int | None = None,
         guidance: str | Sequence[str] | Mapping[int | str, str] | None = None,
         label: int | str | Sequence[int | str | None] | None = None,
+        mask: Any = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -250,6 +251,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
             guidance: what guides, per stage: "cfg", "interval(low=-1)+apg", ... (:mod:`imagen.diffusion.guidance`).
             label: class by number or name, one or one per prompt, of models with classes; None: no class.
+            mask: picture(s) whose transparent parts are painted anew, one or one per prompt: RGBA, or as ``image`` with
+                opacity for a last channel; of models trained to. None: all is painted.
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -271,7 +274,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)
         device, networks = self._execution_device, [stage.unet.facts for stage in stages]
-        others = called({"label": label}, self.config["conditions"], networks, device)
+        shown = None if mask is None else pictures.load_pictures(mask, stages[-1].channels + 1, wish.aspect)
+        others = called({"label": label, "mask": shown}, self.config["conditions"], networks, device)
         conditions, count = join(stages, positive, negative, others, len(given), device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
         job = Job(conditions, num_images_per_prompt, seeds, device, sr_batch_size)

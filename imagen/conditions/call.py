@@ -9,6 +9,7 @@ import torch
 
 from imagen.conditions.given import Sampled
 from imagen.conditions.label import make_labels
+from imagen.conditions.mask import make_masked
 from unets.contract import Facts
 
 
@@ -32,6 +33,7 @@ class Called(Protocol):
 
 CALLED: dict[str, Called] = {
     "label": make_labels,
+    "mask": make_masked,
 }
 """Argument of the pipeline's call -> what makes a condition of it."""
 

@@ -43,6 +43,7 @@ def picture(flag: str, given: str) -> Image.Image:
 
 
 OPTIONS: dict[str, Option] = {
+    "mask": Option("--mask", "FILE", "a picture whose transparent parts are painted, where the model does so", picture),
     "label": Option("--label", "CLASS", "class of all pictures, by number or name, where the model has classes", word),
 }
 """Argument of the pipeline's call -> its option."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from imagen.errors import require
 
@@ -30,8 +31,19 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
+class MaskConfig:
+    """Painting into a part of each picture (imagen.conditions.mask). The network has unet.extra_channels.mask, one more
+    than a picture has."""
+
+    source: Literal["drawn", "stored"] = "drawn"
+    """drawn: other rectangles at every step; stored: the pictures that data.fields.mask names, white where to paint"""
+
+
+@dataclass(frozen=True)
 class ConditionsConfig:
     """Conditions beside text and low-res picture; null is none."""
 
     label: LabelConfig | None = None
     """a class of each picture"""
+    mask: MaskConfig | None = None
+    """a part of each picture that is to be painted, the rest is given"""

@@ -10,6 +10,7 @@ from imagen.cascade.training.inputs.texts import Texts
 from imagen.conditions.condition import Condition, NamedCondition
 from imagen.conditions.label import Label
 from imagen.conditions.lowres import Lowres
+from imagen.conditions.mask import Mask
 from imagen.conditions.text import Captions
 from imagen.data.fields import Encoded, Paired
 from imagen.diffusion.schedules import make_schedule
@@ -28,9 +29,9 @@ def make_conditions(config: RunConfig, texts: Texts) -> list[Condition[Any]]:
 
 def named_conditions(config: RunConfig) -> list[NamedCondition[Any]]:
     """Those that the network reads by name."""
-    label = config.conditions.label
-    found = [] if label is None else [Label(label.count, label.names)]
-    return [*found]
+    label, mask = config.conditions.label, config.conditions.mask
+    found: list[NamedCondition[Any]] = [] if label is None else [Label(label.count, label.names)]
+    return found if mask is None else [*found, Mask(config.stage.size, mask.source == "stored")]
 
 
 def network_facts(config: RunConfig) -> Facts:
