@@ -12,17 +12,20 @@ from PIL import Image
 from imagen import ImagenPipeline
 from imagen.cli.png import read_settings
 from imagen.cli.sample import parser
+from imagen.conditions.options import OPTIONS
+from imagen.stages.spec import OF_CALLS
 
 WORDS = [
     *("--negative-prompt", "a green star", "--size", "64", "--height", "64", "--width", "32"),
     *("--steps", "32=2,64=1", "--guidance", "2.5", "--aug-level", "32=0.3,64=0.2", "--lowres-consistency", "2,4"),
     *("--sampler", "ddim", "--batch-size", "2", "--num-images", "2", "--seed", "5", "--dtype", "bfloat16"),
-    *("--device", "cpu", "--save-stages", "--grid"),
+    *("--device", "cpu", "--save-stages", "--grid", "--guidance-method", "interval(low=-3, high=5)"),
 ]
 CALL = {  # argument of the call -> its value
     "negative_prompt": "a green star",
     "num_inference_steps": {32: 2, 64: 1},
     "guidance_scale": 2.5,
+    "guidance": "interval(low=-3, high=5)+cfg",
     "aug_level": {32: 0.3, 64: 0.2},
     "lowres_consistency": [2, 4],
     "size": 64,
@@ -37,6 +40,7 @@ SETTINGS = {  # of the picture that is written
     "width": 32,
     "steps": {"32": 2, "64": 1},
     "guidance": {"32": 2.5, "64": 2.5},
+    "guidance_method": dict.fromkeys(("32", "64"), "interval(low=-3, high=5)+cfg"),
     "aug_level": {"32": 0.3, "64": 0.2},
     "lowres_consistency": {"32": 2, "64": 4},
     "sampler": {"32": "DDIMScheduler", "64": "DDIMScheduler"},
@@ -45,13 +49,12 @@ SETTINGS = {  # of the picture that is written
     "preset": None,
     "lora": [],
 }
-ELSEWHERE = {"help", "prompt", "prompts", "model", "out", "image", "preset", "offload", "lora"}  # below, or own tests
+ELSEWHERE = {"help", "prompt", "prompts", "model", "out", "image", "preset", "offload", "lora"} | set(OPTIONS)
 
 
 def test_every_option_has_a_value_here() -> None:
-    assert {word[2:].replace("-", "_") for word in WORDS if word.startswith("--")} | ELSEWHERE == {
-        action.dest for action in parser()._actions
-    }
+    named = {action.option_strings[-1]: action.dest for action in parser()._actions if action.option_strings}
+    assert {named[word] for word in WORDS if word.startswith("--")} | ELSEWHERE == {*named.values(), "prompt"}
 
 
 def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, monkeypatch: Any) -> None:
@@ -80,7 +83,9 @@ def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, 
     assert (settings["prompt"], settings["seed"], settings["image"]) == ("two blue star", 8, str(start))
 
     again = parser().parse_args(shlex.split(settings["command"])[2:])
-    asked = {"steps": {32: 2, 64: 1}, "guidance": {32: 2.5, 64: 2.5}, "aug_level": {32: 0.3, 64: 0.2}}
+    asked: dict[str, Any] = {"num_inference_steps": {32: 2, 64: 1}, "guidance_scale": {32: 2.5, 64: 2.5}}
+    asked |= {"aug_level": {32: 0.3, 64: 0.2}}
+    asked |= {"guidance": dict.fromkeys((32, 64), "interval(low=-3, high=5)+cfg")}
     asked |= {"lowres_consistency": {32: 2, 64: 4}, "sampler": "ddim", "dtype": "bfloat16", "image": str(start)}
     asked |= {"negative_prompt": "a green star", "size": 64, "height": 64, "width": 32, "seed": 8}
     assert {name: getattr(again, name) for name in asked} == asked
@@ -88,10 +93,10 @@ def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, 
 
 
 def test_the_command_inside_names_preset_and_adapters(run: Any) -> None:
-    from imagen.cli.record import Picture, command
+    from imagen.cli.record import Picture, command, recorded
 
     words = ["a red circle", "--model", "m", "--preset", "if-fast", "--lora", "a", "--lora", "sr256=b"]
     args = parser().parse_args(words)
-    empty: dict[str, Any] = {"steps": {}, "guidance": {}, "aug_level": {}, "lowres_consistency": {}, "size": 64}
+    empty: dict[str, Any] = {recorded(flag): {} for flag in OF_CALLS.values()} | {"size": 64}
     again = parser().parse_args(shlex.split(command(args, Picture("a red circle", 3), empty))[2:])
     assert (again.preset, again.lora, again.model, again.seed) == ("if-fast", ["a", "sr256=b"], "m", 3)

@@ -83,7 +83,7 @@ def test_coordinates_are_the_last_inputs_of_the_first_convolution() -> None:
     unet.conv_in.weight[:, -2:] = 0
     assert torch.equal(run(plain), run(unet))
     sample = image_inputs(unet)["sample"]
-    assert unet._stem(sample, None).shape[1] == sample.shape[1] * 4 + 2
+    assert unet._stem(sample, None, {}).shape[1] == sample.shape[1] * 4 + 2
 
 
 def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,10 @@ def test_a_call_s_picture_is_masked_at_the_stage_s_size_and_hidden_colours_count
     expected[:, 3:] = 1  # a quarter of the fourth column is opaque
     assert torch.equal(seen[0, 3], expected)
     torch.testing.assert_close(seen[0, :3, :, :3], torch.full((3, 8, 3), 0.5))
+    picture[3, :, 13:15] = 1  # most of the fourth column is opaque, its last quarter is not
+    picture[:3, :, 13:15] = 0.5
+    seen = Masked((picture,)).given(target).named["mask"]
+    torch.testing.assert_close(seen[0, :3, :, :4], torch.full((3, 8, 4), 0.5))
     nothing = Masked(()).given(target).named["mask"]
     assert nothing[:, 3].all()
     assert not nothing[:, :3].any()
