@@ -124,6 +124,16 @@ def test_per_stage():
         per_stage("x", [1, 2, 3, 4], running, CASCADE)
 
 
+def test_a_stage_s_scheduler_is_cloned_once_a_call(monkeypatch):
+    import imagen.diffusion.loop
+
+    made, original = [], imagen.diffusion.loop.sampling_clone
+    monkeypatch.setattr(imagen.diffusion.loop, "sampling_clone", lambda one: made.append(one) or original(one))
+    pipe = tiny_pipeline()
+    sample(pipe, "a red circle")
+    assert made == [pipe.base_scheduler, pipe.sr256_scheduler, pipe.sr1024_scheduler]
+
+
 def test_seeds_are_prefixes_and_differ():
     def seeds(count):
         return picture_seeds(torch.Generator().manual_seed(1), count)

@@ -70,6 +70,12 @@ def test_print_config_prints_the_resolved_values(write_config, capsys):
         (["--stage.aug_space", "upsampled"], "stage.aug_space 'upsampled': base has no low-resolution input"),
         (["--sampling.threshold_cap", "0.5"], "sampling.threshold_cap is 0.5"),
         (["--sampling.guidance_scale", "-1"], "sampling.guidance_scale is -1"),
+        (["--sampling.num_inference_steps", "smart5"], "sampling.num_inference_steps is 'smart5'; expected one of"),
+        (
+            ["--sampling.sampler", "unipc", "--sampling.num_inference_steps", "smart27"],
+            "takes no list of timesteps",
+        ),
+        (["--sampling.guidance", "apgg"], "sampling.guidance 'apgg': 'apgg' is unknown; did you mean 'apg'?"),
         (
             ["--sampling.lowres_consistency", "-1"],
             "sampling.lowres_consistency is -1; expected an integer of at least 0",

@@ -83,3 +83,7 @@ def test_a_learned_variance_is_left_aside() -> None:
     wide = grid({}, {}, {}, out_channels=6)
     assert wide.shape == (3, 3, 16, 16)
     assert torch.isfinite(wide).all()
+
+
+def test_a_grid_has_no_weaker_network_and_guides_without() -> None:
+    assert torch.equal(grid({}, {"guidance": "auto"}, {}), grid({}, {}, {}))

@@ -31,6 +31,7 @@ from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
 from imagen.data import NothingUsable, StreamDataset, collate
 from imagen.diffusion.augmentation import resize
+from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
@@ -119,10 +120,19 @@ class GridMaker:
         return Words.of(held), self.lowres.picture(held, truth), truth
 
     def own_stage(self, unet: Network) -> Stage:
-        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale."""
+        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale.
+
+        Guidance that needs a weaker network, which a run has not, is classifier-free here.
+        """
         grid, stored = self.config.grid, stage_defaults(self.config)
         scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
-        settings = replace(stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale)
+        weak = "weak" in parse_guidance(stored.guidance).branches
+        settings = replace(
+            stored,
+            num_inference_steps=grid.num_inference_steps,
+            guidance_scale=scale,
+            guidance="cfg" if weak else stored.guidance,
+        )
         return Stage(self.config.stage.name, unet, self.scheduler, settings)
 
     def sample(self, unet: Network, words: Words, lowres: Tensor | None) -> Tensor:

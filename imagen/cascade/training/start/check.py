@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from imagen.cascade.adapters import check_targets
+from imagen.cascade.plan import check_sampler
+from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults, stage_scheduler
 from imagen.cascade.training.grids.cascade_grid import find_stages
@@ -47,11 +49,11 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     try:
         Objective(config.stage)
         make_conditions(config, Texts(config))
-        stage_scheduler(config)
+        scheduler = stage_scheduler(config)
     except ValueError as error:
         raise ConfigError(f"stage: {error}") from error
     try:
-        stage_defaults(config)
+        check_sampler(Stage(config.stage.name, unet, scheduler, stage_defaults(config)))
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from error
     if config.grid.every and config.grid.cascade is not None:
