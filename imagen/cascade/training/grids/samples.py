@@ -158,19 +158,20 @@ class GridMaker:
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
-            held = self._held_out()[part] if start is not None or not self.config.grid.prompts else None
-            job = Job([*self._text(words[part]), *self._named(held)], 1, seeds, self.device)
+            from_data = start is not None or not self.config.grid.prompts
+            job = Job([*self._text(words[part]), *self._named(part if from_data else None)], 1, seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _named(self, held: Sequence[Any] | None) -> list[Sampled]:
-        """Conditions beside the text: those of held-out samples or, with prompts, their nulls."""
-        raw = None if held is None else collate(held)
+    def _named(self, held: slice | None) -> list[Sampled]:
+        """Conditions beside the text: those of these held-out samples or, with prompts, their nulls."""
+        conditions = named_conditions(self.config)
+        raw = None if held is None or not conditions else collate(self._held_out()[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
-        return [condition.sampled(raw, image) for condition in named_conditions(self.config)]
+        return [condition.sampled(raw, image) for condition in conditions]
 
     def _text(self, words: Words) -> list[Sampled]:
         """Both halves of the text, where there is one."""
