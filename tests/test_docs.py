@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -21,6 +22,9 @@ PAGES = sorted(
 SOURCES = [*PAGES, *sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))]
 # Names in running text that look like paths of this repository; `runs/`, `samples/` and the like are made by the user.
 PATH = re.compile(r"`((?:imagen|unets|configs|docs|tests|benchmarks|pretrained|scripts|\.ci)/[\w./\-]*)`")
+
+# A file and what is defined in it: `imagen/diffusion/loop.py` `sample_loop`.
+DEFINED = re.compile(r"`((?:imagen|unets)/[\w./]+\.py)`\s+`([\w.]+)`")
 
 
 def text(page: Path) -> str:
@@ -58,6 +62,42 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_in_the_text_exist(page: Path) -> None:
     missing = [name for name in PATH.findall(outside_fences(page)) if not (ROOT / name).exists()]
     assert not missing, f"{page} names {missing}"
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether a file defines a name: a function, a class, or Class.method; nothing that it imports."""
+    body: list[ast.stmt] = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [
+            node
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.name == part
+        ]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+def test_the_way_through_the_code_exists() -> None:
+    """Where a page names a file and a definition in it, it is there, and not only imported there."""
+    pairs = [(page, file, name) for page in PAGES for file, name in DEFINED.findall(outside_fences(page))]
+    assert len(pairs) >= 30, f"only {len(pairs)} definitions are named with their files"
+    missing = [f"{page}: {file} defines no {name}" for page, file, name in pairs if not defines(Path(file), name)]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_pages_are_where_these_tests_look() -> None:
+    """So that a folder that moves does not leave these tests without a page, and green."""
+    found = {
+        "pages": (len(PAGES), 15),
+        "configurations": (len(SOURCES) - len(PAGES), 13),
+        "commands": (len(commands()), 60),
+        "paths": (sum(len(PATH.findall(outside_fences(page))) for page in PAGES), 100),
+    }
+    few = [f"{number} {what} found, {least} expected" for what, (number, least) in found.items() if number < least]
+    assert not few, "\n".join(few)
+    assert {Path("README.md"), Path("docs/layout.md"), Path("pretrained/shapes/README.md")} <= {*PAGES}
 
 
 def commands() -> list[tuple[Path, str]]:
