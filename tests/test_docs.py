@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -12,6 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from imagen.cascade.training.config.run import RunConfig
+from imagen.stages.spec import FORMAT_VERSION
+from imagen.training.config.parsing import known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -98,6 +103,28 @@ def test_the_pages_are_where_these_tests_look() -> None:
     few = [f"{number} {what} found, {least} expected" for what, (number, least) in found.items() if number < least]
     assert not few, "\n".join(few)
     assert {Path("README.md"), Path("docs/layout.md"), Path("pretrained/shapes/README.md")} <= {*PAGES}
+
+
+def test_keys_modules_and_the_format_are_those_of_the_code() -> None:
+    """`train.init_from`, `imagen.data.make_source`: configuration keys and dotted names, and the stored format."""
+    known = known_keys(RunConfig)
+    sections = "|".join({key.partition(".")[0] for key in known if "." in key})
+    words = [(page, word) for page in SOURCES for word in re.findall(r"`-{0,2}([a-z]\w*(?:\.\w+)+)[`:( ]", text(page))]
+    keys = [(page, word) for page, word in words if re.fullmatch(rf"(?:{sections})(?:\.(?!py$)[a-z]\w*)+", word)]
+    names = [(page, word) for page, word in words if word.startswith(("imagen.", "unets."))]
+    assert len(keys) >= 60, f"only {len(keys)} keys found"
+    assert len(names) >= 15, f"only {len(names)} names of modules found"
+    free = ("unet.", "data.fields.")
+    problems = [f"{page}: no key {key}" for page, key in keys if key not in known and not key.startswith(free)]
+    for page, name in names:
+        module, _, member = name.rpartition(".")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            if importlib.util.find_spec(module) is None or not hasattr(importlib.import_module(module), member):
+                problems.append(f"{page}: there is no {name}")
+    assert not problems, "\n".join(problems)
+    assert f"- `format_version`: {FORMAT_VERSION}." in text(Path("docs/sampling.md"))
 
 
 def commands() -> list[tuple[Path, str]]:
