@@ -1,27 +1,18 @@
-"""The shape of the house: who imports whom, what an import costs, how long a file may be, what must be documented."""
+"""The shape of the house: who imports whom, what an import costs, how long a file and how wide a function may be."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-CODE = sorted(
-    path.relative_to(ROOT)
-    for pattern in ("imagen/**/*.py", "unets/**/*.py", "train.py", "sample.py")
-    for path in ROOT.glob(pattern)
-)
-EVERYTHING = sorted(
-    {*CODE, *(p.relative_to(ROOT) for d in ("tests", "benchmarks", "scripts") for p in (ROOT / d).rglob("*.py"))}
-)
+from tests.count_lines import MOST_ARGUMENTS, arguments
+from tests.source import CODE, EVERYTHING, ROOT, expect_none, functions, imports, module_name, tree
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
 BASE = {"imagen.checks", "imagen.disk", "imagen.errors"}
@@ -68,35 +59,10 @@ EXTRAS = {
 }
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
-
-
-def module_name(path: Path) -> str:
-    parts = path.with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def part_of(module: str) -> str:
     """The longest entry of MAY_IMPORT that `module` lies in, or its top-level package."""
     found = [part for part in MAY_IMPORT if module == part or module.startswith(part + ".")]
     return max(found, key=len, default=module.split(".")[0])
-
-
-def imports(path: Path, nodes: Iterator[ast.AST] | None = None) -> Iterator[tuple[int, str]]:
-    """Line and full name of what `path` imports, in functions too; `from a import b` counts as a.b if b is a module."""
-    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
-    for node in nodes or ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                deeper = (ROOT / module.replace(".", "/") / f"{alias.name}.py").exists()
-                deeper = deeper or (ROOT / module.replace(".", "/") / alias.name / "__init__.py").exists()
-                yield node.lineno, f"{module}.{alias.name}" if deeper else module
 
 
 def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
@@ -113,19 +79,65 @@ def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
             yield from at_import(handler.body)
 
 
-def expect_none(problems: list[str]) -> None:
-    assert not problems, "\n" + "\n".join(problems)
+def test_the_code_is_where_these_tests_look() -> None:
+    found = Counter("/".join(path.parts[: -1 if len(path.parts) < 3 else 2]) for path in EVERYTHING)
+    least = {
+        "imagen/cascade": 35,
+        "imagen/cli": 10,
+        "imagen/conditions": 7,
+        "imagen/convert": 6,
+        "imagen/data": 20,
+        "imagen/diffusion": 14,
+        "imagen/evaluation": 12,
+        "imagen/stages": 3,
+        "imagen/text": 8,
+        "imagen/training": 20,
+        "unets": 13,
+        "benchmarks": 3,
+    }
+    few = [f"{found[folder]} files in {folder}, {n} expected" for folder, n in least.items() if found[folder] < n]
+    expect_none(few)
+    assert sum(path.parts[0] == "tests" for path in EVERYTHING) >= 110
+
+
+def test_every_part_has_a_line_of_its_own_and_every_line_a_part() -> None:
+    """What lies in imagen/ would else count as `imagen` itself, and a name that moved would allow what nobody has."""
+    children = {f"imagen.{path.stem}" for path in (ROOT / "imagen").glob("*.py") if path.stem != "__init__"}
+    children |= {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("imagen/*/__init__.py")}
+    without = sorted(part for part in children if part not in MAY_IMPORT)
+    expect_none([f"{part} has no line in MAY_IMPORT" for part in without], len(children), 13)
+    modules = {module_name(path) for path in CODE}
+    named = {*MAY_IMPORT, *OUTSIDE, *(part for allowed in MAY_IMPORT.values() for part in allowed)}
+    expect_none([f"{part} is named here and is nowhere" for part in sorted(named - modules)])
+    expect_none([f"{path} is named here and is nowhere" for path in OUTSIDE_FILES if Path(path) not in CODE])
+    expect_none([f"{part} may be imported and has no line" for part in sorted(named - MAY_IMPORT.keys())])
+
+
+def test_the_lines_themselves_point_one_way() -> None:
+    """No part may import, over whatever others, one that may import it."""
+    reach = {part: allowed - {part} for part, allowed in MAY_IMPORT.items()}
+    for _ in reach:
+        reach = {part: far.union(*(reach[other] for other in far)) for part, far in reach.items()}
+    expect_none([f"{part} may import what imports it" for part, far in reach.items() if part in far], len(reach), 20)
+
+
+def test_the_layout_names_every_part() -> None:
+    text = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
+    parts = [part for part in MAY_IMPORT if part != "imagen" and part not in ENTRIES]
+    expect_none([f"docs/layout.md does not say what {part} may import" for part in parts if f"`{part}`" not in text])
 
 
 def test_imports_point_one_way() -> None:
-    problems = []
+    problems, ours = [], 0
     for path in CODE:
         allowed = MAY_IMPORT[part_of(module_name(path))]
         for line, name in imports(path):
             part = part_of(name)
-            if part.split(".")[0] in {"imagen", "unets", "train", "sample", "tests"} and part not in allowed:
-                problems.append(f"{path}:{line} imports {name}; it may import {', '.join(sorted(allowed))}")
-    expect_none(problems)
+            if part.split(".")[0] in {"imagen", "unets", "train", "sample", "tests"}:
+                ours += 1
+                if part not in allowed:
+                    problems.append(f"{path}:{line} imports {name}; it may import {', '.join(sorted(allowed))}")
+    expect_none(problems, ours, 800)
 
 
 def test_the_core_uses_few_outside_packages() -> None:
@@ -154,7 +166,7 @@ def test_extras_are_imported_where_they_are_used() -> None:
 
 def test_saved_components_import_the_names_diffusers_looks_up() -> None:
     """diffusers loads a component only if the component's own module holds the name of its kind."""
-    problems = []
+    problems, kinds = [], Counter[str]()
     for path in CODE:
         held = {a.asname or a.name for n in tree(path).body if isinstance(n, ast.ImportFrom) for a in n.names}
         for cls in (node for node in tree(path).body if isinstance(node, ast.ClassDef)):
@@ -162,9 +174,11 @@ def test_saved_components_import_the_names_diffusers_looks_up() -> None:
             network = any(base == "ModelMixin" or base.endswith("UNet") for base in bases)
             scheduler = any(base == "SchedulerMixin" or base.endswith("Scheduler") for base in bases)
             for needed, is_one in (("ModelMixin", network), ("SchedulerMixin", scheduler)):
+                kinds[needed] += is_one
                 if is_one and needed not in held:
                     problems.append(f"{path}:{cls.lineno} {cls.name}: add `from diffusers import {needed}`")
-    expect_none(problems)
+    expect_none(problems, kinds["ModelMixin"], 3)
+    expect_none(problems, kinds["SchedulerMixin"], 2)
 
 
 def test_every_package_is_installed() -> None:
@@ -176,89 +190,43 @@ def test_every_package_is_installed() -> None:
 
 
 def test_a_file_is_read_in_one_sitting_and_a_function_fits_a_screen() -> None:
-    problems = []
+    problems, seen = [], 0
     for path in EVERYTHING:
         lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-        most = 350
+        most = 350 if path.parts[0] == "tests" else 330
         if lines > most:
             problems.append(f"{path} has {lines} lines; {most} are the limit")
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                documented = len((ast.get_docstring(node, clean=False) or "").splitlines())
-                size = (node.end_lineno or 0) - node.lineno + 1 - documented
-                if size > 70:
-                    problems.append(f"{path}:{node.lineno} {node.name} has {size} lines of code; 70 are the limit")
-    expect_none(problems)
+        for node, spelled_out in functions(path):
+            seen += 1
+            documented = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            size, most = (node.end_lineno or 0) - node.lineno + 1 - documented, 70 if spelled_out else 60
+            if size > most:
+                problems.append(f"{path}:{node.lineno} {node.name} has {size} lines of code; {most} are the limit")
+    expect_none(problems, seen, 2000)
+
+
+def test_a_function_takes_no_more_than_eight_arguments() -> None:
+    wide = [
+        (f"{path}:{node.lineno} {node.name} takes {arguments(node)} arguments; {MOST_ARGUMENTS} are the limit", right)
+        for path in EVERYTHING
+        for node, right in functions(path)
+        if arguments(node) > MOST_ARGUMENTS
+    ]
+    expect_none([told for told, right in wide if not right], len(wide), 8)
 
 
 def test_nothing_unpickles() -> None:
-    problems = []
+    problems, loads = [], 0
     for path in CODE:
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
+            loads += called == "torch.load"
             safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             if (called == "torch.load" and not safe) or called in {"pickle.load", "pickle.loads", "eval", "exec"}:
                 problems.append(f"{path}:{node.lineno} {ast.unparse(node)[:60]}: use safetensors or weights_only=True")
-    expect_none(problems)
-
-
-def test_public_names_have_docstrings() -> None:
-    problems = []
-    for path in CODE:
-        if not ast.get_docstring(tree(path)) and (ROOT / path).read_text().strip():
-            problems.append(f"{path} has no docstring")
-        for node in tree(path).body:
-            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-            if public and not ast.get_docstring(node):
-                problems.append(f"{path}:{node.lineno} {node.name} has no docstring")
-    expect_none(problems)
-
-
-def test_every_command_line_option_is_documented() -> None:
-    problems = []
-    for path in CODE:
-        for node in ast.walk(tree(path)):
-            named = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-            if isinstance(node, ast.Call) and named and getattr(node.func, "attr", "") == "add_argument":
-                helped = [k for k in node.keywords if k.arg == "help" and ast.unparse(k.value) not in ("''", "None")]
-                if not helped:
-                    problems.append(f"{path}:{node.lineno} {ast.unparse(node)[:70]} has no help")
-    expect_none(problems)
-
-
-def config_fields() -> list[tuple[Path, str, str, bool]]:
-    """(file, class, field, documented) of every dataclass in a file or a folder called config, in any part."""
-    fields = []
-    for path in (p for p in CODE if p.parts[0] == "imagen" and "config" in (p.stem, p.parent.name)):
-        for cls in (n for n in tree(path).body if isinstance(n, ast.ClassDef)):
-            if not any("dataclass" in ast.unparse(d) for d in cls.decorator_list):
-                continue
-            doc = ast.get_docstring(cls) or ""
-            for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    name = node.target.id
-                    if ast.unparse(node.annotation).endswith("Config"):
-                        continue  # a group: its own class describes it
-                    below = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                    fields.append((path, cls.name, name, below or bool(re.search(rf"\b{name}\b.*:", doc))))
-    return fields
-
-
-def test_every_config_option_is_documented_and_read() -> None:
-    text = {path: (ROOT / path).read_text(encoding="utf-8") for path in CODE}
-    problems = []
-    fields = config_fields()
-    classes = Counter(cls for _, cls, _, _ in fields)
-    assert len(fields) >= 90, f"only {len(fields)} options found, of {dict(classes)}: where have the others gone?"
-    assert {"DataConfig", "TrainConfig", "StageConfig", "OptimConfig", "LoraConfig"} <= classes.keys()
-    for path, cls, name, documented in fields:
-        if not documented:
-            problems.append(f"{path}: {cls}.{name} is not documented")
-        if not any(re.search(rf"\.{name}\b(?!\s*=[^=])|[\"']{name}[\"']", source) for source in text.values()):
-            problems.append(f"{path}: {cls}.{name} is an option that nobody reads")
-    expect_none(problems)
+    expect_none(problems, loads, 2)
 
 
 WATCH_IMPORT = """

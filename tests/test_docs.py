@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -12,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from imagen.cascade.training.config.run import RunConfig
+from imagen.stages.spec import FORMAT_VERSION
+from imagen.training.config.parsing import known_keys
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path.relative_to(ROOT)
@@ -21,6 +27,9 @@ PAGES = sorted(
 SOURCES = [*PAGES, *sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))]
 # Names in running text that look like paths of this repository; `runs/`, `samples/` and the like are made by the user.
 PATH = re.compile(r"`((?:imagen|unets|configs|docs|tests|benchmarks|pretrained|scripts|\.ci)/[\w./\-]*)`")
+
+# A file and what is defined in it: `imagen/diffusion/loop.py` `sample_loop`.
+DEFINED = re.compile(r"`((?:imagen|unets)/[\w./]+\.py)`\s+`([\w.]+)`")
 
 
 def text(page: Path) -> str:
@@ -58,6 +67,64 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_in_the_text_exist(page: Path) -> None:
     missing = [name for name in PATH.findall(outside_fences(page)) if not (ROOT / name).exists()]
     assert not missing, f"{page} names {missing}"
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether a file defines a name: a function, a class, or Class.method; nothing that it imports."""
+    body: list[ast.stmt] = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [
+            node
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.name == part
+        ]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+def test_the_way_through_the_code_exists() -> None:
+    """Where a page names a file and a definition in it, it is there, and not only imported there."""
+    pairs = [(page, file, name) for page in PAGES for file, name in DEFINED.findall(outside_fences(page))]
+    assert len(pairs) >= 30, f"only {len(pairs)} definitions are named with their files"
+    missing = [f"{page}: {file} defines no {name}" for page, file, name in pairs if not defines(Path(file), name)]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_pages_are_where_these_tests_look() -> None:
+    """So that a folder that moves does not leave these tests without a page, and green."""
+    found = {
+        "pages": (len(PAGES), 15),
+        "configurations": (len(SOURCES) - len(PAGES), 13),
+        "commands": (len(commands()), 60),
+        "paths": (sum(len(PATH.findall(outside_fences(page))) for page in PAGES), 100),
+    }
+    few = [f"{number} {what} found, {least} expected" for what, (number, least) in found.items() if number < least]
+    assert not few, "\n".join(few)
+    assert {Path("README.md"), Path("docs/layout.md"), Path("pretrained/shapes/README.md")} <= {*PAGES}
+
+
+def test_keys_modules_and_the_format_are_those_of_the_code() -> None:
+    """`train.init_from`, `imagen.data.make_source`: configuration keys and dotted names, and the stored format."""
+    known = known_keys(RunConfig)
+    sections = "|".join({key.partition(".")[0] for key in known if "." in key})
+    words = [(page, word) for page in SOURCES for word in re.findall(r"`-{0,2}([a-z]\w*(?:\.\w+)+)[`:( ]", text(page))]
+    keys = [(page, word) for page, word in words if re.fullmatch(rf"(?:{sections})(?:\.(?!py$)[a-z]\w*)+", word)]
+    names = [(page, word) for page, word in words if word.startswith(("imagen.", "unets."))]
+    assert len(keys) >= 60, f"only {len(keys)} keys found"
+    assert len(names) >= 15, f"only {len(names)} names of modules found"
+    free = ("unet.", "data.fields.")
+    problems = [f"{page}: no key {key}" for page, key in keys if key not in known and not key.startswith(free)]
+    for page, name in names:
+        module, _, member = name.rpartition(".")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            if importlib.util.find_spec(module) is None or not hasattr(importlib.import_module(module), member):
+                problems.append(f"{page}: there is no {name}")
+    assert not problems, "\n".join(problems)
+    assert f"- `format_version`: {FORMAT_VERSION}." in text(Path("docs/sampling.md"))
 
 
 def commands() -> list[tuple[Path, str]]:

@@ -22,6 +22,10 @@ SECTIONS = {
 }
 
 
+def test_the_configurations_are_where_these_tests_look() -> None:
+    assert len(SECTIONS) >= 11, f"only {sorted(SECTIONS)} have a section unet"
+
+
 @pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
 def test_facts_of_a_section_are_those_of_the_network(section: dict[str, Any]) -> None:
     arguments = {key: value for key, value in section.items() if key != "kind"}

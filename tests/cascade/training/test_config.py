@@ -147,6 +147,10 @@ def test_flatten():
     assert flatten({"a": {"b": (1, 2)}, "c": {}}) == {"a.b": [1, 2], "c": {}}
 
 
+def test_the_shipped_configurations_are_where_these_tests_look():
+    assert len(STAGE_FILES) >= 12, f"only {len(STAGE_FILES)} configurations in {CONFIGS}"
+
+
 @pytest.mark.parametrize("path", STAGE_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_configuration_builds_on_the_meta_device(path):
     config = parse(["--config", str(path)])
