@@ -138,3 +138,8 @@ def test_a_trained_network_goes_on_with_masks_and_paints_around_what_it_is_given
     assert f"--mask {tmp_path / 'mask.png'}" in read_settings(file)["command"]
     assert sample_command([*words, "--mask", str(tmp_path / "none.png")]) == 2
     assert "--mask" in capsys.readouterr().err
+    pixels[..., 3] = 200
+    for opaque in (Image.fromarray(pixels), Image.fromarray(pixels[..., :3]), Image.new("I;16", (8, 8))):
+        opaque.save(tmp_path / "opaque.png")
+        assert sample_command([*words, "--mask", str(tmp_path / "opaque.png")]) == 2
+        assert "has no transparent part, so nothing would be painted" in capsys.readouterr().err
