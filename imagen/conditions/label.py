@@ -132,7 +132,7 @@ def make_labels(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts]
 def _number(entry: Any, names: Sequence[str], most: int) -> int | None:
     if entry is None or not most:
         return None
-    if isinstance(entry, str) and not (entry.strip().isdigit() and _plain(entry) not in names):
+    if isinstance(entry, str) and not (entry.strip().isdecimal() and _plain(entry) not in names):
         if not names:
             raise ValueError(f"label is {entry!r}, but this model's classes have no names; give a number below {most}")
         return names.index(check_choice("label", _plain(entry), names))

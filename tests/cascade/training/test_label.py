@@ -61,6 +61,7 @@ def test_a_class_by_number_or_name():
     for wrong, message in (
         (5, "label is 5; expected an integer from 0 to 4"),
         ("x", "label is 'x'; expected one of a"),
+        ("²", "label is '²'; expected one of a"),
     ):
         with pytest.raises(ValueError, match=message):
             numbers(wrong)
