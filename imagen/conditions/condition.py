@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -62,6 +62,13 @@ class NamedCondition(Condition[PartT], Protocol[PartT]):
 
     @property
     def stored(self) -> Mapping[str, Any]: ...
+
+    def needs(self, in_channels: int) -> tuple[Literal["classes", "extra_channels"], int]:
+        """The option of a network that makes its input, and the number that stands there under the name.
+
+        Args:
+            in_channels: of the network's pictures.
+        """
 
     def sampled(self, raw: Mapping[str, Any] | None, image: Tensor | None) -> Sampled:
         """What pictures that are drawn meanwhile are given of it: that of a collated batch; or, of None, its null."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,10 @@ class Label:
     def inputs(self, part: Tensor, draw: Draw) -> Given:
         """label (B,), the dropped ones null, which is ``classes``."""
         return Given(named={NAME: part.masked_fill(draw.drop, self.classes)})
+
+    def needs(self, in_channels: int) -> tuple[Literal["classes", "extra_channels"], int]:
+        """A table of so many classes: with another number, another row would be the null."""
+        return "classes", self.classes
 
     def sampled(self, raw: Mapping[str, Any] | None, image: Tensor | None) -> Labels:
         """Those of held-out pictures; None: no class."""
@@ -128,7 +132,7 @@ def make_labels(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts]
 def _number(entry: Any, names: Sequence[str], most: int) -> int | None:
     if entry is None or not most:
         return None
-    if isinstance(entry, str) and not (entry.strip().isdigit() and _plain(entry) not in names):
+    if isinstance(entry, str) and not (entry.strip().isdecimal() and _plain(entry) not in names):
         if not names:
             raise ValueError(f"label is {entry!r}, but this model's classes have no names; give a number below {most}")
         return names.index(check_choice("label", _plain(entry), names))

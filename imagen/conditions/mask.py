@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -90,6 +90,10 @@ class Mask:
             mask = rectangles(uniform, image.shape[-2], image.shape[-1])
         mask = torch.where(draw.drop.reshape(-1, 1, 1, 1), torch.ones_like(mask), mask)
         return Given(named={NAME: masked(image, mask)})
+
+    def needs(self, in_channels: int) -> tuple[Literal["classes", "extra_channels"], int]:
+        """Channels for the picture and the mask."""
+        return "extra_channels", in_channels + 1
 
     def sampled(self, raw: Mapping[str, Any] | None, image: Tensor | None) -> Masked:
         """Held-out pictures, masked as they are stored or in the middle; None: all is to be painted."""

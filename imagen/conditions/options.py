@@ -42,8 +42,19 @@ def picture(flag: str, given: str) -> Image.Image:
         raise ValueError(f"{flag} {given!r} cannot be read as a picture: {reason}") from error
 
 
+def painted(flag: str, given: str) -> Image.Image:
+    """A picture with a part to be painted. Raises: ValueError for one that cannot be read, or is opaque all over."""
+    image = picture(flag, given)
+    if not image.has_transparency_data or not any(image.convert("RGBA").getchannel("A").histogram()[:128]):
+        raise ValueError(
+            f"{flag} {given!r} has no transparent part, so nothing would be painted; erase in the picture itself what "
+            "is to be painted"
+        )
+    return image
+
+
 OPTIONS: dict[str, Option] = {
-    "mask": Option("--mask", "FILE", "a picture whose transparent parts are painted, where the model does so", picture),
+    "mask": Option("--mask", "FILE", "a picture whose transparent parts are painted, where the model does so", painted),
     "label": Option("--label", "CLASS", "class of all pictures, by number or name, where the model has classes", word),
 }
 """Argument of the pipeline's call -> its option."""

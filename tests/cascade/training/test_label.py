@@ -61,6 +61,7 @@ def test_a_class_by_number_or_name():
     for wrong, message in (
         (5, "label is 5; expected an integer from 0 to 4"),
         ("x", "label is 'x'; expected one of a"),
+        ("²", "label is '²'; expected one of a"),
     ):
         with pytest.raises(ValueError, match=message):
             numbers(wrong)
@@ -147,6 +148,9 @@ def test_network_and_configuration_must_agree(labelled, config):
             r"unet.classes has 'label', but nothing gives it: add conditions.label",
         ),
         ({"data.fields": {}}, "data.fields.label is missing"),
+        ({"unet.classes": {"label": 2}}, f"unet.classes.label is 2, but conditions.label gives {len(SHAPES)}"),
+        ({"unet.classes": {"label": 99}}, f"unet.classes.label is 99, but conditions.label gives {len(SHAPES)}"),
+        ({"unet.classes": None, "unet.extra_channels": {"label": 3}}, "conditions.label .* set unet.classes.label to"),
     ):
         with pytest.raises(ConfigError, match=message):
             Trainer(StageTask(labelled(**changes)))

@@ -17,6 +17,7 @@ from imagen.conditions.given import Target
 from imagen.conditions.mask import Mask, Masked, make_masked, masked, rectangles
 from imagen.data.fields import Paired
 from imagen.data.make import Want
+from imagen.errors import ConfigError
 from imagen.training.trainer import Trainer
 from tests.factories import Calls, sample, seeded, tiny_base, tiny_pipeline
 
@@ -102,6 +103,11 @@ def test_a_call_takes_pictures_with_transparency():
         make_masked([torch.zeros(2, 8, 8)], {}, [pipe.base_unet.facts], torch.device("cpu"))
 
 
+def test_the_network_has_a_channel_more_than_a_picture(config):
+    with pytest.raises(ConfigError, match="unet.extra_channels.mask is 1, but conditions.mask gives 4: set it to that"):
+        Trainer(StageTask(config(conditions={"mask": {}}, **{"unet.extra_channels": {"mask": 1}})))
+
+
 def test_a_trained_network_goes_on_with_masks_and_paints_around_what_it_is_given(config, tmp_path, capsys):
     first = Trainer(StageTask(config(run_dir=str(tmp_path / "first"))))
     assert first.fit()
@@ -132,3 +138,8 @@ def test_a_trained_network_goes_on_with_masks_and_paints_around_what_it_is_given
     assert f"--mask {tmp_path / 'mask.png'}" in read_settings(file)["command"]
     assert sample_command([*words, "--mask", str(tmp_path / "none.png")]) == 2
     assert "--mask" in capsys.readouterr().err
+    pixels[..., 3] = 200
+    for opaque in (Image.fromarray(pixels), Image.fromarray(pixels[..., :3]), Image.new("I;16", (8, 8))):
+        opaque.save(tmp_path / "opaque.png")
+        assert sample_command([*words, "--mask", str(tmp_path / "opaque.png")]) == 2
+        assert "has no transparent part, so nothing would be painted" in capsys.readouterr().err

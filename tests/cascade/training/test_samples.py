@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from imagen import ImagenPipeline
+from imagen.cascade.training.compose import compose
 from imagen.cascade.training.grids.samples import picture_generators
 from imagen.cascade.training.task import StageTask
+from imagen.data.shapes.language import SHAPES
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
@@ -209,6 +211,38 @@ def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_pat
     trainer.fit()
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)
     assert [list(rows), len(rows["ema 8 px"])] == [["ema 8 px", "ema 16 px"], 3]
+
+
+def test_a_base_whose_label_the_stage_does_not_read_is_drawn_without_one(config, tmp_path):
+    shapes = list(SHAPES)
+
+    def labelled(names, **more):
+        label = {"conditions": {"label": {"names": names}}, "unet.classes": {"label": len(shapes)}}
+        return config(**{"data.fields": {"label": "shape"}, "train.steps": 2, **label, **more})
+
+    base = str(tmp_path / "base")
+    Trainer(StageTask(labelled(shapes, run_dir=base))).fit()
+    grid = {**GRID, "cascade": base}
+    trainer = Trainer(StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid=grid)))
+    trainer.fit()
+    row = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)["ema 8 px"]
+    pipe = compose({"base": Path(base)})
+    pipe.set_progress_bar_config(disable=True)
+    generators = picture_generators(trainer.config.train.seed, "cascade", range(3))
+    made = pipe(num_images_per_prompt=3, num_inference_steps=2, generator=generators, output_type="np").images
+    assert np.abs(row - np.round(made * 255).repeat(2, axis=1).repeat(2, axis=2)).max() <= 1
+    with pytest.raises(ConfigError, match="grid.cascade: base was trained with label .* this run with"):
+        Trainer(StageTask(labelled(shapes[::-1], **SR, run_dir=str(tmp_path / "other"), grid=grid)))
+    folder = str(tmp_path / "numbers")
+    numbers = {"conditions": {"label": {"classes": len(shapes)}}}
+    Trainer(StageTask(labelled([], run_dir=folder, **numbers))).fit()
+    more = {
+        "conditions": {"label": {"classes": 99}},
+        "unet.classes": {"label": 99},
+        "grid": {**GRID, "cascade": folder},
+    }
+    with pytest.raises(ConfigError, match=f"has {len(shapes)} classes of label, this run's unet 99"):
+        Trainer(StageTask(labelled([], **SR, **more, run_dir=str(tmp_path / "other"))))
 
 
 def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, tmp_path):

@@ -10,6 +10,7 @@ from imagen.cascade.route import route
 from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
+from imagen.cascade.training.inputs.conditions import named_conditions
 from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
@@ -42,6 +43,7 @@ def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
     for stage in found.values():
         if stage is not None:
             _check_network(config, stage.unet)
+            _check_conditions(config, stage)
     return found
 
 
@@ -53,6 +55,22 @@ def _check_network(config: RunConfig, folder: Path) -> None:
             raise ConfigError(
                 f"grid.cascade: {folder} has {name} {getattr(theirs, name)}, this run's unet {getattr(ours, name)}: a "
                 "cascade's stages share their text encoder and channels"
+            )
+    for name, number in theirs.classes.items():
+        if ours.classes.get(name, number) != number:
+            raise ConfigError(
+                f"grid.cascade: {folder} has {number} classes of {name}, this run's unet {ours.classes[name]}: a "
+                "cascade's stages share what their conditions mean"
+            )
+
+
+def _check_conditions(config: RunConfig, stage: SavedStage) -> None:
+    ours = {condition.name: condition.stored for condition in named_conditions(config)}
+    for name, stored in stage.conditions.items():
+        if ours.get(name, stored) != stored:
+            raise ConfigError(
+                f"grid.cascade: {stage.slot} was trained with {name} {stored}, this run with {ours[name]}: a cascade's "
+                "stages share what their conditions mean"
             )
 
 

@@ -27,6 +27,7 @@ from imagen.cascade.training.inputs.conditions import lowres_condition, named_co
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.conditions.call import CALLED, called
 from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
 from imagen.data import NothingUsable, StreamDataset, collate
@@ -158,20 +159,25 @@ class GridMaker:
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
-            from_data = start is not None or not self.config.grid.prompts
-            job = Job([*self._text(words[part]), *self._named(part if from_data else None)], 1, seeds, self.device)
+            held = part if start is not None or not self.config.grid.prompts else None
+            job = Job([*self._text(words[part]), *self._named(held, stages)], 1, seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _named(self, held: slice | None) -> list[Sampled]:
-        """Conditions beside the text: those of these held-out samples or, with prompts, their nulls."""
+    def _named(self, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
+        """Conditions beside the text: those of these held-out samples or, with prompts, their nulls.
+
+        Of those that other stages of a cascade read and this run's does not, the nulls.
+        """
         conditions = named_conditions(self.config)
         raw = None if held is None or not conditions else collate(self._held_out()[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
-        return [condition.sampled(raw, image) for condition in conditions]
+        own = [condition.sampled(raw, image) for condition in conditions]
+        nulls = called(dict.fromkeys(CALLED), {}, [stage.unet.facts for stage in stages], self.device)
+        return [*own, *(null for null in nulls if null.name not in {one.name for one in own})]
 
     def _text(self, words: Words) -> list[Sampled]:
         """Both halves of the text, where there is one."""

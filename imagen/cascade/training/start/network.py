@@ -101,10 +101,15 @@ def _check_named(config: RunConfig, unet: Facts) -> None:
                 raise ConfigError(
                     f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it"
                 )
-    for name in sorted(given - {*unet.classes, *unet.extra_channels}):
-        raise ConfigError(
-            f"conditions.{name} is given, but the network does not read it: see docs/training.md for unet"
-        )
+    for condition in named_conditions(config):
+        name, (option, number) = condition.name, condition.needs(unet.in_channels)
+        built = getattr(unet, option).get(name)
+        if built is None:
+            raise ConfigError(
+                f"conditions.{name} is given, but the network does not read it: set unet.{option}.{name} to {number}"
+            )
+        if built != number:
+            raise ConfigError(f"unet.{option}.{name} is {built}, but conditions.{name} gives {number}: set it to that")
 
 
 def check_size(config: RunConfig, unet: Network) -> None:
