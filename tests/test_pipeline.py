@@ -90,10 +90,11 @@ def test_starting_from_an_earlier_picture_gives_the_rest_of_the_whole_run(pipe):
 @pytest.mark.parametrize("sr_batch_size", [1, 2, None])
 def test_chunks_change_nothing_but_the_size_of_a_call(pipe, sr_batch_size):
     whole = sample(pipe, PROMPTS, sr_batch_size=3)
-    with Calls(pipe.sr1024_unet) as calls:
+    with Calls(pipe.sr1024_unet) as calls, Calls(pipe.base_unet) as base:
         part = sample(pipe, PROMPTS, sr_batch_size=sr_batch_size)
     torch.testing.assert_close(part.images, whole.images, atol=1e-4, rtol=0)
     assert max(len(call["z"]) for call in calls.samples) == 2 * (sr_batch_size or 3)
+    assert {len(call["z"]) for call in base.samples} == {2 * len(PROMPTS)}, "the base is not limited"
 
 
 # --- what the networks are given --------------------------------------------------------------------------------------

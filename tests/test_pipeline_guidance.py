@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
-from tests.factories import sample, tiny_base, tiny_pipeline
+from tests.factories import Calls, sample, tiny_base, tiny_pipeline
 
 
 def test_the_guidance_of_a_call_and_of_a_stage_is_what_the_runner_uses():
@@ -54,3 +54,45 @@ def test_autoguidance_leads_away_from_the_weaker_network(tmp_path):
     pipe.register_modules(base_weak_unet=tiny_base(text_dim=None))
     with pytest.raises(ValueError, match="base_weak_unet has text_dim None, base_unet 16; expected the same"):
         sample(pipe, guidance={"base": "auto"}, **asked)
+
+
+@pytest.mark.parametrize("scales", [[3.0, 1.0], [1.0, 3.0]])
+def test_one_guided_stage_is_enough_for_the_null_text(scales):
+    """Where the null is the encoding of an empty prompt, it is that of a negative prompt "", whichever stage asks."""
+    pipe = tiny_pipeline(text={"null": "empty"})
+    asked = {"size": 32, "guidance_scale": scales}
+    made = sample(pipe, "a red circle", **asked).images
+    assert torch.equal(made, sample(pipe, "a red circle", negative_prompt="", **asked).images)
+    assert not torch.equal(made, sample(tiny_pipeline(), "a red circle", **asked).images), "the nulls are too alike"
+
+
+def test_autoguidance_needs_nothing_to_be_dropped():
+    """It compares two networks, not one with a text and without, so that networks without text are guided, too."""
+    bare = {"tokenizer": None, "text_encoder": None}
+    pipe = tiny_pipeline(base_unet=tiny_base(text_dim=None), base_weak_unet=tiny_base(9, text_dim=None), **bare)
+    pipe.set_stage_defaults("base", guidance="auto")
+    with Calls(pipe.base_weak_unet) as calls:
+        off, guided = (sample(pipe, size=16, guidance_scale=scale).images for scale in (1.0, 2.0))
+    assert len(calls.samples) == 2, "two steps with guidance, and none without"
+    assert not torch.equal(off, guided)
+    pipe.set_stage_defaults("base", guidance="cfg")
+    with Calls(pipe.base_unet) as calls:
+        assert torch.equal(sample(pipe, size=16, guidance_scale=2.0).images, off), "here there is nothing to leave out"
+    assert {len(call["z"]) for call in calls.samples} == {1}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "passed"),
+    [({"classes": {"label": 3}}, {"label": 1}), ({"extra_channels": {"mask": 4}}, {})],
+)
+def test_a_weaker_network_is_given_what_it_reads_and_no_more(inputs, passed):
+    pipe = tiny_pipeline(base_unet=tiny_base(**inputs), base_weak_unet=tiny_base(9))
+    asked = {"prompt": "a red circle", "size": 16, "guidance": "auto", "guidance_scale": 2.0, **passed}
+    with Calls(pipe.base_unet) as strong, Calls(pipe.base_weak_unet) as weak:
+        sample(pipe, **asked)
+    assert all(
+        call["conditions"].keys() == {*inputs.get("classes", {}), *inputs.get("extra_channels", {})}
+        for call in strong.samples
+    )
+    assert weak.samples
+    assert not any("conditions" in call for call in weak.samples)

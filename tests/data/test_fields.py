@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagen.data import Prepare, Record, Unusable
+from imagen.data import Note, Prepare, Record, Unusable
 from imagen.data.fields import ClassName, Kind, Label, Paired
 
 NAMES = ("owl", "red fox", "cat")
@@ -109,3 +109,17 @@ def test_labels_that_cannot_be_are_refused(arguments: tuple[int, tuple[str, ...]
         Label(*arguments)
     with pytest.raises(ValueError, match="expected positive numbers, and 'area' or 'nearest'"):
         Paired(0)
+
+
+def test_repairs_of_a_pair_are_told_beside_the_picture_s() -> None:
+    grey, colour = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    prepare = Prepare(4, captions="optional", channels=1, kinds={"mask": Paired(4, 1, binary=True)})
+    own, pair = (Note("k", "repaired", f"{of}colour made grey") for of in ("", "mask picture: "))
+    for image, mask, told in (
+        (grey, grey, []),
+        (colour, grey, [own]),
+        (grey, colour, [pair]),
+        (colour, colour, [own, pair]),
+    ):
+        record = Record("", image, fields={"mask": mask})
+        assert prepare("k", record, np.random.default_rng(0))[1] == told

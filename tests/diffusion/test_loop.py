@@ -72,3 +72,25 @@ def test_a_callback_hears_of_every_step_once_and_changes_nothing(kind: str) -> N
     assert sorted(times, reverse=True) == times
     assert {*times} <= {*used.times}
     assert len(used.times) == (7 if kind == "heun" else 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "karras"),
+    [*((kind, False) for kind in SAMPLERS), *((kind, True) for kind in ("dpm++", "unipc", "euler", "heun"))],
+)
+def test_a_callback_is_told_the_timestep_that_the_estimate_is_of(kind: str, karras: bool) -> None:
+    """The one where x0_fn was evaluated last, which with Karras' sigmas a scheduler's own list rounds."""
+    scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
+    own = StepRule(type(scheduler).from_config(scheduler.config, use_karras_sigmas=karras), 7)
+    asked: list[float] = []
+
+    def watched(z: Tensor, timestep: Tensor) -> Denoised:
+        asked.append(timestep[0].item())
+        return x0_fn(z, timestep)
+
+    told: list[tuple[float, float]] = []
+    sample_loop(watched, noise(1), own, None, lambda state: told.append((state.timestep, asked[-1])))
+    assert len(told) == 7
+    assert all(heard == evaluated for heard, evaluated in told)
+    listed = own.clone.timesteps.double().tolist()
+    assert (own.times != listed) == karras

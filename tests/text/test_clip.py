@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from imagen.text.encoder import encode, load_text_encoder
-from imagen.text.kinds import encoder_class, encoder_config, longest_text, text_width
+from imagen.text.kinds import encoder_class, encoder_config, longest_text, read_encoder, text_width
 from tests.factories import WIDTH, tiny_clip, tiny_clip_tokenizer, tiny_text_encoder, tiny_tokenizer, tiny_whole_clip
 
 POSITIONS = 20
@@ -217,3 +217,22 @@ def test_the_tokenizer_of_older_folders_is_read_whole_or_refused(tmp_path: Path)
 def test_another_encoder_s_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has ids up to \d+, its encoder \d+ embeddings: save the two together"):
         load_text_encoder(keep(tmp_path, tiny_text_encoder()))
+
+
+@pytest.mark.parametrize(("revision", "kind"), [("main", "T5EncoderModel"), ("older", "CLIPTextModel")])
+def test_the_kind_is_that_of_the_revision_that_is_loaded(
+    folder: Path, tmp_path: Path, revision: str, kind: str
+) -> None:
+    """A cache of the Hub in which one repository holds a T5 today and held a CLIP before."""
+    cached = tmp_path / "models--owner--encoder"
+    for name, commit in (("main", "a" * 40), ("older", "b" * 40)):
+        place = cached / "snapshots" / commit
+        (cached / "refs").mkdir(parents=True, exist_ok=True)
+        (cached / "refs" / name).write_text(commit)
+        if name == "older":
+            shutil.copytree(folder, place)
+        else:
+            tiny_text_encoder().save_pretrained(place)
+    here: dict[str, Any] = {"revision": revision, "cache_dir": tmp_path, "local_files_only": True}
+    encoder, _ = read_encoder("owner/encoder", **here)
+    assert type(encoder).__name__ == kind

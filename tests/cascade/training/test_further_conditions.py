@@ -109,13 +109,17 @@ def test_a_run_gains_classes_and_channels(config: Any, tmp_path: Path) -> None:
     trained = prepare_unet(config(), None)
     redraw(trained)  # type: ignore[arg-type]
     trained.save_pretrained(tmp_path / "unet")  # type: ignore[attr-defined]
-    further = {"unet.classes": {"label": 3}, "unet.extra_channels": {"mask": 1, "depth": 2}}
+    further = {
+        "unet.classes": {"label": 3},
+        "unet.extra_channels": {"mask": 4},
+        "conditions": {"label": {"classes": 3}, "mask": {}},
+    }
     start = {"train.init_from": str(tmp_path)}
     unet = prepare_unet(config(**further, **start), None)
     stem = unet.get_submodule("conv_in").weight
-    assert unet.facts.extra_channels == {"depth": 2, "mask": 1}
+    assert unet.facts.extra_channels == {"mask": 4}
     assert torch.equal(stem[:, :3], trained.get_submodule("conv_in").weight)
-    assert stem[:, 3:].shape[1] == 3
+    assert stem[:, 3:].shape[1] == 4
     assert stem[:, 3:].abs().max() == 0
     assert unet.get_submodule("class_tables.label").weight.shape == (4, 32)
     with pytest.raises(ConfigError, match="an adapter is for the network as it is; leave out further"):

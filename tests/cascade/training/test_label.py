@@ -71,6 +71,15 @@ def test_a_class_by_number_or_name():
         numbers([])
 
 
+@pytest.mark.parametrize("order", [(5, 3, None), (None, 3, 5)])
+def test_a_class_is_one_that_every_stage_knows(order):
+    """Of stages with tables of different length the shortest counts; a stage without a table says nothing."""
+    networks = [tiny_base(classes={} if count is None else {"label": count}).facts for count in order]
+    assert make_labels(2, {}, networks, CPU).numbers == (2,)
+    with pytest.raises(ValueError, match="label is 3; expected an integer from 0 to 2"):
+        make_labels(3, {}, networks, CPU)
+
+
 def test_a_call_gives_each_prompt_its_label_and_guides_away_from_none():
     pipe = tiny_pipeline(base_unet=tiny_base(classes=CLASSES), conditions={"label": {"names": list("abcde")}})
     prompts = ["a red circle", "two blue star"]
@@ -87,8 +96,9 @@ def test_a_call_gives_each_prompt_its_label_and_guides_away_from_none():
     assert len(one.images) == 2, "a label for each of one prompt's pictures"
     with pytest.raises(ValueError, match="2 prompts for 3 labels; give one, or one for each"):
         sample(pipe, prompts, label=[1, 2, 3], size=16)
-    with pytest.raises(ValueError, match="label is given but no stage that runs was trained with one; leave it out"):
-        sample(tiny_pipeline(), prompts, label=1)
+    for label in (1, 0, [0, 0]):  # class 0 is as much a class as any other
+        with pytest.raises(ValueError, match="label is given but no stage that runs was trained with one; leave it"):
+            sample(tiny_pipeline(), prompts, label=label)
 
 
 def test_guidance_acts_on_labels_alone():

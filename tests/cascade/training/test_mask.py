@@ -78,6 +78,8 @@ def test_a_call_s_picture_is_masked_at_the_stage_s_size_and_hidden_colours_count
     picture[:3, :, 13:15] = 0.5
     seen = Masked((picture,)).given(target).named["mask"]
     torch.testing.assert_close(seen[0, :3, :, :4], torch.full((3, 8, 4), 0.5))
+    picture[3, :, 14:] = -1  # exactly half of the fourth column is transparent
+    assert torch.equal(Masked((picture,)).given(target).named["mask"][0, 3], expected)
     nothing = Masked(()).given(target).named["mask"]
     assert nothing[:, 3].all()
     assert not nothing[:, :3].any()
