@@ -44,6 +44,6 @@ class ConditionsConfig:
     """Conditions beside text and low-res picture; null is none."""
 
     label: LabelConfig | None = None
-    """a class of each picture"""
+    """a class of each picture: classes, how many, or names, which"""
     mask: MaskConfig | None = None
-    """a part of each picture that is to be painted, the rest is given"""
+    """a part of each picture that is to be painted, the rest is given: source, where the masks come from, or {}"""
