@@ -210,6 +210,13 @@ def test_a_pipeline_is_not_replaced_by_one_with_fewer_stages_and_nothing_is_left
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_learned_variance_is_exported_without_gamma(config):
+    """A stage that learned its variance has no use for one between the two fixed ones; a scheduler refuses both."""
+    for gamma in (0.0, 0.3):
+        exported = stage_scheduler(config(**{"sampling.gamma": gamma, "unet.out_channels": 6})).config
+        assert (exported.variance_type, exported.gamma) == ("learned_range", 0.0)
+
+
 def test_gamma_is_the_exported_sampler_s(config):
     assert stage_scheduler(config(**{"sampling.gamma": 0.3})).config.gamma == 0.3
     with pytest.raises(ConfigError, match=r"sampling.gamma 0.3 must lie in \[0, 1\], and be 0 with another sampler"):
