@@ -53,6 +53,18 @@ def conditional(step: Step) -> Tensor:
     return step.x0(*step.evaluate("conditional"))
 
 
+def _away_from(other: Branch, scale: float) -> Guide:
+    """Equation 2 with the branch ``other`` in the unconditional one's place; nothing is kept from step to step."""
+    if scale == 1:
+        return conditional
+
+    def away(step: Step) -> Tensor:
+        worse, better = step.evaluate(other, "conditional")
+        return step.x0(guide(better, worse, scale))
+
+    return away
+
+
 @dataclass(frozen=True)
 class CFG(Guidance):
     """Classifier-free guidance (paper, section 2.2, equation 2): away from what the network says without the text."""
@@ -63,15 +75,8 @@ class CFG(Guidance):
         return ("unconditional", "conditional")
 
     def start(self, scale: float) -> Guide:
-        """Nothing is kept."""
-        if scale == 1:
-            return conditional
-
-        def cfg(step: Step) -> Tensor:
-            uncond, cond = step.evaluate("unconditional", "conditional")
-            return step.x0(guide(cond, uncond, scale))
-
-        return cfg
+        """Away from the unconditional branch."""
+        return _away_from("unconditional", scale)
 
 
 @dataclass(frozen=True)
@@ -211,15 +216,8 @@ class Auto(Guidance):
         return ("weak", "conditional")
 
     def start(self, scale: float) -> Guide:
-        """Nothing is kept."""
-        if scale == 1:
-            return conditional
-
-        def auto(step: Step) -> Tensor:
-            weak, strong = step.evaluate("weak", "conditional")
-            return step.x0(guide(strong, weak, scale))
-
-        return auto
+        """Away from the weak branch."""
+        return _away_from("weak", scale)
 
 
 #: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
