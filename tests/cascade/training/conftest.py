@@ -17,6 +17,7 @@ import yaml
 
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.run import RunConfig
+from tests.factories import tiny_text_encoder, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY: dict[str, Any] = {
@@ -69,6 +70,15 @@ def config(write_config: Callable[..., Path]) -> Callable[..., RunConfig]:
         return parse(["--config", str(write_config(**changes))])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random T5 encoder of width `tests.factories.WIDTH` and its tokenizer."""
+    path = tmp_path_factory.mktemp("t5")
+    tiny_text_encoder().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, T5EncoderModel
 
 from imagen.cascade.training.config.resumed import may_change
 from imagen.cascade.training.inputs.cached import with_cache
@@ -19,25 +19,13 @@ from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.text.pretrain import train_tokenizer
 from imagen.text.reading import TextDefaults
 from imagen.training.config.changes import changed_keys
 from imagen.training.trainer import Trainer
+from tests.factories import WIDTH
 
-WIDTH = 16
 TEXT = {"unet.text_dim": WIDTH, "text.max_length": 12, "train.steps": 4, "train.log_every": 1}
 ENCODE = ["--num", "16", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("t5")
-    tokenizer = train_tokenizer(["a red circle above a blue square", "three small yellow stars"] * 20)
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    T5EncoderModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture
@@ -70,8 +58,8 @@ def test_alone_in_a_batch_a_caption_gives_the_same_run_to_the_bit(
     grid = {"grid.every": 2, "grid.num_inference_steps": 2, "grid.prompts": ["a red circle"]}
     changes = {**TEXT, **grid, "train.batch_size": 1, "stage.text_dropout": 0.3}
     live, cached = tmp_path / "live", tmp_path / "cached"
-    assert Trainer(StageTask(config(run_dir=str(live), **{"text.encoder": str(t5)}, **changes))).fit()
-    path = str(write_config(**{"text.encoder": str(t5), "text.cache": str(tmp_path / "c")}, **changes))
+    assert Trainer(StageTask(config(run_dir=str(live), **{"text.encoder": t5}, **changes))).fit()
+    path = str(write_config(**{"text.encoder": t5, "text.cache": str(tmp_path / "c")}, **changes))
     assert encode_captions(["--config", path, *ENCODE, "--batch_size", "1"]) == 0
 
     no_encoder()
@@ -82,13 +70,13 @@ def test_alone_in_a_batch_a_caption_gives_the_same_run_to_the_bit(
         assert Image.open(cached / "samples" / name).tobytes() == Image.open(live / "samples" / name).tobytes()
     for run in (cached, live):
         stage = read_run(run)
-        assert (stage.encoder, stage.max_length, stage.text) == (str(t5), 12, TextDefaults())
+        assert (stage.encoder, stage.max_length, stage.text) == (t5, 12, TextDefaults())
 
 
 def test_batches_give_the_same_losses_to_rounding(write_config, config, read_metrics, no_encoder, t5, tmp_path):
     live, cached = tmp_path / "live", tmp_path / "cached"
-    assert Trainer(StageTask(config(run_dir=str(live), **{"text.encoder": str(t5)}, **TEXT))).fit()
-    path = str(write_config(**{"text.encoder": str(t5), "text.cache": str(tmp_path / "c")}, **TEXT))
+    assert Trainer(StageTask(config(run_dir=str(live), **{"text.encoder": t5}, **TEXT))).fit()
+    path = str(write_config(**{"text.encoder": t5, "text.cache": str(tmp_path / "c")}, **TEXT))
     assert encode_captions(["--config", path, *ENCODE]) == 0
     no_encoder()
     assert Trainer(StageTask(config(run_dir=str(cached), **{"text.cache": str(tmp_path / "c")}, **TEXT))).fit()
@@ -101,7 +89,7 @@ def test_batches_give_the_same_losses_to_rounding(write_config, config, read_met
 def cache(write_config, t5, tmp_path) -> Path:
     """A float32 cache of what the tiny run reads."""
     folder = tmp_path / "c"
-    path = str(write_config(**{"text.encoder": str(t5), "text.cache": str(folder)}, **TEXT))
+    path = str(write_config(**{"text.encoder": t5, "text.cache": str(folder)}, **TEXT))
     assert encode_captions(["--config", path, *ENCODE]) == 0
     return folder
 
@@ -121,7 +109,7 @@ def test_resuming_is_exact(config, read_metrics, cache, tmp_path):
 
 
 def test_a_run_may_go_on_with_the_cache_of_its_encoder(config, cache, t5):
-    live = config(**{**TEXT, "text.encoder": str(t5)})
+    live = config(**{**TEXT, "text.encoder": t5})
     cached = with_cache(config(**{**TEXT, "text.cache": str(cache)}))
     assert changed_keys(asdict(live), cached, may_change(cached)) == ([f"text.cache None -> {cache}"], [])
 
@@ -172,11 +160,11 @@ def test_what_does_not_belong_together_is_refused(config, cache, t5, tmp_path, c
 def test_the_encoder_is_compared_where_it_is_and_taken_from_the_cache_where_it_is_not(config, cache, t5, tmp_path):
     copied, text = tmp_path / "copy", {**TEXT, "text.cache": str(cache)}
     shutil.copytree(t5, copied)
-    assert with_cache(config(**text)).text.encoder == str(t5)
+    assert with_cache(config(**text)).text.encoder == t5
     assert with_cache(config(**text, **{"text.encoder": str(copied)})).text.encoder == str(copied)
     moved = shutil.move(t5, tmp_path / "moved")
     try:
-        assert with_cache(config(**text, **{"text.encoder": str(t5)})).text.encoder == str(t5)
+        assert with_cache(config(**text, **{"text.encoder": t5})).text.encoder == t5
     finally:
         shutil.move(moved, t5)
 
@@ -201,7 +189,7 @@ def test_the_captions_of_a_folder_are_read_without_its_pictures(write_config, t5
     for name, caption in (("a", "a red circle"), ("b", " a blue  square \n"), ("c", "a red circle")):
         (pictures / f"{name}.png").write_bytes(b"no picture")
         (pictures / f"{name}.txt").write_text(caption)
-    data = {"data.kind": "folder", "data.path": str(pictures), "text.encoder": str(t5)}
+    data = {"data.kind": "folder", "data.path": str(pictures), "text.encoder": t5}
     path = str(write_config(**{**TEXT, **data}))
     assert encode_captions(["--config", path, "--out", str(tmp_path / "c"), "--device", "cpu"]) == 0
     assert "3 captions given, 3 encoded now" in capsys.readouterr().out  # two different ones, and the empty caption

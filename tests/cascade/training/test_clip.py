@@ -29,7 +29,7 @@ from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import TextCache
 from imagen.text.encoder import encode, load_text_encoder
 from imagen.training.trainer import Trainer
-from tests.factories import WIDTH, tiny_clip, tiny_clip_tokenizer, tiny_text_encoder, tiny_tokenizer, tiny_whole_clip
+from tests.factories import WIDTH, tiny_clip, tiny_clip_tokenizer, tiny_whole_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:a caption of")
 LENGTH = 20
@@ -142,14 +142,10 @@ def test_a_caption_of_few_letters_and_many_tokens_is_told_of_when_it_is_cut(conf
 
 
 def test_an_encoder_that_the_stages_were_not_trained_for_is_not_composed(
-    config: Config, clip: str, tmp_path: Path
+    config: Config, clip: str, t5: str, tmp_path: Path
 ) -> None:
-    t5, run = tmp_path / "t5", tmp_path / "run"
-    tiny_text_encoder().save_pretrained(t5)
-    tiny_tokenizer().save_pretrained(t5)
-    assert Trainer(
-        StageTask(config(run_dir=str(run), **{**TEXT, "text.encoder": str(t5), "text.max_length": 21}))
-    ).fit()
+    run = tmp_path / "run"
+    assert Trainer(StageTask(config(run_dir=str(run), **{**TEXT, "text.encoder": t5, "text.max_length": 21}))).fit()
     with pytest.raises(ConfigError, match="^--text: max_length 21 is more than the 20 positions of the text encoder"):
         compose({"base": run}, text=clip)
     wide = tiny_clip(positions=77).config

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5EncoderModel
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
@@ -18,11 +17,9 @@ from imagen.cli.compose import main
 from imagen.cli.sample import main as sample
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.text.pretrain import train_tokenizer
 from imagen.training.trainer import Trainer
-from tests.factories import tiny_base, tiny_pipeline
+from tests.factories import WIDTH, tiny_base, tiny_pipeline
 
-WIDTH = 16
 BASE = {"unet.text_dim": WIDTH, "train.steps": 2, "text.max_length": 12, "sampling.num_inference_steps": 2}
 SR = {
     "stage": {"name": "sr256", "size": 16, "lowres_size": 8},
@@ -35,17 +32,6 @@ SR = {
     "train.steps": 2,
     "text.max_length": 12,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory):
-    path = tmp_path_factory.mktemp("t5")
-    tokenizer = train_tokenizer(["a red circle above a blue square", "three small yellow stars"] * 20)
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    T5EncoderModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 def train(config, run, t5, **changes) -> Trainer:

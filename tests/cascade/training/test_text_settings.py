@@ -20,7 +20,7 @@ from imagen.conditions.text import Words
 from imagen.text.encoder import encode
 from imagen.text.reading import TextDefaults
 from imagen.training.trainer import Trainer
-from tests.factories import WIDTH, tiny_text_encoder, tiny_tokenizer
+from tests.factories import WIDTH
 
 READING = {"padding": "visible", "null": "empty", "lowercase": True}
 CHANGES: dict[str, Any] = {
@@ -30,14 +30,6 @@ CHANGES: dict[str, Any] = {
     "unconditional": "empty",
     "lowercase": True,
 }
-
-
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("t5")
-    tiny_text_encoder().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 def read(t5: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Any]:
