@@ -20,9 +20,8 @@ from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resiz
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
 from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
-from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
-from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.diffusion.schedules import level_log_snrs, make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
