@@ -184,14 +184,8 @@ class Auto(CFG):
     branches: ClassVar[tuple[Branch, ...]] = ("weak", "conditional")
 
 
-#: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
-GUIDANCES: dict[str, type[Guidance]] = {
-    "apg": APG,
-    "auto": Auto,
-    "cfg": CFG,
-    "interval": Interval,
-    "rescaled": Rescaled,
-}
+#: The name in the setting, its class's in small letters -> the guidance. A new one adds its class here.
+GUIDANCES: dict[str, type[Guidance]] = {cls.__name__.lower(): cls for cls in (APG, Auto, CFG, Interval, Rescaled)}
 
 
 def branches(guidance: Guidance, scale: float) -> tuple[Branch, ...]:
