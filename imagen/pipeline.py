@@ -29,7 +29,8 @@ from imagen.stages.folder import find_folder, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SAFETY, SLOTS, StageDefaults, read_stages
 from imagen.text.kinds import TextEncoder, check_max_length
 from imagen.text.reading import TextDefaults
-from unets.contract import Network, any_network
+from unets.contract import any_network
+from unets.network import Network
 
 logger = logging.get_logger(__name__)
 

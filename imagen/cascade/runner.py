@@ -20,13 +20,12 @@ from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resiz
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
 from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
-from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
-from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.diffusion.schedules import level_log_snrs, make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
-from unets.contract import Network
+from unets.network import Network
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""

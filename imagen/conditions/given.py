@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.guidance import Branch
-from unets.contract import Facts, Network, TextContext
+from unets.contract import Facts, TextContext
+from unets.network import Network
 
 Value = Tensor | TextContext
 

@@ -29,7 +29,8 @@ from imagen.disk import sync
 from imagen.stages.folder import SavedStage, write_run
 from imagen.stages.spec import SETTINGS, StageDefaults
 from imagen.training.state.ema import EMA
-from unets.contract import Network, facts
+from unets.contract import facts
+from unets.network import Network
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KEPT = (*LEVELS, "timestep_spacing", "steps_offset")

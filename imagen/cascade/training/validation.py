@@ -18,7 +18,7 @@ from imagen.data import Note, StreamDataset, collate
 from imagen.errors import ConfigError, require
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
-from unets.contract import Network
+from unets.network import Network
 
 
 def validation_source(config: RunConfig) -> Any:

@@ -25,8 +25,7 @@ from imagen.cascade.training.inputs.draws import Draws
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.task import StageTask
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.schedules import make_schedule
+from imagen.diffusion.schedules import level_log_snrs, make_schedule
 from imagen.stages.spec import StageDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, sample, seeded, tiny_sr

@@ -37,7 +37,7 @@ from imagen.diffusion.sampling import make_scheduler
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
 from imagen.training.state.ema import EMA
-from unets.contract import Network
+from unets.network import Network
 
 GAP = 2  # pixels between pictures
 

@@ -17,7 +17,8 @@ from imagen.cascade.training.start.origin import no_network, read_origin
 from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
 from imagen.training.state.ema import trained_state
-from unets.contract import Facts, Network, facts, network_class
+from unets.contract import Facts, facts, network_class
+from unets.network import Network
 
 
 def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:

@@ -13,8 +13,7 @@ from diffusers import DDPMScheduler
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.stage import ScheduleConfig
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
+from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, level_log_snrs, make_schedule
 from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage, network_folder, stage_beside
 

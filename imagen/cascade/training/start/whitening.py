@@ -11,7 +11,7 @@ from imagen.cascade.training.inputs.texts import Texts
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError
 from imagen.training.loader import make_loader
-from unets.contract import Network
+from unets.network import Network
 
 CAPTIONS = 2048
 
