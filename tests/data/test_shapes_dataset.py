@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imagen.data import ShapesDataset, StepSampler, collate
+from imagen.data import ShapesDataset
+from imagen.data.order import StepSampler
 from imagen.data.shapes.language import COLORS, HELDOUT_PAIRS, SHAPES, Facts, Thing, is_heldout, parse
 from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
+from imagen.data.sources import collate
 
 
 def same(a, b) -> bool:  # type: ignore[no-untyped-def]
