@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
+from imagen.data import ShapesDataset
+from imagen.data.pictures import PictureDataset, StreamDataset
+from imagen.data.sources import Note
 
 if TYPE_CHECKING:
     from imagen.training.telling.skipped import SkipFile

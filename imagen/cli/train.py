@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     from imagen.cascade.training.task import StageTask
-    from imagen.data import NothingUsable
+    from imagen.data.decode import NothingUsable
     from imagen.training.trainer import Trainer, TrainingStopped
 
     try:

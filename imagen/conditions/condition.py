@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from imagen.conditions.given import Given, Sampled
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
 
 PartT = TypeVar("PartT")
 

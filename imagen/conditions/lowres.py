@@ -17,7 +17,7 @@ from .given import Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Paired
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .condition import Draw
 from .given import Given, Target
 
 if TYPE_CHECKING:
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
     from unets.contract import Facts
 
 NAME = "mask"

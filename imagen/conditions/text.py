@@ -23,7 +23,7 @@ from .given import Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Encoded
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
 
 
 def null_text(

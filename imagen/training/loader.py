@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from imagen.data import Source, StepSampler, StreamBatches, StreamDataset, collate
+from imagen.data.order import StepSampler
+from imagen.data.pictures import StreamBatches, StreamDataset
+from imagen.data.sources import Source, collate
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
 

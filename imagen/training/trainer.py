@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.data import micro_positions
+from imagen.data.order import micro_positions
 from imagen.disk import write_text
 from imagen.errors import ConfigError
 from imagen.training.config.changes import changed_keys

@@ -13,7 +13,7 @@ from torch import Tensor
 from imagen.conditions.condition import Draw
 from imagen.conditions.lowres import Lowres
 from imagen.data.fields import Paired
-from imagen.data.make import Want
+from imagen.data.prepare import Want
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.schedules import CosineSchedule, make_schedule, timestep_from_t
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from imagen.conditions.condition import Draw
 from imagen.conditions.text import Captions, Words, cat_text, drop_text, null_text, pad_text
 from imagen.data.fields import Encoded
-from imagen.data.make import Want
+from imagen.data.prepare import Want
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])

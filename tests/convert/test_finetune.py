@@ -17,7 +17,7 @@ from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.conditions.text import Words
-from imagen.data import collate
+from imagen.data.sources import collate
 from imagen.diffusion.schedules import level_log_snrs
 from imagen.errors import ConfigError
 from imagen.training.telling.metrics import Progress

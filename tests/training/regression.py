@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imagen.data import Source, Want, collate, make_source
+from imagen.data import Want, make_source
 from imagen.data.config import DataConfig
+from imagen.data.sources import Source, collate
 from imagen.training.config.changes import Changes
 from imagen.training.config.migrate import migrate
 from imagen.training.config.optim import OptimConfig

@@ -14,7 +14,8 @@ from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.draws import Draws, draw_batch
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.objective import Objective
-from imagen.data import Note, StreamDataset, collate
+from imagen.data.pictures import StreamDataset
+from imagen.data.sources import Note, collate
 from imagen.errors import ConfigError, require
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed

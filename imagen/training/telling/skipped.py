@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from imagen.data import Note
+from imagen.data.sources import Note
 
 LEAST_READ = 1000  # so that one bad picture among the first ones of a stream ends nothing
 

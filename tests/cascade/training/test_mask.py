@@ -16,7 +16,7 @@ from imagen.conditions.condition import Draw
 from imagen.conditions.given import Target
 from imagen.conditions.mask import Mask, Masked, make_masked, masked, rectangles
 from imagen.data.fields import Paired
-from imagen.data.make import Want
+from imagen.data.prepare import Want
 from imagen.errors import ConfigError
 from imagen.training.trainer import Trainer
 from tests.factories import Calls, sample, seeded, tiny_base, tiny_pipeline

@@ -89,7 +89,7 @@ def test_shards_that_cannot_be_opened_stop_the_run_in_one_line(write_config, cap
 
 
 def test_processes_share_one_skip_file(tmp_path):
-    from imagen.data import Note
+    from imagen.data.sources import Note
 
     path = tmp_path / "skipped.jsonl"
     one, other = SkipFile(path, 10, 0.1), SkipFile(path, 10, 0.1)

@@ -30,7 +30,9 @@ from imagen.cascade.training.objective import Objective
 from imagen.conditions.call import CALLED, called
 from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
-from imagen.data import NothingUsable, StreamDataset, collate
+from imagen.data.decode import NothingUsable
+from imagen.data.pictures import StreamDataset
+from imagen.data.sources import collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler

@@ -5,7 +5,8 @@ from __future__ import annotations
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.conditions import make_conditions, network_facts
 from imagen.cascade.training.inputs.texts import Texts
-from imagen.data import PictureDataset, ShapesDataset, StreamDataset, Want, make
+from imagen.data import ShapesDataset, Want, make
+from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.errors import ConfigError
 
 
