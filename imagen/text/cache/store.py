@@ -116,17 +116,17 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"captions-{number:05d}.safetensors"
 
 
-def write_shard(path: Path, embeddings: Tensor, lengths: Sequence[int], keys: Sequence[bytes], cut: int) -> None:
+def write_shard(path: Path, embeddings: Sequence[Tensor], keys: Sequence[bytes], cut: int) -> None:
     """Write a shard whole or not at all.
 
     Args:
-        embeddings: (sum of lengths, D), the captions' tokens one after the other, without padding.
-        lengths: tokens of each of n captions; keys: theirs, in rising order.
+        embeddings: (tokens, D) of each of n captions, without padding; they are stored one after the other.
+        keys: theirs, in rising order.
         cut: how many of them had more tokens than are kept.
     """
     tensors = {
-        "embeddings": embeddings,
-        "offsets": torch.tensor([0, *lengths]).cumsum(0),
+        "embeddings": torch.cat(list(embeddings)),
+        "offsets": torch.tensor([0, *map(len, embeddings)]).cumsum(0),
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), KEY_BYTES),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -160,6 +160,10 @@ class Shard:
         self.keys: NDArray[np.bytes_] = np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0]
         self.bytes = path.stat().st_size
 
+    def key_bytes(self) -> list[bytes]:
+        """The keys as :func:`caption_key` gives them; numpy takes the zeros off their end."""
+        return [key.ljust(KEY_BYTES, b"\0") for key in self.keys.tolist()]
+
 
 class TextCache:
     """A finished cache: captions -> embeddings, as the encoder would give them, without an encoder.
@@ -183,12 +187,6 @@ class TextCache:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
         self._ends = np.cumsum([len(shard.keys) for shard in self._shards])
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, caption: str) -> bool:
-        return bool(self._find([caption])[1].all())
 
     def _find(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Positions in the index, and whether that is truly the caption's."""
