@@ -1,9 +1,13 @@
-"""Files that are whole or not there, whenever the process dies."""
+"""Files that are whole or not there, whenever the process dies, and a log that goes on where the work does."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 
 def sync(path: Path) -> None:
@@ -21,3 +25,38 @@ def write_text(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(path)
+
+
+class MetricsFile:
+    """Append-only JSON lines, cut back to a resume point's step; a line's "clock" alone depends on the machine."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        if path.exists():
+            os.truncate(path, self._end_of(step))
+        self._stream: TextIO = path.open("a", encoding="utf-8")
+
+    def _end_of(self, step: int) -> int:
+        """Bytes of the leading whole lines that were written up to `step`."""
+        end = 0
+        with self.path.open("rb") as stream, contextlib.suppress(ValueError, KeyError, TypeError):
+            for line in stream:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                end += len(line)
+        return end
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._stream.close()

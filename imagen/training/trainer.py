@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from imagen.data import micro_positions
-from imagen.disk import write_text
+from imagen.disk import MetricsFile, write_text
 from imagen.errors import ConfigError
 from imagen.training.config.changes import changed_keys
 from imagen.training.config.migrate import read_stored
@@ -31,7 +31,7 @@ from imagen.training.state.checkpoint import State, StateFolder
 from imagen.training.state.ema import EMA, trained_state
 from imagen.training.stopping import Stopping
 from imagen.training.task import Task
-from imagen.training.telling.metrics import MetricsFile, Progress, Window
+from imagen.training.telling.metrics import Progress, Window
 from imagen.training.telling.skipped import SkipFile
 
 

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
+from imagen.disk import MetricsFile
 from imagen.errors import ConfigError
 from imagen.training.state.checkpoint import State, StateFolder
-from imagen.training.telling.metrics import MetricsFile, Window
+from imagen.training.telling.metrics import Window
 
 
 def state(step: int) -> State:

@@ -1,53 +1,11 @@
-"""What a run tells its user: metrics.jsonl, TensorBoard, a progress line."""
+"""What a run tells its user: the means of metrics.jsonl, and a progress line."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
-
-
-class MetricsFile:
-    """Append-only JSON lines, cut back to a resume point's step; a line's "clock" alone depends on the machine."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        if path.exists():
-            os.truncate(path, self._end_of(step))
-        self._stream: TextIO = path.open("a", encoding="utf-8")
-
-    def _end_of(self, step: int) -> int:
-        """Bytes of the leading whole lines that were written up to `step`."""
-        end = 0
-        with self.path.open("rb") as stream:
-            for line in stream:
-                try:
-                    if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                        break
-                except (ValueError, KeyError, TypeError):
-                    break
-                end += len(line)
-        return end
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line and hand it to the operating system."""
-        self._stream.write(json.dumps(record) + "\n")
-        self._stream.flush()
-
-    def sync(self) -> None:
-        """Have everything written so far on the disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Sync and close."""
-        self.sync()
-        self._stream.close()
 
 
 class Window:
