@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -34,14 +35,7 @@ class Processes:
     def of(cls, accelerator: Accelerator) -> Processes:
         """Those that accelerate has launched."""
         rank, world = accelerator.process_index, accelerator.num_processes
-        if world == 1:
-            return cls()
-
-        def add(part: Tensor) -> Tensor:
-            whole: Tensor = accelerator.reduce(part, reduction="sum")
-            return whole
-
-        return cls(rank, world, add)
+        return cls(rank, world, partial(accelerator.reduce, reduction="sum")) if world > 1 else cls()
 
     def turns(self, count: int, size: int) -> Iterator[range]:
         """This process's parts of ``count`` things in parts of ``size``, dealt out in turn."""

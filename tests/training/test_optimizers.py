@@ -13,8 +13,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.errors import ConfigError
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import TrainConfig
+from imagen.training.config.sections import OptimConfig, TrainConfig
 from imagen.training.optim.optimizers import (
     MuonAdamW,
     make_optimizer,

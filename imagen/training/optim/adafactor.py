@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen.training.optim.grouped import GroupedOptimizer
 
-
-class Adafactor(GroupedOptimizer):
+class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer & Stern 2018) as `optax.adafactor` has it: a gradient over its root mean square, in updates
     that are relative to the size of the parameter.
 
@@ -49,12 +46,16 @@ class Adafactor(GroupedOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "min_dim": min_dim}
         super().__init__(params, {**defaults, "decay": decay, "clip": clip, "eps": eps})
 
-    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            assert p.grad is not None
-            self._update_one(p, p.grad, group)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is not evaluated again"
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
 
-    def _update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         axes = factored_axes(p.shape, group["min_dim"])
         if not state:

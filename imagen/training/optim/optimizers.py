@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
-from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.adafactor import Adafactor
-from imagen.training.optim.grouped import GroupedOptimizer
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] = ()) -> torch.optim.Optimizer:
@@ -55,7 +54,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] =
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-class MuonAdamW(GroupedOptimizer):
+class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, AdamW for the others; both are torch's.
 
     Muon replaces the momentum of a weight by the nearest orthogonal matrix. torch has it for matrices: here a
@@ -80,8 +79,13 @@ class MuonAdamW(GroupedOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused, "muon": False}
         super().__init__(params, defaults)
 
-    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        (self._muon if group["muon"] else self._adamw)(params, group)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is not evaluated again"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["muon"] else self._adamw)(params, group)
 
     def _state(self, params: Sequence[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The tensor of that name of each parameter's state, made by `start` at first use."""

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
 
 
+@dataclass
 class Window:
-    """Running sums since the last line: the loss in all and per group, the gradient norm. Saved with a state.
-
-    Args:
-        groups: their names; without any there is one without a name.
-        sums: what :meth:`state` gave.
+    """Running sums since the last line: the loss and the pictures of each group, the gradient norm. Resume points keep
+    the fields.
     """
 
-    def __init__(self, groups: Sequence[str], sums: Mapping[str, Any] | None = None) -> None:
-        sums = sums or {}
-        self.groups = groups
-        self.losses: list[float] = list(sums.get("losses", [0.0] * max(1, len(groups))))
-        self.counts: list[float] = list(sums.get("counts", [0.0] * max(1, len(groups))))
-        self.grad_norm: float = sums.get("grad_norm", 0.0)
-        self.steps: int = sums.get("steps", 0)
+    losses: list[float]
+    counts: list[float]
+    grad_norm: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, groups: Sequence[str]) -> Window:
+        """An empty one for groups of these names; without any there is one without a name."""
+        zeros = [0.0] * max(1, len(groups))
+        return cls(zeros, zeros)
 
     def add(self, losses: list[float], counts: list[float], grad_norm: float) -> None:
         """Add one step's sums per group."""
@@ -31,15 +33,11 @@ class Window:
         self.grad_norm += grad_norm
         self.steps += 1
 
-    def state(self) -> dict[str, Any]:
-        """What a resume point needs."""
-        return {"losses": self.losses, "counts": self.counts, "grad_norm": self.grad_norm, "steps": self.steps}
-
-    def means(self) -> dict[str, float | None]:
+    def means(self, groups: Sequence[str]) -> dict[str, float | None]:
         """loss, loss_NAME of every group and grad_norm; None where nothing was seen."""
         total = sum(self.counts)
         found: dict[str, float | None] = {"loss": sum(self.losses) / total if total else None}
-        for name, loss, count in zip(self.groups, self.losses, self.counts, strict=False):
+        for name, loss, count in zip(groups, self.losses, self.counts, strict=False):
             found[f"loss_{name}"] = loss / count if count else None
         found["grad_norm"] = self.grad_norm / self.steps if self.steps else None
         return found
