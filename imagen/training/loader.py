@@ -65,7 +65,6 @@ def make_loader(
         **how,
         num_workers=workers,
         multiprocessing_context=context,
-        prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=outlive_one_signal if workers else None,
+        worker_init_fn=outlive_one_signal,
     )

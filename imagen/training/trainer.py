@@ -189,19 +189,14 @@ class Trainer:
         rate = (self.step - before) * config.batch_size / max(now - then, 1e-9)
         means = self.window.means(self.task.groups)
         self._mark, self.window = (now, self.step), Window.of(self.task.groups)
-        record = {
-            "step": self.step,
-            "images": self.step * config.batch_size,
-            **means,
-            "lr": optim.lr * schedule_factor(optim, self.step - 1, config.steps),
-            "skipped": self.skipped,
-            "clock": {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)},
-        }
         if self.metrics is None:
             return
-        self.metrics.write(record)
+        lr = optim.lr * schedule_factor(optim, self.step - 1, config.steps)
+        record = {"images": self.step * config.batch_size, **means, "lr": lr, "skipped": self.skipped}
+        clock = {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)}
+        self.metrics.write({"step": self.step, **record, "clock": clock})
         self.progress.show(self.step, means["loss"], rate, self.skipped, self.bad.refresh())
-        shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
+        shown = {key: value for key, value in record.items() if value is not None}
         self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
 
     def _measure(self) -> None:
@@ -221,12 +216,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             if self.metrics is not None:
                 self.metrics.sync()
-            facts = {
-                "skipped": self.skipped,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "ema_updates": self.ema.updates,
-                "window": asdict(self.window),
-            }
+            skipped = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+            facts = {**skipped, "ema_updates": self.ema.updates, "window": asdict(self.window)}
             tensors = {self.task.weights: trained_state(self.module), "ema": self.ema.average}
             self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
             self.task.export(self.ema, self.run / "model", self.step)

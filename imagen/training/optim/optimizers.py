@@ -62,22 +62,13 @@ class MuonAdamW(torch.optim.Optimizer):
     usually has (Liu et al. 2025), so the two learning rates are of one unit.
 
     Args:
-        params: groups of parameters.
-        lr, betas, eps, weight_decay: of AdamW; Muon reads lr and weight_decay.
+        params: groups of parameters, each with its weight_decay.
+        lr, betas, eps: of AdamW; Muon reads lr alone.
         fused: AdamW's kernel in one pass.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        fused: bool | None = None,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused, "muon": False}
-        super().__init__(params, defaults)
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, fused: bool) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": fused, "muon": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -117,22 +108,12 @@ class MuonAdamW(torch.optim.Optimizer):
                 tensor.copy_(matrix.view(tensor.shape))
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        adamw(
-            list(params),
-            [p.grad for p in params if p.grad is not None],
-            self._state(params, "exp_avg", torch.zeros_like),
-            self._state(params, "exp_avg_sq", torch.zeros_like),
-            [],
-            self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device)),
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-            fused=group["fused"],
-        )
+        gradients = [p.grad for p in params if p.grad is not None]
+        means, squares = (self._state(params, name, torch.zeros_like) for name in ("exp_avg", "exp_avg_sq"))
+        steps = self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device))
+        how = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
+        how["beta1"], how["beta2"] = group["betas"]
+        adamw(list(params), gradients, means, squares, [], steps, amsgrad=False, maximize=False, **how)
 
 
 def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
