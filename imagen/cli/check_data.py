@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
 
 if TYPE_CHECKING:
-    from imagen.training.telling.skipped import SkipFile
+    from imagen.training.telling import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"check_data: error: {error}", file=sys.stderr)
         return 2
-    from imagen.training.telling.skipped import SkipFile
+    from imagen.training.telling import SkipFile
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)

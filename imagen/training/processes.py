@@ -1,16 +1,17 @@
-"""Work that the processes of a run share out: each does its turns, and the parts are added up."""
+"""The processes of a run, as accelerate launches them: work is shared out in turns, and the parts are added up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from imagen.errors import ConfigError
+from imagen.training.config.sections import RunSettings
 
 
 def alone(part: Tensor) -> Tensor:
@@ -42,3 +43,31 @@ class Processes:
         for turn, start in enumerate(range(0, count, size)):
             if turn % self.world == self.rank:
                 yield range(start, min(start + size, count))
+
+
+def make_accelerator(config: RunSettings) -> Accelerator:
+    """accelerate's plumbing. Raises ConfigError where TensorBoard is asked for and missing."""
+    if config.train.tensorboard and not is_tensorboard_available():
+        raise ConfigError("train.tensorboard is true but tensorboard is not installed: pip install tensorboard")
+    return Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with="tensorboard" if config.train.tensorboard else None,
+        project_dir=config.run_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def check_processes(config: RunSettings, accelerator: Accelerator) -> None:
+    """Raises ConfigError for a launch other than data parallel, or a batch that its processes cannot share equally."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"launched with {kind.value}, but sharded weights are not supported: use configs/accelerate/ddp.yaml"
+        )
+    world = accelerator.num_processes
+    parts = config.train.accumulation * world
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is not divisible by {config.train.accumulation} accumulation "
+            f"steps x {world} processes: use a multiple of {parts}"
+        )

@@ -17,10 +17,9 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen.text.cache import build, store
 from imagen.text.cache.build import Encoding, build_cache, locked
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import MissingCaption, TextCache, caption_key, shard_path
 from imagen.text.encoder import encode, load_text_encoder
-from imagen.text.folders import local_folder
+from imagen.text.folders import fingerprint, local_folder
 from imagen.text.pretrain import train_tokenizer
 
 WIDTH, LENGTH = 16, 8

@@ -11,7 +11,7 @@ import torch
 from imagen.disk import MetricsFile
 from imagen.errors import ConfigError
 from imagen.training.state.checkpoint import State, StateFolder
-from imagen.training.telling.metrics import Window
+from imagen.training.telling import Window
 
 
 def state(step: int) -> State:

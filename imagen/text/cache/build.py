@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import DTYPES, Identity, Manifest, Shard, caption_key, shard_path, write_shard
 from imagen.text.encoder import encode, load_text_encoder
-from imagen.text.folders import component_folders, local_folder
+from imagen.text.folders import component_folders, fingerprint, local_folder
 from imagen.text.kinds import check_max_length, encoder_config, text_width
 
 START = "spawn"  # how processes are started: a fork would inherit threads and a GPU's context

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imagen.disk import sync, write_text
-from imagen.text.cache.fingerprint import Fingerprint
+from imagen.text.folders import Fingerprint
 
 FORMAT_VERSION = 1
 KEY_BYTES = 16  # of SHA-256: among a billion captions, two share a key with a probability near 1e-21
