@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -32,24 +32,18 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        if path.exists():
-            os.truncate(path, self._end_of(step))
-        self._stream: TextIO = path.open("a", encoding="utf-8")
-
-    def _end_of(self, step: int) -> int:
-        """Bytes of the leading whole lines that were written up to `step`."""
-        end = 0
-        with self.path.open("rb") as stream, contextlib.suppress(ValueError, KeyError, TypeError):
-            for line in stream:
+        self._stream, end = path.open("a+b"), 0
+        self._stream.seek(0)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            for line in self._stream:
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                     break
                 end += len(line)
-        return end
+        self._stream.truncate(end)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line and hand it to the operating system."""
-        self._stream.write(json.dumps(record) + "\n")
+        self._stream.write(json.dumps(record).encode() + b"\n")
         self._stream.flush()
 
     def sync(self) -> None:

@@ -1,11 +1,16 @@
-"""The processes of a run, as accelerate launches them: work is shared out in turns, and the parts are added up."""
+"""The processes of a run, as accelerate launches them: work is shared out in turns, and the parts are added up.
+
+And whether what a configuration asks for is there: processes that can share its batch, packages, a GPU.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
@@ -71,3 +76,15 @@ def check_processes(config: RunSettings, accelerator: Accelerator) -> None:
             f"train.batch_size {config.train.batch_size} is not divisible by {config.train.accumulation} accumulation "
             f"steps x {world} processes: use a multiple of {parts}"
         )
+
+
+def check_optimizer(config: RunSettings) -> None:
+    """Raises ConfigError where optim.kind adam8bit lacks its package, its GPU or weights of a dtype it knows."""
+    if config.optim.kind != "adam8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("optim.kind adam8bit needs bitsandbytes: pip install 'bitsandbytes>=0.45', or use adamw")
+    if not torch.cuda.is_available():
+        raise ConfigError("optim.kind adam8bit needs a CUDA GPU, and torch finds none here: use optim.kind adamw")
+    if config.train.dtype == "float64":
+        raise ConfigError("optim.kind adam8bit cannot train float64 weights: set train.dtype float32, or use adamw")

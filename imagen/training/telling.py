@@ -106,27 +106,22 @@ class SkipFile:
         self._known: set[Note] = set()
         self._skipped: dict[str, str] = {}
         self._read_to = 0
-        self._end_line()
         self.refresh()
         self._skipped.clear()
-
-    def _end_line(self) -> None:
-        """Close a line that a killed process left half written."""
-        if self.path.exists() and (data := self.path.read_bytes()) and not data.endswith(b"\n"):
-            os.truncate(self.path, data.rfind(b"\n") + 1)
+        if path.exists() and path.stat().st_size > self._read_to:  # a line that a killed process left half written
+            os.truncate(path, self._read_to)
 
     def add(self, notes: Iterable[Note]) -> None:
         """Write the notes that are new."""
-        lines = []
+        lines = ""
         for note in notes:
-            new = note not in self._known
+            if note not in self._known:
+                lines += json.dumps(note._asdict(), ensure_ascii=False) + "\n"
             self._remember(note)
-            if new:
-                lines.append(json.dumps(note._asdict(), ensure_ascii=False) + "\n")
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as stream:  # one write: lines of several processes stay whole
-                stream.write("".join(lines).encode("utf-8", "backslashreplace"))
+                stream.write(lines.encode("utf-8", "backslashreplace"))
 
     def refresh(self) -> int:
         """Read what other processes wrote; returns the number of items skipped since this start."""

@@ -24,14 +24,8 @@ from imagen.errors import ConfigError
 from imagen.training.config.parsing import to_yaml
 from imagen.training.config.resumed import changed_keys, read_stored
 from imagen.training.loader import make_loader
-from imagen.training.optim.optimizers import (
-    check_optimizer,
-    make_optimizer,
-    restore_optimizer,
-    schedule_factor,
-    set_learning_rate,
-)
-from imagen.training.processes import Processes, check_processes, make_accelerator
+from imagen.training.optim.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
+from imagen.training.processes import Processes, check_optimizer, check_processes, make_accelerator
 from imagen.training.state.checkpoint import State, StateFolder
 from imagen.training.state.ema import EMA, trained_state
 from imagen.training.stopping import Stopping

@@ -200,8 +200,8 @@ def plan(
         return plan(folder, replace(manifest, shards=0, complete=False), wanted, shard_size)
     held = {key for shard in ours for key in shard.key_bytes()}
     order = sorted(wanted.keys() - held)
-    parts = [order[i : i + shard_size] for i in range(0, len(order), shard_size)]
-    paths = [shard_path(folder, manifest.shards + i) for i in range(len(parts))]
+    starts = enumerate(range(0, len(order), shard_size), manifest.shards)
+    expected = {shard_path(folder, number): order[i : i + shard_size] for number, i in starts}
     finished = {}
     for path in sorted(folder.glob("captions-*.safetensors")):
         if path >= shard_path(folder, manifest.shards):
@@ -209,7 +209,6 @@ def plan(
                 finished[path] = Shard(path).key_bytes()
             except ValueError:
                 path.unlink()  # damaged
-    expected = dict(zip(paths, parts, strict=True))
     if any(expected.get(path) != keys for path, keys in finished.items()):
         for number, path in enumerate(finished, manifest.shards):
             path.replace(shard_path(folder, number))
@@ -217,7 +216,7 @@ def plan(
         manifest.write(folder)
         return plan(folder, manifest, wanted, shard_size)
     tasks = [Task(path, [wanted[key] for key in part]) for path, part in expected.items() if path not in finished]
-    return manifest, tasks, len(parts)
+    return manifest, tasks, len(expected)
 
 
 def count_shards(folder: Path, manifest: Manifest, shards: int) -> Manifest:

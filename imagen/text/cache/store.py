@@ -52,16 +52,11 @@ class Identity:
 
     def differences(self, other: Identity) -> list[str]:
         """Why embeddings of ``other`` may not stand beside ours, one entry each; another name alone is no reason."""
-        ours, theirs = self.fingerprint, other.fingerprint
-        files = [("encoder", ours.encoder, theirs.encoder), ("tokenizer", ours.tokenizer, theirs.tokenizer)]
-        values = [
-            ("max_length", ours.max_length, theirs.max_length),
-            ("compute dtype", self.compute_dtype, other.compute_dtype),
-            ("stored dtype", self.dtype, other.dtype),
-        ]
-        return [f"the {name}'s files differ" for name, one, two in files if one != two] + [
-            f"{name} {one} there, {two} here" for name, one, two in values if one != two
-        ]
+        ours, theirs = (asdict(one) | asdict(one.fingerprint) for one in (self, other))
+        told = {name: f"the {name}'s files differ" for name in ("encoder", "tokenizer")}
+        values = {"max_length": "max_length", "compute_dtype": "compute dtype", "dtype": "stored dtype"}
+        told |= {name: f"{words} {ours[name]} there, {theirs[name]} here" for name, words in values.items()}
+        return [words for name, words in told.items() if ours[name] != theirs[name]]
 
 
 @dataclass(frozen=True)

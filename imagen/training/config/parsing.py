@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import json
 import sys
 import typing
@@ -18,7 +17,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", bound=RunSettings)
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
@@ -121,7 +120,7 @@ def parse(
         parser._option_string_actions[f"--{key}"].help = meaning
     try:
         settings = parser.instantiate(parser.parse_args(words))
-        return cls(**{name: getattr(settings, name) for name in inspect.signature(cls).parameters})
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
-from imagen.errors import ConfigError
-from imagen.training.config.sections import OptimConfig, RunSettings
+from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.adafactor import Adafactor
 
 
@@ -54,18 +52,6 @@ def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] =
     fused = named[0][1].device.type in ("cpu", "cuda")
     kind: Callable[..., torch.optim.Optimizer] = MuonAdamW if on_muon else torch.optim.AdamW
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-
-
-def check_optimizer(config: RunSettings) -> None:
-    """Raises ConfigError where optim.kind adam8bit lacks its package, its GPU or weights of a dtype it knows."""
-    if config.optim.kind != "adam8bit":
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("optim.kind adam8bit needs bitsandbytes: pip install 'bitsandbytes>=0.45', or use adamw")
-    if not torch.cuda.is_available():
-        raise ConfigError("optim.kind adam8bit needs a CUDA GPU, and torch finds none here: use optim.kind adamw")
-    if config.train.dtype == "float64":
-        raise ConfigError("optim.kind adam8bit cannot train float64 weights: set train.dtype float32, or use adamw")
 
 
 class MuonAdamW(torch.optim.Optimizer):
