@@ -1,9 +1,13 @@
-"""Files that are whole or not there, whenever the process dies."""
+"""Files that are whole or not there, whenever the process dies, and a log that goes on where the work does."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -21,3 +25,32 @@ def write_text(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(path)
+
+
+class MetricsFile:
+    """Append-only JSON lines, cut back to a resume point's step; a line's "clock" alone depends on the machine."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream, end = path.open("a+b"), 0
+        self._stream.seek(0)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            for line in self._stream:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                end += len(line)
+        self._stream.truncate(end)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        self._stream.write(json.dumps(record).encode() + b"\n")
+        self._stream.flush()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._stream.close()

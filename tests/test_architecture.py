@@ -91,7 +91,7 @@ def test_the_code_is_where_these_tests_look() -> None:
         "imagen/evaluation": 12,
         "imagen/stages": 3,
         "imagen/text": 8,
-        "imagen/training": 20,
+        "imagen/training": 16,
         "unets": 13,
         "benchmarks": 3,
     }

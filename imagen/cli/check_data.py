@@ -17,7 +17,7 @@ from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.sources import Note
 
 if TYPE_CHECKING:
-    from imagen.training.telling.skipped import SkipFile
+    from imagen.training.telling import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"check_data: error: {error}", file=sys.stderr)
         return 2
-    from imagen.training.telling.skipped import SkipFile
+    from imagen.training.telling import SkipFile
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)

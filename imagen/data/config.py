@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imagen.errors import require
+from imagen.errors import require, require_reader
 
 OWN = ("conditioning", "embedding")  # fields with a key of their own
 TAKEN = ("image", "caption", "key", "notes", "lowres", *OWN)  # no names for others
@@ -100,10 +100,7 @@ class DataConfig:
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
         }
-        for name, kinds in readers.items():
-            value = getattr(self, name)
-            told = f"data.{name} {value!r} is of kind {' or '.join(kinds)}, and data.kind is {self.kind}: leave it out"
-            require(self.kind in kinds or value == getattr(DataConfig, name), told)
+        require_reader("data", self, self.kind, readers)
         for name in ("lanes", "shuffle"):
             value = getattr(self, name)
             told = f"data.{name} {value} is for streams: set data.streaming true, or leave it out"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imagen.data.pictures import StreamDataset
 from imagen.data.sources import Source
-from imagen.training.config.changes import Changes
+from imagen.training.config.resumed import Changes
 from imagen.training.config.sections import RunSettings
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA

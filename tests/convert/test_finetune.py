@@ -20,7 +20,7 @@ from imagen.conditions.text import Words
 from imagen.data.sources import collate
 from imagen.diffusion.schedules import level_log_snrs
 from imagen.errors import ConfigError
-from imagen.training.telling.metrics import Progress
+from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline
 from tests.factories import sample, seeded

@@ -25,7 +25,7 @@ from imagen.cascade.training.start.network import prepare_unet, set_checkpointin
 from imagen.cascade.training.start.origin import with_origin
 from imagen.cascade.training.start.whitening import fit_whitening
 from imagen.cascade.training.validation import Validation
-from imagen.training.config.changes import Changes
+from imagen.training.config.resumed import Changes
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded

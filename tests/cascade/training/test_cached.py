@@ -20,7 +20,7 @@ from imagen.cli.train import main as train
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
 from imagen.text.reading import TextDefaults
-from imagen.training.config.changes import changed_keys
+from imagen.training.config.resumed import changed_keys
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH
 

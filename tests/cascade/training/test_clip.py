@@ -25,9 +25,9 @@ from imagen.cli.text_cache import main as encode_captions
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import TextCache
 from imagen.text.encoder import encode, load_text_encoder
+from imagen.text.folders import fingerprint
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, tiny_clip, tiny_clip_tokenizer, tiny_whole_clip
 

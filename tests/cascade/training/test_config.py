@@ -16,8 +16,8 @@ from imagen.cascade.training.start.network import make_unet
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
 from imagen.errors import ConfigError
-from imagen.training.config.changes import changed_keys, flatten
 from imagen.training.config.parsing import known_keys, to_yaml
+from imagen.training.config.resumed import changed_keys, flatten
 from tests.convert.released import IF_I_XL
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from imagen.cli.check_data import main as check
 from imagen.cli.train import main as train
-from imagen.training.telling.skipped import SkipFile
+from imagen.training.telling import SkipFile
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from typing import Any
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.stages.spec import EARLIER_NAMES
-from imagen.training.config import migrate as general
-from imagen.training.config.changes import Changes
-from imagen.training.config.migrate import read_stored, with_resize
+from imagen.training.config import resumed as general
+from imagen.training.config.resumed import Changes, read_stored, with_resize
 
 
 def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

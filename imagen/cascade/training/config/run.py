@@ -12,10 +12,8 @@ from imagen.cascade.training.config.conditions import ConditionsConfig
 from imagen.cascade.training.config.lora import LoraConfig
 from imagen.cascade.training.config.stage import SamplingConfig, StageConfig, check_pictures
 from imagen.cascade.training.config.text import TextConfig
-from imagen.data.config import DataConfig
 from imagen.errors import require
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
+from imagen.training.config.sections import GridConfig, RunSettings, TrainConfig, ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,15 @@ class StageGridConfig(GridConfig):
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(RunSettings):
     """One training run: one stage, one folder."""
 
-    run_dir: str
-    """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
     unet: dict[str, Any] = field(default_factory=dict)
     """kind (a name of unets.NETWORKS) and its constructor's arguments; left out: those of train.init_from"""
     stage: StageConfig = field(default_factory=StageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     text: TextConfig = field(default_factory=TextConfig)
     conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
     train: StageTrainConfig = field(default_factory=StageTrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     validation: LossPerLevelConfig = field(default_factory=LossPerLevelConfig)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from imagen.cascade.training.config.run import RunConfig, TextConfig
 from imagen.errors import ConfigError
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import Identity, Manifest, MissingCaption, TextCache
-from imagen.text.folders import local_folder
+from imagen.text.folders import fingerprint, local_folder
 
 
 def with_cache(config: RunConfig) -> RunConfig:
