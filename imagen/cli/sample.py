@@ -7,8 +7,8 @@ import difflib
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -23,6 +23,7 @@ from imagen.cli.png import sheet
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, picture
 from imagen.diffusion.vocabulary import SamplerKind
+from imagen.errors import Stopped, run_command
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting, StageDefaults
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def sample(
 
     Raises:
         MemoryError: a batch does not fit into the device's memory.
+        Stopped: numbers that are not finite.
     """
     import torch
 
@@ -213,6 +215,8 @@ def sample(
                 width=args.width,
                 callback_on_stage_end=writer.stage_end,
             )
+        except ValueError as error:  # numbers that are not finite
+            raise Stopped(str(error)) from error
         except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is only its text
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
@@ -232,25 +236,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         its exit code: 0; 2 for bad input, with one line on stderr; 1 when the machine fails; 130 after Ctrl-C.
     """
     args = parser().parse_intermixed_args(argv)
-    try:
-        try:
-            prompts = read_prompts(args)
-            model, image, running = check(args, prompts)
-            out = _out_folder(args.out)
-            pipe = load(args, model, prompts, running)
-            asked = wish(args)
-            running = pipe.settings(image, asked.size, asked.height, asked.width, **asked.settings).slots
-            writer = Writer(args, describe(args, pipe, running), out, running)
-        except ValueError as error:
-            print(f"sample.py: error: {error}", file=sys.stderr)
-            return 2
-        wanted: Sequence[str | None] = prompts or [None]
-        every = [prompt for prompt in wanted for _ in range(args.num_images)]
-        sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, writer)
-    except (OSError, MemoryError, ValueError) as error:  # ValueError: numbers that are not finite
-        print(f"sample.py: error: {error}; what was finished is in {args.out}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nsample.py: interrupted; what was finished is in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("sample.py", partial(run, args), f"; what was finished is in {args.out}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make what the arguments ask for. Raises: ValueError, before anything is sampled; MemoryError, Stopped."""
+    prompts = read_prompts(args)
+    model, image, running = check(args, prompts)
+    out = _out_folder(args.out)
+    pipe = load(args, model, prompts, running)
+    asked = wish(args)
+    running = pipe.settings(image, asked.size, asked.height, asked.width, **asked.settings).slots
+    writer = Writer(args, describe(args, pipe, running), out, running)
+    wanted: Sequence[str | None] = prompts or [None]
+    every = [prompt for prompt in wanted for _ in range(args.num_images)]
+    sample(args, pipe, [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)], image, writer)

@@ -7,14 +7,14 @@ Give the same command again after an interruption: it goes on from the shards th
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, Stopped, one_line, run_command
 
 if TYPE_CHECKING:
     from imagen.text.cache.build import Result
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     """Do what the command line asks for.
 
     Raises:
-        ValueError: with one line for the user.
+        ValueError, Stopped: with one line for the user.
     """
     from imagen.cascade.training.config.parsing import parse
 
@@ -124,6 +124,7 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
 
     import torch
+    from safetensors import SafetensorError
 
     from imagen.text.cache.build import Encoding, build_cache
 
@@ -132,8 +133,13 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     processes = args.processes or (max(1, gpus) if device == "cuda" else 1)
     text = config.text
     encoding = Encoding(config.text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
-    for line in report(build_cache(captions, Path(out), encoding, processes, args.shard_size), out):
-        print(line)
+    try:
+        result = build_cache(captions, Path(out), encoding, processes, args.shard_size)
+    except (BrokenProcessPool, OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        died = "a process died, perhaps for want of memory: " if isinstance(error, BrokenProcessPool) else ""
+        hint = "mend that, perhaps with fewer --processes or a smaller --batch_size"
+        raise Stopped(f"{died}{one_line(error)}; {hint}") from error
+    print("\n".join(report(result, out)))
 
 
 def report(result: Result, out: str) -> list[str]:
@@ -154,23 +160,5 @@ def report(result: Result, out: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args, others = build_parser().parse_known_args(arguments)
-    try:
-        run(args, others)
-    except ValueError as error:
-        print(f"text cache: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool:
-        reason = "a process died, perhaps for want of memory"
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ not in ("SafetensorError", "OutOfMemoryError"):
-            raise
-        reason = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        print("text cache: interrupted; the same command goes on from the finished shards", file=sys.stderr)
-        return 130
-    else:
-        return 0
-    remedy = "mend that, perhaps with fewer --processes or a smaller --batch_size; the same command goes on"
-    print(f"text cache: {reason}: {remedy}", file=sys.stderr)
-    return 1
+    work = partial(run, *build_parser().parse_known_args(arguments))
+    return run_command("text cache", work, "; the same command goes on from the finished shards")
