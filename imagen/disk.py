@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -21,3 +23,14 @@ def write_text(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: ValueError, naming the file, where it cannot be read or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content

@@ -11,8 +11,7 @@ from imagen.cascade.training.compose import compose
 from imagen.cascade.training.task import StageTask
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_command
-from imagen.conditions.condition import Draw
-from imagen.conditions.given import Target
+from imagen.conditions.condition import Draw, Target
 from imagen.conditions.label import Label, Labels, make_labels
 from imagen.data.shapes.language import SHAPES
 from imagen.errors import ConfigError
@@ -41,7 +40,7 @@ def test_dropped_labels_are_the_null_and_no_other():
 def test_every_picture_sees_its_label_and_the_unconditional_branch_none(numbers):
     network = tiny_base(classes=CLASSES)
     branches = ("unconditional", "conditional")
-    given = Labels(numbers, CPU).given(Target(network, branches, (16, 16), 4, 2))
+    given = Labels(numbers, CPU).given(Target(network, branches, (16, 16), 4))
     expected = [3, 3, 3, 3] if len(numbers) == 1 else [3, 3, 5, 5]
     seen = given.select(given.stacked(branches, torch.arange(4))).named["label"].tolist()
     assert seen == [5, 5, 5, 5, *expected]
