@@ -10,8 +10,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jsonargparse.typing import PositiveInt
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.errors import ConfigError, Stopped, one_line, run_command
@@ -35,19 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--captions", metavar="FILE", help="encode the lines of this UTF-8 file instead of the data's captions")
     add("--out", metavar="DIR", help="the cache; default: the configuration's text.cache")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="stored dtype; default: text.dtype, without loss")
-    add("--processes", type=_positive, help="encoders at work at once; default: the number of GPUs, or 1")
-    add("--batch_size", type=_positive, default=64, help="captions encoded at once by a process (default 64)")
-    add("--shard_size", type=_positive, default=4096, help="captions a file, the most a kill costs (default 4096)")
+    add("--processes", type=PositiveInt, help="encoders at work at once; default: the number of GPUs, or 1")
+    add("--batch_size", type=PositiveInt, default=64, help="captions encoded at once by a process (default 64)")
+    add("--shard_size", type=PositiveInt, default=4096, help="captions a file, the most a kill costs (default 4096)")
     add("--device", help="cpu, cuda (shared out over the GPUs) or another torch device; default: cuda if there is one")
-    add("--num", type=_positive, help="how many samples of a source without end, such as the shapes world")
+    add("--num", type=PositiveInt, help="how many samples of a source without end, such as the shapes world")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return number
 
 
 def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
@@ -66,13 +62,11 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
         if num is None:
             needed = train.steps * train.batch_size
             raise ConfigError(f"data.kind {config.data.kind} has no end: add --num N ({needed} for this run's steps)")
-        for index in range(num):
-            yield source.scene(index)[1]
+        yield from (source.scene(index)[1] for index in range(num))
     elif num is not None:
         raise ConfigError(f"--num {num}: data.kind {config.data.kind} has an end, all of it is taken: leave --num out")
     else:
-        for texts in source.captions():
-            yield from texts
+        yield from chain.from_iterable(source.captions())
     yield from config.grid.prompts
     if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
         yield from (sample.caption for sample in held_out(config))
@@ -111,15 +105,15 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
         raise ConfigError(f"--num {args.num}: all lines of --captions are taken: leave it out")
     start = NO_STAGE if args.config is None else (f"--config={args.config}",)
     config = parse([*start, *others])
-    out = args.out or config.text.cache
+    text, out = config.text, args.out or config.text.cache
     if out is None:
         raise ConfigError("no folder to write to: give --out DIR, or set text.cache in the configuration")
-    if config.text.encoder is None:
+    if text.encoder is None:
         raise ConfigError("text.encoder is null: give --text.encoder with the folder or Hub id of a T5 or CLIP")
-    if config.text.padding != "masked" or config.text.lowercase:
+    if text.padding != "masked" or text.lowercase:
         raise ConfigError(
-            f"text.padding {config.text.padding} and text.lowercase {config.text.lowercase}: a cache keeps captions as "
-            "written and without padding; train such a stage with text.encoder alone"
+            f"text.padding {text.padding} and text.lowercase {text.lowercase}: a cache keeps captions as written and "
+            "without padding; train such a stage with text.encoder alone"
         )
     captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
 
@@ -131,14 +125,12 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     gpus = torch.cuda.device_count()
     device = args.device or ("cuda" if gpus else "cpu")
     processes = args.processes or (max(1, gpus) if device == "cuda" else 1)
-    text = config.text
-    encoding = Encoding(config.text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
+    encoding = Encoding(text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
     try:
         result = build_cache(captions, Path(out), encoding, processes, args.shard_size)
     except (BrokenProcessPool, OSError, SafetensorError, torch.OutOfMemoryError) as error:
-        died = "a process died, perhaps for want of memory: " if isinstance(error, BrokenProcessPool) else ""
-        hint = "mend that, perhaps with fewer --processes or a smaller --batch_size"
-        raise Stopped(f"{died}{one_line(error)}; {hint}") from error
+        hint = "mend that, perhaps with more memory, fewer --processes or a smaller --batch_size"
+        raise Stopped(f"{one_line(error)}; {hint}") from error
     print("\n".join(report(result, out)))
 
 

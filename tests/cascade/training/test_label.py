@@ -124,7 +124,7 @@ def labelled(config):
     )
 
 
-def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsys):
+def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsys, monkeypatch):
     settings = labelled(grid={"every": 3, "count": 3, "num_inference_steps": 2})
     trainer = Trainer(StageTask(settings))
     table = trainer.task.unet.class_tables["label"].weight
@@ -146,7 +146,10 @@ def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsy
     assert settings["label"] == SHAPES[1]
     assert f"--label {SHAPES[1]}" in settings["command"]
     assert Image.open(file).size == (8, 8)
-    assert sample_command([*words, "--label", "nothing"]) == 1 or "label is 'nothing'" in capsys.readouterr().err
+    monkeypatch.setattr("imagen.cli.sample.load", None)  # told before the model is loaded
+    for label, message in (("nothing", "label is 'nothing'; expected one of"), ("99", "label is 99; expected an")):
+        assert sample_command([*words, "--label", label]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_network_and_configuration_must_agree(labelled, config):
