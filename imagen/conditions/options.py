@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 from imagen.checks import check_choice, check_int
 from unets.options import by_name
 
+Stored = Mapping[str, Sequence[str]]
+"""What a model keeps of a condition."""
+
 
 class Option(NamedTuple):
     """An option of sample.py.
@@ -27,7 +30,7 @@ class Option(NamedTuple):
     metavar: str
     help: str
     read: Callable[[str, str], Any] = lambda _flag, word: word
-    check: Callable[[Any, Mapping[str, Any], int], Any] | None = None
+    check: Callable[[object, Stored, int], object] | None = None
 
 
 def picture(flag: str, given: str) -> Image.Image:
@@ -51,7 +54,7 @@ def painted(flag: str, given: str) -> Image.Image:
     return image
 
 
-def class_number(label: Any, stored: Mapping[str, Any], count: int) -> int | None:
+def class_number(label: object, stored: Stored, count: int) -> int | None:
     """The class that a label means: a number, a name, or None for none.
 
     Args:
@@ -90,7 +93,7 @@ def unread(name: str) -> ValueError:
 
 
 def check_conditions(
-    given: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], networks: Sequence[Mapping[str, Any]]
+    given: Mapping[str, object], stored: Mapping[str, Stored], networks: Sequence[Mapping[str, Any]]
 ) -> None:
     """What can be said of conditions before the model is loaded.
 

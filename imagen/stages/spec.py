@@ -60,7 +60,7 @@ class Setting:
     from_picture: bool = False
 
 
-def setting(default: Any, check: Check, help: str, **facts: Any) -> Any:
+def setting(default: object, check: Check, help: str, **facts: Any) -> Any:
     """A field of :class:`SamplingSettings`; arguments beside the default as those of :class:`Setting`."""
     return field(default=default, metadata={"setting": Setting(check, help, **facts)})
 
