@@ -54,3 +54,14 @@ class MetricsFile:
         """Sync and close."""
         self.sync()
         self._stream.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: ValueError, naming the file, where it cannot be read or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content

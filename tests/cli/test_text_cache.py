@@ -184,6 +184,10 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(folder, tmp_path, capsys, m
     with monkeypatch.context() as patch:
         patch.setattr(build, "write_shard", write)
         assert main(command(folder, tmp_path / "c")) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("text cache: [Errno 28] No space left on device: mend")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("text cache: error: [Errno 28] No space left on device; mend")
+    )
     assert main(command(folder, tmp_path / "c")) == 0
     assert f"{len(set(CAPTIONS)) + 1 - 6} encoded now" in capsys.readouterr().out

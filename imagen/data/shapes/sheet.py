@@ -20,7 +20,7 @@ from torch import Tensor
 from .dataset import ShapesDataset
 from .language import Split
 
-_LINE, _GAP = 13, 8  # height of a line of text and width of the gaps, in pixels
+_LINE = 13  # height of a line of text, in pixels
 
 
 def tile(image: Tensor, text: str, side: int) -> Image.Image:
@@ -34,13 +34,13 @@ def tile(image: Tensor, text: str, side: int) -> Image.Image:
     return picture
 
 
-def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Tiles of one size, row by row, on white."""
-    width, height = tiles[0].width + _GAP, tiles[0].height + _GAP
+def arrange(tiles: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
+    """Tiles of one size, row by row, on white, ``gap`` pixels between them and around."""
+    width, height = tiles[0].width + gap, tiles[0].height + gap
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
     for number, image in enumerate(tiles):
-        sheet.paste(image, (_GAP + number % columns * width, _GAP + number // columns * height))
+        sheet.paste(image, (gap + number % columns * width, gap + number // columns * height))
     return sheet
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.draws import draw_batch
-from imagen.conditions.condition import Draw
-from imagen.conditions.given import Given
+from imagen.conditions.condition import Draw, Given
 from imagen.data import Want
 
 SEED, STEP = 3, 5

@@ -12,8 +12,7 @@ from imagen.cascade.training.compose import compose
 from imagen.cascade.training.task import StageTask
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_command
-from imagen.conditions.condition import Draw
-from imagen.conditions.given import Target
+from imagen.conditions.condition import Draw, Target
 from imagen.conditions.mask import Mask, Masked, make_masked, masked, rectangles
 from imagen.data.fields import Paired
 from imagen.data.prepare import Want
@@ -66,7 +65,7 @@ def test_a_call_s_picture_is_masked_at_the_stage_s_size_and_hidden_colours_count
     picture = torch.full((4, 32, 32), 0.5)
     picture[3] = 1
     picture[:, :, 13:] = torch.tensor([-1.0, 1, 1, -1]).reshape(4, 1, 1)  # transparent, with colours behind
-    target = Target(network, ("unconditional", "conditional"), (8, 8), 2, 2)
+    target = Target(network, ("unconditional", "conditional"), (8, 8), 2)
     given = Masked((picture,)).given(target)
     seen = given.select(given.stacked(target.branches, torch.arange(2))).named["mask"]
     assert seen.shape == (4, 4, 8, 8)

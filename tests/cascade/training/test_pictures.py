@@ -84,7 +84,7 @@ def test_shards_that_cannot_be_opened_stop_the_run_in_one_line(write_config, cap
     changes = {"data.kind": "shards", "data.streaming": True, "data.path": "nowhere://bucket/{0..1}.tar"}
     assert train(["--config", str(write_config(**changes)), "--train.num_workers", workers]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("train.py: stopped: shard 'nowhere://bucket/")
+    assert last.startswith("train.py: error: shard 'nowhere://bucket/")
     assert "cannot be opened: Protocol not known: nowhere" in last
 
 

@@ -28,7 +28,7 @@ from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.conditions.call import CALLED, called
-from imagen.conditions.given import Sampled
+from imagen.conditions.condition import Sampled
 from imagen.conditions.text import Words
 from imagen.data.decode import NothingUsable
 from imagen.data.pictures import StreamDataset
@@ -162,7 +162,7 @@ class GridMaker:
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
             held = part if start is not None or not self.config.grid.prompts else None
-            job = Job([*self._text(words[part]), *self._named(held, stages)], 1, seeds, self.device)
+            job = Job([*self._text(words[part]), *self._named(held, stages)], seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)

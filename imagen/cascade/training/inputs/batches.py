@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.training.inputs.draws import Draws
-from imagen.conditions.condition import Condition, Draw
-from imagen.conditions.given import arguments
+from imagen.conditions.condition import Condition, Draw, arguments
 from imagen.training.randomness import draw_noise, row_seeds
 
 
