@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
-        from imagen.cascade.training.config.resumed import as_begun
         from imagen.cascade.training.inputs.source import make_source
+        from imagen.cascade.training.task import as_begun
 
         source = make_source(as_begun(config))
         if isinstance(source, ShapesDataset):

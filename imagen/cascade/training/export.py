@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from imagen.cascade.adapters import WEIGHTS as ADAPTER
 from imagen.cascade.adapters import save_adapter
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.conditions import named_conditions
+from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.start.origin import LEVELS, Origin, levels_error
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule

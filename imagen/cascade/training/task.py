@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,26 +10,93 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagen.cascade.training.config.resumed import as_begun, may_change, migrate
+from imagen.cascade.adapters import check_targets
+from imagen.cascade.plan import check_sampler
+from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.export import export_stage
+from imagen.cascade.training.export import export_stage, stage_defaults, stage_scheduler
+from imagen.cascade.training.grids.cascade_grid import find_stages
 from imagen.cascade.training.grids.samples import GridMaker
-from imagen.cascade.training.inputs.batches import Batch, BatchMaker
-from imagen.cascade.training.inputs.cached import with_cache
-from imagen.cascade.training.inputs.conditions import make_conditions
-from imagen.cascade.training.inputs.draws import draw_batch
-from imagen.cascade.training.inputs.source import make_source
-from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.inputs.batches import Batch, BatchMaker, draw_batch
+from imagen.cascade.training.inputs.source import make_conditions, make_source
+from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.objective import Objective
-from imagen.cascade.training.start.check import check_before_loading
-from imagen.cascade.training.start.network import prepare_unet, set_checkpointing
-from imagen.cascade.training.start.origin import with_origin
-from imagen.cascade.training.start.whitening import fit_whitening
+from imagen.cascade.training.start.network import check_size, fit_whitening, make_unet, prepare_unet, set_checkpointing
+from imagen.cascade.training.start.origin import Origin, differences, with_origin
 from imagen.cascade.training.validation import Validation
+from imagen.errors import ConfigError
+from imagen.stages.spec import EARLIER_NAMES
+from imagen.training.config import migrate as general
 from imagen.training.config.changes import Changes
+from imagen.training.config.migrate import read_stored, with_resize
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
+
+
+def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the configuration in the keys of today, what its owner should know) of a stage's config.yaml of any version."""
+    tree, notes = general.migrate(saved)
+    stage = tree.get("stage") or {}
+    if stage.get("name") in EARLIER_NAMES:
+        tree["stage"] = {**stage, "name": EARLIER_NAMES[stage["name"]]}
+    return tree, notes
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """`config`, what it leaves open filled in as the run that goes on in its folder began, or else as a new one."""
+    stored = read_stored(Path(config.run_dir), migrate)
+    return with_resize(config, None if stored is None else stored[0])
+
+
+def may_change(config: RunConfig) -> Changes:
+    """What of a stage's sections may change. An adapter's run keeps nothing of the network under it, so that stays."""
+    start = () if config.lora.used else ("train.init_from",)
+    return Changes(("train.gradient_checkpointing", "sampling", *start), ("text.encoder", "text.cache"))
+
+
+def check_before_loading(config: RunConfig, origin: Origin) -> None:
+    """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
+
+    Args:
+        origin: what train.init_from says of itself. An adapter is for that stage as it is; all weights together may
+            learn to be another, with a warning.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    unet = make_unet(config, device="meta")
+    check_size(config, unet)
+    set_checkpointing(unet, config.train.gradient_checkpointing)
+    assert isinstance(unet, torch.nn.Module)
+    try:
+        check_targets(unet, config.lora.targets if config.lora.used else ())
+    except ValueError as error:
+        raise ConfigError(f"lora.targets: {error}") from error
+    others = differences(config, origin)
+    if others and config.lora.used:
+        raise ConfigError(f"{others[0]}, as train.init_from {config.train.init_from!r} was trained")
+    if others:
+        warnings.warn(
+            f"train.init_from {config.train.init_from!r} was trained otherwise: {'; '.join(others)}", stacklevel=3
+        )
+    try:
+        Objective(config.stage)
+        make_conditions(config, Texts(config))
+        scheduler = stage_scheduler(config)
+    except ValueError as error:
+        raise ConfigError(f"stage: {error}") from error
+    try:
+        check_sampler(Stage(config.stage.name, unet, scheduler, stage_defaults(config)))
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from error
+    if config.grid.every and config.grid.cascade is not None:
+        find_stages(config)
+    text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it
+    a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
+    if text is not None and a_path and not Path(text).is_dir():
+        raise ConfigError(f"text.encoder {text!r} does not exist: give a folder or Hub id of a T5 or a CLIP")
+
 
 QUARTERS = 4
 

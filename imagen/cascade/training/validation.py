@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig
-from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.draws import Draws, draw_batch
+from imagen.cascade.training.inputs.batches import BatchMaker, Draws, draw_batch
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.objective import Objective
 from imagen.data import Note, StreamDataset, collate

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.draws import draw_batch
+from imagen.cascade.training.inputs.batches import BatchMaker, draw_batch
 from imagen.conditions.condition import Draw
 from imagen.conditions.given import Given
 from imagen.data import Want

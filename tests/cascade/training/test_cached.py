@@ -12,9 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
-from imagen.cascade.training.config.resumed import may_change
-from imagen.cascade.training.inputs.cached import with_cache
-from imagen.cascade.training.task import StageTask
+from imagen.cascade.training.inputs.texts import with_cache
+from imagen.cascade.training.task import StageTask, may_change
 from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
 from imagen.errors import ConfigError

@@ -10,9 +10,9 @@ import yaml
 
 from imagen.cascade.adapters import check_targets
 from imagen.cascade.training.config.parsing import parse
-from imagen.cascade.training.config.resumed import may_change
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.start.network import make_unet
+from imagen.cascade.training.task import may_change
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
 from imagen.errors import ConfigError

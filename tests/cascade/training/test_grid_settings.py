@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from imagen.cascade.training.config.run import RunConfig, StageGridConfig
-from imagen.cascade.training.config.stage import SamplingConfig, ScheduleConfig, StageConfig
+from imagen.cascade.training.config.sections import SamplingConfig, ScheduleConfig, StageConfig
 from imagen.cascade.training.grids.samples import GridMaker
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.conditions import make_conditions
+from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet

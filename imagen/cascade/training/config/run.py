@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.cascade.training.config.conditions import ConditionsConfig
-from imagen.cascade.training.config.lora import LoraConfig
-from imagen.cascade.training.config.stage import SamplingConfig, StageConfig, check_pictures
-from imagen.cascade.training.config.text import TextConfig
+from imagen.cascade.training.config.sections import (
+    ConditionsConfig,
+    LoraConfig,
+    SamplingConfig,
+    StageConfig,
+    TextConfig,
+    check_pictures,
+)
 from imagen.data.config import DataConfig
 from imagen.errors import require
 from imagen.training.config.optim import OptimConfig

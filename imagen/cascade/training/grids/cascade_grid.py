@@ -10,7 +10,7 @@ from imagen.cascade.route import route
 from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
-from imagen.cascade.training.inputs.conditions import named_conditions
+from imagen.cascade.training.inputs.source import named_conditions
 from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler

@@ -23,8 +23,7 @@ from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.grids.cascade_grid import load_others
-from imagen.cascade.training.inputs.conditions import lowres_condition, named_conditions
-from imagen.cascade.training.inputs.source import make_source
+from imagen.cascade.training.inputs.source import lowres_condition, make_source, named_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.conditions.call import CALLED, called

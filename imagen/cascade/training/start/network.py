@@ -11,11 +11,14 @@ from torch import Tensor
 from imagen.cascade.adapters import attach
 from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.stage import LossConfig
-from imagen.cascade.training.inputs.conditions import named_conditions
+from imagen.cascade.training.config.sections import LossConfig
+from imagen.cascade.training.inputs.source import named_conditions
+from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.start.origin import no_network, read_origin
+from imagen.conditions.text import Words
 from imagen.errors import ConfigError
 from imagen.stages.folder import network_folder
+from imagen.training.loader import make_loader
 from imagen.training.state.ema import trained_state
 from unets.contract import Facts, Network, facts, network_class
 
@@ -225,3 +228,31 @@ def first_half(tensors: Mapping[str, Tensor], unet: Network, folder: str) -> dic
             f"{there} rows, {2 * rows} were expected): set it false"
         )
     return {f"{output}.{part}": tensors[f"{output}.{part}"][:rows].clone() for part in ("weight", "bias")}
+
+
+CAPTIONS = 2048
+
+
+def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -> None:
+    """Fit `unet.whitening`, where there is one, to the tokens of the first :data:`CAPTIONS` captions or all there are.
+
+    The same on every process: each reads the whole of the first batches by itself.
+
+    Raises:
+        ConfigError: too few tokens for the width of the text.
+    """
+    if unet.whitening is None:
+        return
+    count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
+    batches = iter(make_loader(config, source, 0, rank=0, world=1))
+    while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
+        words = Words.of(next(batches))
+        read += len(words)
+        encoded, mask = texts(words)
+        tokens = encoded[mask.bool()].double()
+        count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
+    mean = total / count  # a text has one token at least
+    try:
+        unet.whitening.fit(count, mean, products / count - torch.outer(mean, mean))
+    except ValueError as error:
+        raise ConfigError(f"unet.text_whitening: {error}") from error

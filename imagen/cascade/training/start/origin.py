@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.stage import ScheduleConfig
+from imagen.cascade.training.config.sections import ScheduleConfig
 from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
 from imagen.errors import ConfigError

@@ -1,4 +1,4 @@
-"""What a stage is, what it is trained on, and how it samples; see :mod:`imagen.cascade.training.config.run`."""
+"""The sections of a stage's training that other trainings lack; see :mod:`imagen.cascade.training.config.run`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from imagen.data.config import DataConfig
 from imagen.diffusion.vocabulary import AugSpace, PredictionType, ResizeMode, SamplerKind, ScheduleKind, WeightingKind
 from imagen.errors import ConfigError, require
 from imagen.stages.spec import SamplingSettings, slot_named
+from imagen.text.reading import Null, Padding, TextDefaults
 
 
 @dataclass(frozen=True)
@@ -132,3 +133,125 @@ def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> N
             crop <= size and crop * low % size == 0,
             f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
         )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder, or embeddings that it made earlier."""
+
+    encoder: str | None = None
+    """folder or Hub id of a T5 or CLIP with its tokenizer; null trains without text, or with what made text.cache"""
+    cache: str | None = None
+    """folder that python -m imagen.text.cache wrote: train from it and load no encoder"""
+    max_length: int = 128
+    """captions are cut to this many tokens, the paper gives none (our choice); a CLIP reads 77 at most"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype the encoder computes in; its output is float32"""
+    padding: Padding = "masked"
+    """masked: the network never sees it; visible (IF): captions are padded to max_length and all positions are read"""
+    unconditional: Null = "zero"
+    """what stands for a dropped caption: one zero token, or (IF) the encoding of an empty one"""
+    lowercase: bool = False
+    """strip and lower-case captions, as IF's were"""
+
+    @property
+    def reading(self) -> TextDefaults:
+        """How captions are read, in the words of a stored model."""
+        return TextDefaults(self.padding, self.unconditional, self.lowercase)
+
+    @property
+    def used(self) -> bool:
+        """Whether the stage is trained with text."""
+        return self.encoder is not None or self.cache is not None
+
+    def __post_init__(self) -> None:
+        require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
+        plain = self.cache is None or (self.padding == "masked" and not self.lowercase)
+        require(
+            plain,
+            f"text.cache {self.cache!r} keeps captions as written and without padding: set text.cache null to train "
+            "with text.padding visible or text.lowercase",
+        )
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """A class of each picture, by number or name (imagen.conditions.label); data.fields.label says where it stands."""
+
+    classes: int = 0
+    """how many there are; 0: as many as names. The network has the same number in unet.classes.label"""
+    names: tuple[str, ...] = ()
+    """of the classes, in order, by which they may be stored and asked for; empty: numbers alone"""
+
+    @property
+    def count(self) -> int:
+        """How many classes."""
+        return self.classes or len(self.names)
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, "conditions.label has no classes: give classes, or names")
+        require(
+            not self.names or len(self.names) == self.count,
+            f"conditions.label.classes {self.classes} and {len(self.names)} names: give as many, or one of both",
+        )
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Painting into a part of each picture (imagen.conditions.mask). The network has unet.extra_channels.mask, one more
+    than a picture has."""
+
+    source: Literal["drawn", "stored"] = "drawn"
+    """drawn: other rectangles at every step; stored: the pictures that data.fields.mask names, white where to paint"""
+
+
+@dataclass(frozen=True)
+class ConditionsConfig:
+    """Conditions beside text and low-res picture; null is none."""
+
+    label: LabelConfig | None = None
+    """a class of each picture: classes, how many, or names, which"""
+    mask: MaskConfig | None = None
+    """a part of each picture that is to be painted, the rest is given: source, where the masks come from, or {}"""
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank adapter (Hu et al. 2021) on some layers of the network in train.init_from, which stays as it is."""
+
+    rank: int | None = None
+    """rank of the adapter's matrices; null trains all weights"""
+    alpha: float | None = None
+    """the adapter's output is multiplied by alpha/rank; null takes rank, a factor of 1"""
+    targets: tuple[str, ...] = ATTENTION
+    """layers to adapt, linear ones and convolutions, by the end of their names; default: all of attention"""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of the frozen weights, and so of the network's arithmetic; the adapter itself has train.dtype"""
+
+    @property
+    def used(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.rank is not None
+
+    @property
+    def scale(self) -> float:
+        """alpha, with its default filled in."""
+        return float(self.rank or 1) if self.alpha is None else self.alpha
+
+    def __post_init__(self) -> None:
+        rank, alpha = self.rank, self.alpha
+        require(
+            rank is None or rank > 0, f"lora.rank {rank} must be positive: 4 to 64 is usual, null trains all weights"
+        )
+        good = alpha is None or (alpha > 0 and math.isfinite(alpha))
+        require(good, f"lora.alpha {alpha} must be a positive number, or null for lora.rank")
+        require(bool(self.targets), "lora.targets is empty: name layers to adapt, such as to_q")
+        for name in ("alpha", "targets", "base_dtype"):
+            value = getattr(self, name)
+            unread = rank is None and value != type(self).__dataclass_fields__[name].default
+            require(
+                not unread, f"lora.{name} {value!r} has no effect without lora.rank: set lora.rank, or leave it out"
+            )
