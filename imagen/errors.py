@@ -1,5 +1,10 @@
 """The mistake of a user in a configuration."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; its message is one line that names the value and the remedy."""
@@ -9,3 +14,12 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Within it a ValueError is a `ConfigError`, with `where` in front of what it says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error

@@ -6,23 +6,23 @@ import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, config_errors, require
+from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import INDEX, SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, slot_named
+from imagen.text.encoder import load_text_encoder
+from imagen.text.kinds import check_max_length, text_width
 from imagen.text.reading import TextDefaults
-
-if TYPE_CHECKING:
-    from imagen.pipeline import ImagenPipeline
 
 
 def check_chain(stages: Mapping[str, SavedStage]) -> None:
     """Raises ConfigError where a stage does not start from the size that the one before it makes."""
-    for (before, made), (slot, stage) in pairwise((slot, stage) for slot, stage in stages.items()):
+    for (before, made), (slot, stage) in pairwise(stages.items()):
         if stage.defaults.lowres_size != made.defaults.size:
             raise ConfigError(
                 f"{slot} starts from {stage.defaults.lowres_size} px but {before} makes {made.defaults.size} px: "
@@ -50,10 +50,8 @@ def read_source(slot: str, folder: Path) -> SavedStage:
     Raises:
         ConfigError: no such stage there.
     """
-    try:
+    with config_errors(f"--{slot}: "):
         found = read_saved(folder)
-    except ValueError as error:
-        raise ConfigError(f"--{slot}: {error}") from error
     if slot in found:
         return found[slot]
     if not (folder / INDEX).is_file():
@@ -73,8 +71,6 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
     Raises:
         ConfigError: no such stage, sizes that do not meet, or different text encoders.
     """
-    from imagen.pipeline import ImagenPipeline
-
     given = {slot_named(name): folder for name, folder in stages.items()}
     saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
     if not saved:
@@ -84,10 +80,8 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
     components = _text_parts(saved, text, dtype)
     before: Any = None
     for slot, stage in saved.items():
-        try:
+        with config_errors(f"--{slot}: "):
             unet, components[f"{slot}_scheduler"] = load_network(stage.unet, dtype), load_scheduler(stage.scheduler)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         _check_meets(slot, unet, before, components.get("text_encoder"))
         before = components[f"{slot}_unet"] = unet
     return ImagenPipeline(
@@ -111,29 +105,20 @@ def _stored_conditions(saved: Mapping[str, SavedStage]) -> dict[str, Any]:
 
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
-    from imagen.text.encoder import load_text_encoder
-    from imagen.text.kinds import check_max_length
-
     trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
-    if text is None and len(trained) > 1:
-        raise ConfigError(
-            f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
-        )
+    one = text is not None or len(trained) <= 1
+    require(one, f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text")
     source = text or next(iter(trained), None)
     if source is None:
         return {}
-    try:
+    with config_errors("--text: "):
         tokenizer, encoder = load_text_encoder(source)
         check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)
-    except ValueError as error:
-        raise ConfigError(f"--text: {error}") from error
     return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
 
 
 def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
     """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
-    from imagen.text.kinds import text_width
-
     width = unet.config.text_dim
     if width is not None and encoder is not None and (found := text_width(encoder.config)) != width:
         raise ConfigError(f"the text encoder has width {found}, {slot} needs {width}: pass --text")
@@ -155,9 +140,7 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        pipeline.save_pretrained(
-            partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
-        )
+        pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
         out.mkdir(parents=True, exist_ok=True)
         old.mkdir()
         for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one

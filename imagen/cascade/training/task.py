@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,18 @@ from imagen.cascade.training.inputs.batches import Batch, BatchMaker, draw_batch
 from imagen.cascade.training.inputs.source import make_conditions, make_source
 from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.objective import Objective
-from imagen.cascade.training.start.network import check_size, fit_whitening, make_unet, prepare_unet, set_checkpointing
+from imagen.cascade.training.start.network import fit_whitening, make_unet, prepare_unet, set_checkpointing
 from imagen.cascade.training.start.origin import Origin, differences, with_origin
 from imagen.cascade.training.validation import Validation
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, config_errors
 from imagen.stages.spec import EARLIER_NAMES
 from imagen.training.config import migrate as general
 from imagen.training.config.changes import Changes
-from imagen.training.config.migrate import read_stored, with_resize
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
+
+QUARTERS = 4
 
 
 def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -45,14 +46,8 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def as_begun(config: RunConfig) -> RunConfig:
     """`config`, what it leaves open filled in as the run that goes on in its folder began, or else as a new one."""
-    stored = read_stored(Path(config.run_dir), migrate)
-    return with_resize(config, None if stored is None else stored[0])
-
-
-def may_change(config: RunConfig) -> Changes:
-    """What of a stage's sections may change. An adapter's run keeps nothing of the network under it, so that stays."""
-    start = () if config.lora.used else ("train.init_from",)
-    return Changes(("train.gradient_checkpointing", "sampling", *start), ("text.encoder", "text.cache"))
+    stored = general.read_stored(Path(config.run_dir), migrate)
+    return general.with_resize(config, None if stored is None else stored[0])
 
 
 def check_before_loading(config: RunConfig, origin: Origin) -> None:
@@ -65,40 +60,29 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     Raises:
         ConfigError: in one line.
     """
+    start, adapter, text = config.train.init_from, config.lora.rank is not None, config.text
     unet = make_unet(config, device="meta")
-    check_size(config, unet)
     set_checkpointing(unet, config.train.gradient_checkpointing)
-    assert isinstance(unet, torch.nn.Module)
-    try:
-        check_targets(unet, config.lora.targets if config.lora.used else ())
-    except ValueError as error:
-        raise ConfigError(f"lora.targets: {error}") from error
+    assert isinstance(unet, nn.Module)
+    with config_errors("lora.targets: "):
+        check_targets(unet, config.lora.targets if adapter else ())
     others = differences(config, origin)
-    if others and config.lora.used:
-        raise ConfigError(f"{others[0]}, as train.init_from {config.train.init_from!r} was trained")
+    if others and adapter:
+        raise ConfigError(f"{others[0]}, as train.init_from {start!r} was trained")
     if others:
-        warnings.warn(
-            f"train.init_from {config.train.init_from!r} was trained otherwise: {'; '.join(others)}", stacklevel=3
-        )
-    try:
+        warnings.warn(f"train.init_from {start!r} was trained otherwise: {'; '.join(others)}", stacklevel=3)
+    with config_errors("stage: "):
         Objective(config.stage)
         make_conditions(config, Texts(config))
         scheduler = stage_scheduler(config)
-    except ValueError as error:
-        raise ConfigError(f"stage: {error}") from error
-    try:
+    with config_errors("sampling: "):
         check_sampler(Stage(config.stage.name, unet, scheduler, stage_defaults(config)))
-    except ValueError as error:
-        raise ConfigError(f"sampling: {error}") from error
     if config.grid.every and config.grid.cascade is not None:
         find_stages(config)
-    text = config.text.encoder if config.text.cache is None else None  # a cache stands in for it
-    a_path = text is not None and (text.startswith((".", "/", "~")) or text.count("/") > 1)
-    if text is not None and a_path and not Path(text).is_dir():
-        raise ConfigError(f"text.encoder {text!r} does not exist: give a folder or Hub id of a T5 or a CLIP")
-
-
-QUARTERS = 4
+    encoder = text.encoder if text.cache is None and text.encoder else ""  # a cache stands in for it
+    a_path = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
+    if a_path and not Path(encoder).is_dir():
+        raise ConfigError(f"text.encoder {encoder!r} does not exist: give a folder or Hub id of a T5 or a CLIP")
 
 
 class StageTask:
@@ -110,6 +94,7 @@ class StageTask:
 
     weights = "unet"
     groups = tuple(f"t{number}" for number in range(QUARTERS))
+    migrate = staticmethod(migrate)
 
     def __init__(self, config: RunConfig) -> None:
         config, self.origin = with_origin(with_cache(config))
@@ -122,21 +107,18 @@ class StageTask:
 
     @property
     def changes(self) -> Changes:
-        """Of a stage's sections."""
-        return may_change(self.config)
+        """Of a stage's sections. An adapter's run keeps nothing of the network under it, so that stays."""
+        start = ("train.init_from",) if self.config.lora.rank is None else ()
+        return Changes(("train.gradient_checkpointing", "sampling", *start), ("text.encoder", "text.cache"))
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> tuple[str, ...]:
         """That a learned variance is left behind."""
         if not self.config.train.drop_variance:
             return ()
         channels = self.unet.config.out_channels
         words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
         return (f"{words}; the stage samples with the small fixed one",)
-
-    def migrate(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """A stage's config.yaml of any version."""
-        return migrate(saved)
 
     def load(self, device: torch.device, processes: Processes, saved: Mapping[str, Tensor] | None) -> Loaded:
         """Data, encoder, network, and what is measured and drawn meanwhile."""
@@ -159,7 +141,7 @@ class StageTask:
         """Pictures with their noise, levels and conditions."""
         train = self.config.train
         draws = draw_batch(train.seed, step, train.batch_size, self.config.stage.text_dropout, train.stratified_t)
-        return self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
+        return self.batch_maker(raw, draws.rows(rows), step, rows)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B,) float32, weighted."""

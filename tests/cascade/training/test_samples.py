@@ -241,7 +241,7 @@ def test_a_base_whose_label_the_stage_does_not_read_is_drawn_without_one(config,
         "unet.classes": {"label": 99},
         "grid": {**GRID, "cascade": folder},
     }
-    with pytest.raises(ConfigError, match=f"has {len(shapes)} classes of label, this run's unet 99"):
+    with pytest.raises(ConfigError, match=f"trained with classes of label {len(shapes)}, this run with 99"):
         Trainer(StageTask(labelled([], **SR, **more, run_dir=str(tmp_path / "other"))))
 
 

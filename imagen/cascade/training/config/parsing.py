@@ -51,16 +51,13 @@ def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
     """Check the unet section's keys against the constructor's signature.
 
     Raises:
-        ConfigError: a key that the constructor lacks, or a missing one that it requires.
+        ConfigError: a key that the constructor lacks, or a value of another type.
     """
     parameters = {n: p for n, p in inspect.signature(constructor).parameters.items() if n not in ("self", "kwargs")}
     known = {f"unet.{name}" for name in parameters} | {"unet.kind"}
     for key in section:
         if f"unet.{key}" not in known:
             raise unknown_key(f"unet.{key}", known, f"the arguments of {section['kind']}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in section:
-            raise ConfigError(f"unet.{name} is missing: {section['kind']} requires it")
     parser = ArgumentParser(exit_on_error=False)
     for name, parameter in parameters.items():
         parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imagen.data.config import DataConfig
 from imagen.diffusion.vocabulary import AugSpace, PredictionType, ResizeMode, SamplerKind, ScheduleKind, WeightingKind
-from imagen.errors import ConfigError, require
+from imagen.errors import config_errors, require
 from imagen.stages.spec import SamplingSettings, slot_named
 from imagen.text.reading import Null, Padding, TextDefaults
 
@@ -106,32 +105,11 @@ class SamplingConfig(SamplingSettings):
     """of ddpm: its variance between the small one, 0, and the large one, 1 (paper, appendix A, which gives no value)"""
 
     def __post_init__(self) -> None:
-        try:
+        with config_errors("sampling."):
             super().__post_init__()
-        except ValueError as error:
-            raise ConfigError(f"sampling.{error}") from None
         require(
             0 <= self.gamma <= (1 if self.sampler == "ddpm" else 0),
             f"sampling.gamma {self.gamma} must lie in [0, 1], and be 0 with another sampler than ddpm",
-        )
-
-
-def check_pictures(name: str, data: DataConfig, size: int, low: int | None) -> None:
-    """Raises ConfigError where the section `name` does not fit a stage of these sizes (stage.size, lowres_size)."""
-    crop = data.crop
-    require(
-        low != size or data.conditioning is not None,
-        f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
-    )
-    require(
-        low is not None or data.conditioning is None,
-        f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
-        "train it as sr256 or sr1024 with stage.lowres_size",
-    )
-    if crop is not None and low is not None:
-        require(
-            crop <= size and crop * low % size == 0,
-            f"{name}.crop {crop} must be at most stage.size ({size}) and a multiple of {size // math.gcd(low, size)}",
         )
 
 
@@ -166,9 +144,8 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require(self.max_length > 0, f"text.max_length {self.max_length} must be positive")
-        plain = self.cache is None or (self.padding == "masked" and not self.lowercase)
         require(
-            plain,
+            self.cache is None or (self.padding == "masked" and not self.lowercase),
             f"text.cache {self.cache!r} keeps captions as written and without padding: set text.cache null to train "
             "with text.padding visible or text.lowercase",
         )
@@ -232,26 +209,18 @@ class LoraConfig:
     """dtype of the frozen weights, and so of the network's arithmetic; the adapter itself has train.dtype"""
 
     @property
-    def used(self) -> bool:
-        """Whether an adapter is trained."""
-        return self.rank is not None
-
-    @property
     def scale(self) -> float:
         """alpha, with its default filled in."""
         return float(self.rank or 1) if self.alpha is None else self.alpha
 
     def __post_init__(self) -> None:
         rank, alpha = self.rank, self.alpha
-        require(
-            rank is None or rank > 0, f"lora.rank {rank} must be positive: 4 to 64 is usual, null trains all weights"
-        )
+        good = rank is None or rank > 0
+        require(good, f"lora.rank {rank} must be positive: 4 to 64 is usual, null trains all weights")
         good = alpha is None or (alpha > 0 and math.isfinite(alpha))
         require(good, f"lora.alpha {alpha} must be a positive number, or null for lora.rank")
         require(bool(self.targets), "lora.targets is empty: name layers to adapt, such as to_q")
         for name in ("alpha", "targets", "base_dtype"):
             value = getattr(self, name)
-            unread = rank is None and value != type(self).__dataclass_fields__[name].default
-            require(
-                not unread, f"lora.{name} {value!r} has no effect without lora.rank: set lora.rank, or leave it out"
-            )
+            acts = rank is not None or value == type(self).__dataclass_fields__[name].default
+            require(acts, f"lora.{name} {value!r} has no effect without lora.rank: set lora.rank, or leave it out")

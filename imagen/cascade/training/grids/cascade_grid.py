@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.inputs.source import named_conditions
-from imagen.errors import ConfigError
+from imagen.cascade.training.start.origin import unet_section
+from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS
@@ -27,51 +27,37 @@ def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
         ConfigError: no pipeline and no stage there, or none that meets this stage's sizes, text or channels.
     """
     folder, own = Path(str(config.grid.cascade)), config.stage.name
-    try:
+    with config_errors("grid.cascade: "):
         saved = read_saved(folder)
         stages = {slot: stage.defaults for slot, stage in saved.items()} | {own: stage_defaults(config)}
         slots = route({slot: stages[slot] for slot in SLOTS if slot in stages})
-    except ValueError as error:
-        raise ConfigError(f"grid.cascade: {error}") from error
     if own not in slots or len(slots) == 1:
         made = " -> ".join(f"{stages[slot].size} px" for slot in slots)
         raise ConfigError(
-            f"grid.cascade {str(folder)!r}: its stages do not meet {config.stage.name} ({stages[own].lowres_size} to "
+            f"grid.cascade {str(folder)!r}: its stages do not meet {own} ({stages[own].lowres_size} to "
             f"{stages[own].size} px); what runs is {made}"
         )
     found = {slot: None if slot == own else saved[slot] for slot in slots}
     for stage in found.values():
         if stage is not None:
-            _check_network(config, stage.unet)
-            _check_conditions(config, stage)
+            _check_shared(config, stage)
     return found
 
 
-def _check_network(config: RunConfig, folder: Path) -> None:
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    ours, theirs = facts(config.unet), facts({"kind": stored.get("_class_name"), **stored})
-    for name in ("text_dim", "in_channels"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise ConfigError(
-                f"grid.cascade: {folder} has {name} {getattr(theirs, name)}, this run's unet {getattr(ours, name)}: a "
-                "cascade's stages share their text encoder and channels"
-            )
-    for name, number in theirs.classes.items():
-        if ours.classes.get(name, number) != number:
-            raise ConfigError(
-                f"grid.cascade: {folder} has {number} classes of {name}, this run's unet {ours.classes[name]}: a "
-                "cascade's stages share what their conditions mean"
-            )
-
-
-def _check_conditions(config: RunConfig, stage: SavedStage) -> None:
-    ours = {condition.name: condition.stored for condition in named_conditions(config)}
-    for name, stored in stage.conditions.items():
-        if ours.get(name, stored) != stored:
-            raise ConfigError(
-                f"grid.cascade: {stage.slot} was trained with {name} {stored}, this run with {ours[name]}: a cascade's "
-                "stages share what their conditions mean"
-            )
+def _check_shared(config: RunConfig, stage: SavedStage) -> None:
+    """Raises ConfigError where another stage reads or makes something else than this run's under the same name."""
+    with config_errors("grid.cascade: "):
+        ours, theirs = facts(config.unet), facts(unet_section(stage.unet))
+    stored = {condition.name: condition.stored for condition in named_conditions(config)}
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in ("text_dim", "in_channels")]
+    pairs += [(f"classes of {name}", there, ours.classes.get(name, there)) for name, there in theirs.classes.items()]
+    pairs += [(name, there, stored.get(name, there)) for name, there in stage.conditions.items()]
+    for name, there, here in pairs:
+        require(
+            there == here,
+            f"grid.cascade: {stage.slot} was trained with {name} {there}, this run with {here}: a cascade's stages "
+            "share their text encoder, channels and what their conditions mean",
+        )
 
 
 def load_others(config: RunConfig) -> dict[str, Stage | None]:
@@ -89,10 +75,8 @@ def load_others(config: RunConfig) -> dict[str, Stage | None]:
         if saved is None:
             found[slot] = None
             continue
-        try:
+        with config_errors("grid.cascade: "):
             unet, scheduler = load_network(saved.unet), load_scheduler(saved.scheduler)
-        except ValueError as error:
-            raise ConfigError(f"grid.cascade: {error}") from error
         unet.eval().requires_grad_(False)
         found[slot] = Stage(slot, unet, scheduler, replace(saved.defaults, num_inference_steps=steps))
     return found

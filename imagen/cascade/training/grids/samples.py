@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from imagen.cascade.training.objective import Objective
 from imagen.conditions.call import CALLED, called
 from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
-from imagen.data import NothingUsable, StreamDataset, collate
+from imagen.data import NothingUsable, Sample, StreamDataset, collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
@@ -41,15 +41,13 @@ from unets.contract import Network
 GAP = 2  # pixels between pictures
 
 
-def held_out(config: RunConfig) -> list[Any]:
+def held_out(config: RunConfig) -> list[Sample]:
     """grid.count samples: ones that training does not see of the shapes world, the first ones of stored pictures."""
-    source = make_source(config, seed=config.train.seed + 1)
-    if isinstance(source, StreamDataset):
-        found = source.head(config.grid.count)
-        if not found:
-            raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
-        return found
-    return [source[index] for index in range(config.grid.count)]
+    source, count = make_source(config, seed=config.train.seed + 1), config.grid.count
+    found = source.head(count) if isinstance(source, StreamDataset) else [source[index] for index in range(count)]
+    if not found:
+        raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
+    return found
 
 
 def picture_generators(seed: int, purpose: str, rows: range) -> list[torch.Generator]:
@@ -65,25 +63,16 @@ class GridMaker:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        objective: Objective,
-        texts: Texts,
-        device: torch.device,
-        processes: Processes | None = None,
+        self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device, processes: Processes
     ) -> None:
-        self.config, self.texts, self.lowres, self.device = config, texts, lowres_condition(config), device
-        self.processes = processes or Processes()
-        self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
+        self.config, self.texts, self.lowres = config, texts, lowres_condition(config)
+        self.device, self.processes, self.dtype = device, processes, getattr(torch, config.train.dtype)
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
-        self._held: list[Any] | None = None
-        grid = config.grid
-        self.cascade = load_others(config) if grid.every and grid.cascade else {}
+        self.cascade = load_others(config) if config.grid.every and config.grid.cascade else {}
 
-    def _held_out(self) -> list[Any]:
-        if self._held is None:
-            self._held = held_out(self.config)
-        return self._held
+    @cached_property
+    def _held_out(self) -> list[Sample]:
+        return held_out(self.config)
 
     @torch.no_grad()
     def write(self, unet: Network, ema: EMA, path: Path) -> None:
@@ -109,13 +98,13 @@ class GridMaker:
     def _words(self) -> Words:
         """grid.prompts, or without any the texts of held-out pictures."""
         prompts = list(self.config.grid.prompts)
-        return Words(prompts) if prompts else Words.of(collate(self._held_out()))
+        return Words(prompts) if prompts else Words.of(collate(self._held_out))
 
     def _given(self) -> tuple[Words, Tensor | None, Tensor | None]:
         """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
         if self.lowres is None:
             return self._words(), None, None
-        held = collate(self._held_out())
+        held = collate(self._held_out)
         truth = held["image"].to(self.device, self.dtype)
         return Words.of(held), self.lowres.picture(held, truth), truth
 
@@ -126,12 +115,9 @@ class GridMaker:
         """
         grid, stored = self.config.grid, stage_defaults(self.config)
         scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
-        weak = "weak" in parse_guidance(stored.guidance).branches
+        guidance = "cfg" if "weak" in parse_guidance(stored.guidance).branches else stored.guidance
         settings = replace(
-            stored,
-            num_inference_steps=grid.num_inference_steps,
-            guidance_scale=scale,
-            guidance="cfg" if weak else stored.guidance,
+            stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale, guidance=guidance
         )
         return Stage(self.config.stage.name, unet, self.scheduler, settings)
 
@@ -152,9 +138,7 @@ class GridMaker:
         """
         count, seed = len(words), self.config.train.seed
         size = min(self.config.grid.batch_size, -(-count // self.processes.world))
-        tables = [
-            torch.zeros(count, stage.channels, *stage.shape, dtype=stage.dtype, device=self.device) for stage in stages
-        ]
+        tables = [torch.zeros(count, one.channels, *one.shape, dtype=one.dtype, device=self.device) for one in stages]
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
@@ -172,7 +156,7 @@ class GridMaker:
         Of those that other stages of a cascade read and this run's does not, the nulls.
         """
         conditions = named_conditions(self.config)
-        raw = None if held is None or not conditions else collate(self._held_out()[held])
+        raw = None if held is None or not conditions else collate(self._held_out[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
         own = [condition.sampled(raw, image) for condition in conditions]
         nulls = called(dict.fromkeys(CALLED), {}, [stage.unet.facts for stage in stages], self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from imagen.conditions.given import arguments
 from imagen.training.randomness import derive_seed, draw_noise, row_seeds
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers of some rows of a global batch, on the CPU.
 
     t (B,) float64 in [0, 1); drop (B,) bool, True where the text is dropped; aug_level (B,) float64 in [0, 1).
@@ -25,10 +24,9 @@ class Draws:
     drop: Tensor
     aug_level: Tensor
 
-    def rows(self, first: int, count: int) -> Draws:
-        """The draws of rows first ... first + count - 1."""
-        part = slice(first, first + count)
-        return Draws(self.t[part], self.drop[part], self.aug_level[part])
+    def rows(self, rows: range) -> Draws:
+        """The draws of these rows."""
+        return Draws(*(part[rows.start : rows.stop] for part in self))
 
 
 def draw_batch(seed: int, step: int, batch_size: int, text_dropout: float, stratified: bool) -> Draws:
@@ -74,10 +72,6 @@ class BatchMaker:
     ) -> None:
         self.conditions, self.seed, self.dtype, self.device = conditions, seed, dtype, device
         self.generator = torch.Generator(device)
-
-    def seeded(self, seed: int) -> BatchMaker:
-        """One with other noise."""
-        return BatchMaker(self.conditions, seed, self.dtype, self.device)
 
     def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
         """`rows` are the positions of this micro-batch in the global batch of `step`."""

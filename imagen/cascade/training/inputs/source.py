@@ -47,24 +47,18 @@ def caption_condition(config: RunConfig, texts: Texts) -> Captions | None:
         return None
     given, width = config.data.embedding is not None, network_facts(config).text_dim
     encoded = Encoded(config.text.max_length, width) if given and width is not None else None
-    return Captions(texts, config.text.unconditional, config.text.used and not given, encoded)
+    return Captions(texts, config.text.unconditional, config.text.used, encoded)
 
 
 def lowres_condition(config: RunConfig) -> Lowres | None:
     """What the stage starts from; None for one that starts from noise alone."""
-    stage = config.stage
+    stage, paired = config.stage, None
     if stage.lowres_size is None:
         return None
-    paired = config.data.conditioning is not None
-    return Lowres(
-        stage.size,
-        stage.lowres_size,
-        make_schedule(**asdict(stage.aug_schedule)),
-        stage.aug_schedule.kind == "cosine_discrete",
-        stage.aug_space,
-        stage.lowres_mode,
-        Paired(stage.lowres_size, network_facts(config).lowres_channels) if paired else None,
-    )
+    if config.data.conditioning is not None:
+        paired = Paired(stage.lowres_size, network_facts(config).lowres_channels)
+    schedule, on_levels = make_schedule(**asdict(stage.aug_schedule)), stage.aug_schedule.kind == "cosine_discrete"
+    return Lowres(stage.size, stage.lowres_size, schedule, on_levels, stage.aug_space, stage.lowres_mode, paired)
 
 
 def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | ShapesDataset | StreamDataset:
