@@ -17,9 +17,9 @@ def require(condition: bool, message: str) -> None:
 
 
 @contextmanager
-def config_errors(where: str) -> Iterator[None]:
-    """Within it a ValueError is a `ConfigError`, with `where` in front of what it says."""
+def config_errors(where: str, also: type[Exception] = ValueError) -> Iterator[None]:
+    """Within it a ValueError, and `also`, is a `ConfigError` of one line, with `where` in front of what it says."""
     try:
         yield
-    except ValueError as error:
-        raise ConfigError(f"{where}{error}") from error
+    except (ValueError, also) as error:
+        raise ConfigError(where + " ".join(line.strip() for line in str(error).splitlines())) from error

@@ -17,22 +17,22 @@ from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, slot_named
 from imagen.text.encoder import load_text_encoder
 from imagen.text.kinds import check_max_length, text_width
-from imagen.text.reading import TextDefaults
 
 
 def check_chain(stages: Mapping[str, SavedStage]) -> None:
-    """Raises ConfigError where a stage does not start from the size that the one before it makes."""
+    """Raises ConfigError where stages cannot be one pipeline.
+
+    That is where one does not start from the size that the one before it makes, is an adapter without its network,
+    reads text otherwise, or keeps something else of a condition.
+    """
     for (before, made), (slot, stage) in pairwise(stages.items()):
         if stage.defaults.lowres_size != made.defaults.size:
             raise ConfigError(
                 f"{slot} starts from {stage.defaults.lowres_size} px but {before} makes {made.defaults.size} px: "
                 "train one anew"
             )
-
-
-def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
-    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
     first = next(iter(stages.values()))
+    conditions: dict[str, Any] = {}
     for slot, stage in stages.items():
         if stage.adapter_of is not None:
             raise ConfigError(
@@ -41,7 +41,9 @@ def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
             )
         if stage.text != first.text:
             raise ConfigError(f"{first.slot} reads text as {first.text}, {slot} as {stage.text}: train one anew")
-    return first.text
+        for name, stored in stage.conditions.items():
+            if conditions.setdefault(name, stored) != stored:
+                raise ConfigError(f"{slot} was trained with {name} {stored}, a stage before it with {conditions[name]}")
 
 
 def read_source(slot: str, folder: Path) -> SavedStage:
@@ -73,10 +75,8 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
     """
     given = {slot_named(name): folder for name, folder in stages.items()}
     saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
-    if not saved:
-        raise ConfigError("no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
+    require(bool(saved), "no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
     check_chain(saved)
-    reading = text_reading(saved)
     components = _text_parts(saved, text, dtype)
     before: Any = None
     for slot, stage in saved.items():
@@ -88,19 +88,9 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
         **components,
         stages={slot: stage.defaults for slot, stage in saved.items()},
         max_length=max(stage.max_length for stage in saved.values()),
-        text=reading.to_dict(),
-        conditions=_stored_conditions(saved),
+        text=next(iter(saved.values())).text.to_dict(),
+        conditions={name: stored for stage in saved.values() for name, stored in stage.conditions.items()},
     )
-
-
-def _stored_conditions(saved: Mapping[str, SavedStage]) -> dict[str, Any]:
-    """What all stages keep of their conditions. Raises: ConfigError where two stages keep different things of one."""
-    found: dict[str, Any] = {}
-    for slot, stage in saved.items():
-        for name, stored in stage.conditions.items():
-            if found.setdefault(name, stored) != stored:
-                raise ConfigError(f"{slot} was trained with {name} {stored}, a stage before it with {found[name]}")
-    return found
 
 
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -140,15 +130,14 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
-        out.mkdir(parents=True, exist_ok=True)
-        old.mkdir()
-        for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
-            if (out / child.name).exists():
-                (out / child.name).rename(old / child.name)
-            child.rename(out / child.name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {' '.join(str(error).split())}") from error
+        with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError):
+            pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
+            out.mkdir(parents=True, exist_ok=True)
+            old.mkdir()
+            for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
+                if (out / child.name).exists():
+                    (out / child.name).rename(old / child.name)
+                child.rename(out / child.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -156,8 +145,7 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
 
 def check_out(pipeline: Any, out: Path) -> None:
     """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or is not possible."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
+    require(out.is_dir() or not out.exists(), f"--out {str(out)!r} is a file: give a folder")
     lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
     if lost:
         stages = {f"{slot}_unet": slot for slot in SLOTS}

@@ -11,14 +11,7 @@ from imagen.cascade.training.config.sections import StageConfig
 from imagen.cascade.training.inputs.batches import Batch
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample, x0_from
-from imagen.diffusion.schedules import (
-    NUM_TIMESTEPS,
-    alpha_sigma,
-    level_time,
-    make_schedule,
-    steepness,
-    timestep_from_t,
-)
+from imagen.diffusion.schedules import NUM_TIMESTEPS, alpha_sigma, level_time, make_schedule, steepness, timestep_from_t
 from imagen.diffusion.variance import vlb_term
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, require
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import parsing
 from imagen.training.config.parsing import one_line, unknown_key
@@ -42,9 +41,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", descri
 def check_unet_kind(section: Mapping[str, Any]) -> None:
     """Raises ConfigError unless the unet section names a known kind."""
     kind = section.get("kind")
-    if kind not in NETWORKS:
-        near = difflib.get_close_matches(str(kind), NETWORKS, n=1)
-        raise ConfigError(f"unet.kind {kind!r} is unknown; expected {near[0] if near else ' or '.join(NETWORKS)}")
+    require(kind in NETWORKS, f"unet.kind {kind!r} is unknown; expected {' or '.join(NETWORKS)}")
 
 
 def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:

@@ -154,7 +154,5 @@ class RunConfig:
         where = "give train.init_from, a run/model folder or a pipeline's network such as models/if/base_unet"
         require(rank is None or start is not None, f"lora.rank {rank} adapts a trained network: {where}")
         require(not self.train.drop_variance or start is not None, f"train.drop_variance needs a learned one: {where}")
-        require(
-            self.lora.base_dtype == "float32" or self.train.dtype == "float32",
-            f"lora.base_dtype {self.lora.base_dtype} and train.dtype {self.train.dtype} exclude each other",
-        )
+        base, dtype = self.lora.base_dtype, self.train.dtype
+        require("float32" in (base, dtype), f"lora.base_dtype {base} and train.dtype {dtype} exclude each other")

@@ -89,9 +89,9 @@ class StageConfig:
                 value = getattr(self, name)
                 require(value == default, f"stage.{name} {value!r}: base has no low-resolution input, leave it out")
         else:
+            fits = self.lowres_size is not None and 0 < self.lowres_size <= self.size
             require(
-                self.lowres_size is not None and 0 < self.lowres_size <= self.size,
-                f"stage.lowres_size {self.lowres_size}: {self.name} needs a side up to stage.size ({self.size})",
+                fits, f"stage.lowres_size {self.lowres_size}: {self.name} needs a side up to stage.size ({self.size})"
             )
 
 

@@ -37,11 +37,10 @@ def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
             f"grid.cascade {str(folder)!r}: its stages do not meet {own} ({stages[own].lowres_size} to "
             f"{stages[own].size} px); what runs is {made}"
         )
-    found = {slot: None if slot == own else saved[slot] for slot in slots}
-    for stage in found.values():
-        if stage is not None:
-            _check_shared(config, stage)
-    return found
+    for slot in slots:
+        if slot != own:
+            _check_shared(config, saved[slot])
+    return {slot: None if slot == own else saved[slot] for slot in slots}
 
 
 def _check_shared(config: RunConfig, stage: SavedStage) -> None:
@@ -69,14 +68,12 @@ def load_others(config: RunConfig) -> dict[str, Stage | None]:
     Raises:
         ConfigError: as :func:`find_stages`, or weights that are not whole.
     """
-    steps = config.grid.num_inference_steps
-    found: dict[str, Stage | None] = {}
-    for slot, saved in find_stages(config).items():
-        if saved is None:
-            found[slot] = None
-            continue
-        with config_errors("grid.cascade: "):
-            unet, scheduler = load_network(saved.unet), load_scheduler(saved.scheduler)
-        unet.eval().requires_grad_(False)
-        found[slot] = Stage(slot, unet, scheduler, replace(saved.defaults, num_inference_steps=steps))
-    return found
+
+    def loaded(saved: SavedStage) -> Stage:
+        settings = replace(saved.defaults, num_inference_steps=config.grid.num_inference_steps)
+        unet = load_network(saved.unet).eval().requires_grad_(False)
+        return Stage(saved.slot, unet, load_scheduler(saved.scheduler), settings)
+
+    stages = find_stages(config)
+    with config_errors("grid.cascade: "):
+        return {slot: None if saved is None else loaded(saved) for slot, saved in stages.items()}

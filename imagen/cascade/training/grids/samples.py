@@ -143,15 +143,15 @@ class GridMaker:
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
             held = part if start is not None or not self.config.grid.prompts else None
-            job = Job([*self._text(words[part]), *self._named(held, stages)], 1, seeds, self.device)
+            job = Job(self._conditions(words[part], held, stages), 1, seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _named(self, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
-        """Conditions beside the text: those of these held-out samples or, with prompts, their nulls.
+    def _conditions(self, words: Words, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
+        """Both halves of the text, and the other conditions of these held-out samples or, with prompts, their nulls.
 
         Of those that other stages of a cascade read and this run's does not, the nulls.
         """
@@ -159,15 +159,11 @@ class GridMaker:
         raw = None if held is None or not conditions else collate(self._held_out[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
         own = [condition.sampled(raw, image) for condition in conditions]
+        if self.config.reads_text:
+            prompt = self.texts(words)
+            own.append(pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device))
         nulls = called(dict.fromkeys(CALLED), {}, [stage.unet.facts for stage in stages], self.device)
         return [*own, *(null for null in nulls if null.name not in {one.name for one in own})]
-
-    def _text(self, words: Words) -> list[Sampled]:
-        """Both halves of the text, where there is one."""
-        if not self.config.reads_text:
-            return []
-        prompt = self.texts(words)
-        return [pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)]
 
     def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""

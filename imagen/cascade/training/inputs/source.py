@@ -15,7 +15,7 @@ from imagen.conditions.text import Captions
 from imagen.data import PictureDataset, ShapesDataset, StreamDataset, Want, make
 from imagen.data.fields import Encoded, Paired
 from imagen.diffusion.schedules import make_schedule
-from imagen.errors import ConfigError
+from imagen.errors import config_errors
 from unets.contract import Facts, facts
 
 
@@ -70,10 +70,8 @@ def make_source(config: RunConfig, seed: int | None = None) -> PictureDataset | 
     Raises:
         ConfigError: nothing there, or sizes that the source cannot make.
     """
-    try:
+    with config_errors("data: ", also=OSError):
         want = Want(config.stage.size, channels=network_facts(config).in_channels, captions="optional")
         for condition in make_conditions(config, Texts(config)):
             want = condition.wants(want)
         return make.make_source(config.data, want, config.train.seed if seed is None else seed)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data: {error}") from error

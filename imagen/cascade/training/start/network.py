@@ -15,7 +15,7 @@ from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.sections import LossConfig
 from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.inputs.texts import Texts
-from imagen.cascade.training.start.origin import no_network, read_origin
+from imagen.cascade.training.start.origin import no_network, unet_section
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import network_folder
@@ -37,11 +37,8 @@ def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
     check_unet_arguments(config.unet, cls.__init__)
     arguments = {key: value for key, value in config.unet.items() if key != "kind"}
     torch.manual_seed(config.train.seed)
-    try:
-        with torch.device(device):
-            unet: Network = cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"unet: {' '.join(str(error).split())}") from error
+    with config_errors("unet: ", also=TypeError), torch.device(device):
+        unet: Network = cls(**arguments)
     check_fit(config, unet.facts)
     return unet
 
@@ -114,14 +111,13 @@ def _check_named(config: RunConfig, unet: Facts) -> None:
                 name in given, f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it"
             )
     for name, condition in given.items():
-        option, number = condition.needs(unet.in_channels)
+        option, count = condition.needs(unet.in_channels)
         built = getattr(unet, option).get(name)
-        if built is None:
-            raise ConfigError(
-                f"conditions.{name} is given, but the network does not read it: set unet.{option}.{name} to {number}"
-            )
-        if built != number:
-            raise ConfigError(f"unet.{option}.{name} is {built}, but conditions.{name} gives {number}: set it to that")
+        require(
+            built is not None,
+            f"conditions.{name} is given, but the network does not read it: set unet.{option}.{name} to {count}",
+        )
+        require(built == count, f"unet.{option}.{name} is {built}, but conditions.{name} gives {count}: set it to that")
 
 
 def set_checkpointing(unet: Network, levels: bool | tuple[int, ...]) -> None:
@@ -191,7 +187,7 @@ def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.d
     tensors = {n: v.to(dtype) if without_memory else v for file in files for n, v in load_file(file).items()}
     if drop_variance:
         tensors.update(first_half(tensors, unet, folder))
-    section = read_origin(folder).unet
+    section = unet_section(root)
     try:
         if section:
             known, ours = facts(section), unet.facts
