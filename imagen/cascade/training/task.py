@@ -15,8 +15,7 @@ from imagen.cascade.plan import check_sampler
 from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import export_stage, stage_defaults, stage_scheduler
-from imagen.cascade.training.grids.cascade_grid import find_stages
-from imagen.cascade.training.grids.samples import GridMaker
+from imagen.cascade.training.grids import GridMaker, find_stages
 from imagen.cascade.training.inputs.batches import Batch, BatchMaker, draw_batch
 from imagen.cascade.training.inputs.source import make_conditions, make_source
 from imagen.cascade.training.inputs.texts import Texts, with_cache

@@ -8,7 +8,7 @@ import torch
 
 from imagen.cascade.training.config.run import RunConfig, StageGridConfig
 from imagen.cascade.training.config.sections import SamplingConfig, ScheduleConfig, StageConfig
-from imagen.cascade.training.grids.samples import GridMaker
+from imagen.cascade.training.grids import GridMaker
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.conditions.text import Words

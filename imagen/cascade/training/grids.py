@@ -17,15 +17,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from imagen.cascade.route import route
 from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
-from imagen.cascade.training.grids.cascade_grid import load_others
 from imagen.cascade.training.inputs.source import lowres_condition, make_source, named_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.start.origin import unet_section
 from imagen.conditions.call import CALLED, called
 from imagen.conditions.given import Sampled
 from imagen.conditions.text import Words
@@ -33,10 +34,14 @@ from imagen.data import NothingUsable, Sample, StreamDataset, collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
+from imagen.errors import ConfigError, config_errors, require
+from imagen.stages.folder import SavedStage, read_saved
+from imagen.stages.load import load_network, load_scheduler
+from imagen.stages.spec import SLOTS
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
 from imagen.training.state.ema import EMA
-from unets.contract import Network
+from unets.contract import Network, facts
 
 GAP = 2  # pixels between pictures
 
@@ -203,3 +208,64 @@ def tile(rows: list[Tensor]) -> Image.Image:
             colour = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
             canvas[y * side : y * side + side - GAP, x * side : x * side + side - GAP] = colour
     return Image.fromarray(canvas)
+
+
+def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
+    """The stages that run with this run's own among those of grid.cascade, by slot and in order; None for its own.
+
+    Reads configurations, no weights.
+
+    Raises:
+        ConfigError: no pipeline and no stage there, or none that meets this stage's sizes, text or channels.
+    """
+    folder, own = Path(str(config.grid.cascade)), config.stage.name
+    with config_errors("grid.cascade: "):
+        saved = read_saved(folder)
+        stages = {slot: stage.defaults for slot, stage in saved.items()} | {own: stage_defaults(config)}
+        slots = route({slot: stages[slot] for slot in SLOTS if slot in stages})
+    if own not in slots or len(slots) == 1:
+        made = " -> ".join(f"{stages[slot].size} px" for slot in slots)
+        raise ConfigError(
+            f"grid.cascade {str(folder)!r}: its stages do not meet {own} ({stages[own].lowres_size} to "
+            f"{stages[own].size} px); what runs is {made}"
+        )
+    for slot in slots:
+        if slot != own:
+            _check_shared(config, saved[slot])
+    return {slot: None if slot == own else saved[slot] for slot in slots}
+
+
+def _check_shared(config: RunConfig, stage: SavedStage) -> None:
+    """Raises ConfigError where another stage reads or makes something else than this run's under the same name."""
+    with config_errors("grid.cascade: "):
+        ours, theirs = facts(config.unet), facts(unet_section(stage.unet))
+    stored = {condition.name: condition.stored for condition in named_conditions(config)}
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in ("text_dim", "in_channels")]
+    pairs += [(f"classes of {name}", there, ours.classes.get(name, there)) for name, there in theirs.classes.items()]
+    pairs += [(name, there, stored.get(name, there)) for name, there in stage.conditions.items()]
+    for name, there, here in pairs:
+        require(
+            there == here,
+            f"grid.cascade: {stage.slot} was trained with {name} {there}, this run with {here}: a cascade's stages "
+            "share their text encoder, channels and what their conditions mean",
+        )
+
+
+def load_others(config: RunConfig) -> dict[str, Stage | None]:
+    """The stages of grid.cascade, loaded on the CPU, by slot and in order; None for this run's own.
+
+    They sample with their own scheduler and stored settings, in grid.num_inference_steps steps. The text is the run's:
+    its encoder must be the one they were trained with.
+
+    Raises:
+        ConfigError: as :func:`find_stages`, or weights that are not whole.
+    """
+
+    def loaded(saved: SavedStage) -> Stage:
+        settings = replace(saved.defaults, num_inference_steps=config.grid.num_inference_steps)
+        unet = load_network(saved.unet).eval().requires_grad_(False)
+        return Stage(saved.slot, unet, load_scheduler(saved.scheduler), settings)
+
+    stages = find_stages(config)
+    with config_errors("grid.cascade: "):
+        return {slot: None if saved is None else loaded(saved) for slot, saved in stages.items()}
