@@ -80,10 +80,9 @@ def stage_scheduler(config: RunConfig, before: Mapping[str, Any] = {}) -> Any:
 
 def export_stage(config: RunConfig, unet: Network, ema: EMA, folder: Path, step: int, origin: Origin) -> None:
     """Write the stage after `step` steps into `folder`, over an earlier export of the same run."""
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     lora = config.lora
     if lora.rank is not None:
         save_adapter(partial / ADAPTER, ema.average, lora.rank, lora.scale, lora.targets)

@@ -93,10 +93,8 @@ class Texts:
     def _tell_of_cuts(self, captions: Sequence[str]) -> None:
         """Warn of the first caption that is longer than text.max_length."""
         limit = self.config.text.max_length
-        for caption in captions:
-            if len(caption.encode()) + 2 <= limit:  # a token has a byte at the least, but for the first and the last
-                continue
-            if (count := token_count(self.tokenizer, caption)) > limit:
+        for caption in captions:  # a token has a byte at the least, but for the first and the last
+            if len(caption.encode()) + 2 > limit and (count := token_count(self.tokenizer, caption)) > limit:
                 self._told_of_cuts = True
                 warnings.warn(
                     f"a caption of {count} tokens is cut at text.max_length {limit}: {caption[:60]!r}...; further ones "

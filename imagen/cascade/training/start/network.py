@@ -45,7 +45,8 @@ def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
 
 def check_fit(config: RunConfig, unet: Facts) -> None:
     """Raises ConfigError where the network's inputs and outputs do not fit the stage, or its strides the pictures."""
-    stage, channels, out, low = config.stage, unet.in_channels, unet.out_channels, unet.lowres_channels
+    stage, unit, width, given = config.stage, unet.divisor, unet.text_dim, config.data.embedding
+    channels, out, low = unet.in_channels, unet.out_channels, unet.lowres_channels
     for section, data in config.pictures.items():
         require(
             data.kind != "shapes" or channels == 3,
@@ -54,8 +55,7 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
         )
         name, side = (f"{section}.crop", data.crop) if data.crop else ("stage.size", stage.size)
         require(
-            side % unet.divisor == 0,
-            f"{name} {side} is not a multiple of {unet.divisor}, the network's stride: change one of them",
+            side % unit == 0, f"{name} {side} is not a multiple of {unit}, the network's stride: change one of them"
         )
     if stage.lowres_size is None:
         require(not low, f"unet.lowres_channels {low}: {stage.name} has no low-res input, use 0")
@@ -73,15 +73,12 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
         "colours to keep; leave it out",
     )
     require(
-        config.reads_text or unet.text_dim is None,
-        f"unet.text_dim {unet.text_dim}, but text.encoder is null: give an encoder's folder (or data.embedding), or "
+        config.reads_text or width is None,
+        f"unet.text_dim {width}, but text.encoder is null: give an encoder's folder (or data.embedding), or "
         "text_dim null",
     )
-    given = config.data.embedding
     source = f"text.encoder {config.text.encoder!r}" if given is None else f"data.embedding {given!r}"
-    require(
-        not config.reads_text or unet.text_dim is not None, f"unet.text_dim is null: {source} needs its width there"
-    )
+    require(not config.reads_text or width is not None, f"unet.text_dim is null: {source} needs its width there")
     _check_named(config, unet)
     if unet.learns_variance:
         require(
@@ -105,11 +102,9 @@ def check_fit(config: RunConfig, unet: Facts) -> None:
 def _check_named(config: RunConfig, unet: Facts) -> None:
     """Raises ConfigError where the network reads a condition by name that the configuration lacks, or the reverse."""
     given = {condition.name: condition for condition in named_conditions(config)}
-    for option in ("classes", "extra_channels"):
-        for name in getattr(unet, option):
-            require(
-                name in given, f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it"
-            )
+    read = [(option, name) for option in ("classes", "extra_channels") for name in getattr(unet, option)]
+    for option, name in read:
+        require(name in given, f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it")
     for name, condition in given.items():
         option, count = condition.needs(unet.in_channels)
         built = getattr(unet, option).get(name)
