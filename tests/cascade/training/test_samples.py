@@ -255,6 +255,6 @@ def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, 
     assert "do not meet base (" in message(**{"stage.size": 12})
     with_text = tiny_sr(2)
     with_text.save_config(sr_folder / "sr256_unet")
-    assert "has text_dim 16, this run's unet None" in message()
+    assert "was trained with text_dim 16, this run with None" in message()
     assert config(grid={**GRID, "every": 0, "cascade": "nowhere"}).grid.cascade == "nowhere"
     Trainer(StageTask(replace(config(), grid=replace(config().grid, every=0, cascade="nowhere"))))
