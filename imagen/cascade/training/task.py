@@ -102,7 +102,6 @@ class StageTask:
         self.objective = Objective(config.stage)
         self.texts = Texts(config)
         self.conditions = make_conditions(config, self.texts)
-        self.validation: Validation | None = None
 
     @property
     def changes(self) -> Changes:
@@ -130,8 +129,7 @@ class StageTask:
         if saved is None and config.train.init_from is None:
             fit_whitening(self.unet, config, source, self.texts)
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
-        if config.validation.every:
-            self.validation = Validation(config, self.objective, self.batch_maker)
+        self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None
         self.grids = GridMaker(config, self.objective, self.texts, device, processes)
         assert isinstance(self.unet, nn.Module)
         return Loaded(self.unet, source, self.unet.end_layers)

@@ -33,15 +33,10 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", descri
     """
     helps = {f"sampling.{name}": declared.help for name, declared in SETTINGS.items()}  # in their one declaration
     config = parsing.parse(RunConfig, arguments, prog, description, helps)
-    if config.unet:  # left out, it is that of train.init_from
-        check_unet_kind(config.unet)
+    kind = config.unet.get("kind")
+    known = kind in NETWORKS or not config.unet  # left out, it is that of train.init_from
+    require(known, f"unet.kind {kind!r} is unknown; expected {' or '.join(NETWORKS)}")
     return config
-
-
-def check_unet_kind(section: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless the unet section names a known kind."""
-    kind = section.get("kind")
-    require(kind in NETWORKS, f"unet.kind {kind!r} is unknown; expected {' or '.join(NETWORKS)}")
 
 
 def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
-from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
+from imagen.cascade.training.config.parsing import check_unet_arguments
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.sections import LossConfig
 from imagen.cascade.training.inputs.source import named_conditions
@@ -32,8 +32,8 @@ def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
     Raises:
         ConfigError: an unknown argument, a value that the constructor refuses, or channels that do not fit the stage.
     """
-    check_unet_kind(config.unet)
-    cls: Any = network_class(config.unet["kind"])
+    with config_errors("unet."):
+        cls: Any = network_class(config.unet.get("kind"))
     check_unet_arguments(config.unet, cls.__init__)
     arguments = {key: value for key, value in config.unet.items() if key != "kind"}
     torch.manual_seed(config.train.seed)
