@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -83,3 +84,12 @@ def run_command(
         code, told = 130, f"interrupted{after}"
     print(f"{name}: {told}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def config_errors(where: str, also: type[Exception] = ValueError) -> Iterator[None]:
+    """Within it a ValueError, and `also`, is a `ConfigError` of one line, with `where` in front of what it says."""
+    try:
+        yield
+    except (ValueError, also) as error:
+        raise ConfigError(where + " ".join(line.strip() for line in str(error).splitlines())) from error

@@ -34,8 +34,8 @@ def check(arguments: Sequence[str] | None) -> int:
     from imagen.cascade.training.config.parsing import parse
 
     config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
-    from imagen.cascade.training.config.resumed import as_begun
     from imagen.cascade.training.inputs.source import make_source
+    from imagen.cascade.training.task import as_begun
     from imagen.training.telling import SkipFile
 
     source = make_source(as_begun(config))

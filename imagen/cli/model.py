@@ -47,7 +47,7 @@ def find_model(name: str) -> Model:
 
 
 def _runs(folders: Sequence[Path]) -> dict[str, SavedStage]:
-    from imagen.cascade.training.compose import check_chain, text_reading
+    from imagen.cascade.training.compose import check_chain
 
     stages: dict[str, SavedStage] = {}
     for folder in folders:
@@ -57,7 +57,6 @@ def _runs(folders: Sequence[Path]) -> dict[str, SavedStage]:
         stages[stage.slot] = stage
     ordered = {slot: stages[slot] for slot in SLOTS if slot in stages}
     check_chain(ordered)
-    text_reading(ordered)
     return ordered
 
 

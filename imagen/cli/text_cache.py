@@ -52,7 +52,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     Raises:
         ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
     """
-    from imagen.cascade.training.grids.samples import held_out
+    from imagen.cascade.training.grids import held_out
     from imagen.cascade.training.inputs.source import make_source
     from imagen.cascade.training.validation import validation_source
     from imagen.data import ShapesDataset

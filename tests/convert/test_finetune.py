@@ -11,8 +11,8 @@ import torch
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose, load_scheduler
-from imagen.cascade.training.grids.samples import picture_generators
-from imagen.cascade.training.inputs.draws import draw_batch
+from imagen.cascade.training.grids import picture_generators
+from imagen.cascade.training.inputs.batches import draw_batch
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main

@@ -17,7 +17,7 @@ import imagen.pipeline
 from imagen import ImagenPipeline
 from imagen.cascade.route import Wish
 from imagen.cascade.training.config.parsing import parse
-from imagen.cascade.training.config.stage import SamplingConfig
+from imagen.cascade.training.config.sections import SamplingConfig
 from imagen.cli.sample import parser
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.losses import LossWeighting

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from imagen.cascade.training.config.stage import StageConfig
+from imagen.cascade.training.config.sections import StageConfig
 from imagen.cascade.training.inputs.batches import Batch
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample, x0_from

@@ -16,8 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.cached import with_cache
-from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.task import StageTask
 from imagen.cli.compose import main
 from imagen.cli.sample import main as sample

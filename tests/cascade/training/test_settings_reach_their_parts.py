@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
-from imagen.cascade.training.config.stage import StageConfig
+from imagen.cascade.training.config.sections import StageConfig
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.task import StageTask
 from imagen.data.config import DataConfig
