@@ -1,6 +1,7 @@
 """Do the super-resolution stages keep to their input, sharpen it rightly, and draw what the caption says?
 
-Every measure is taken with the model and, as a control, with bicubic enlargement in its place, which must fail.
+Every measure is taken of ``--num`` plain prompts or as many patterned ones, with the model and, as a control, with
+bicubic enlargement in its place, which must fail.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def model_table(model: Sequence[Measure], control: Sequence[Measure]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options; --num is of each kind of prompts, plain and patterned."""
+    """The command's options."""
     add_sampling_arguments(parser, num=24, more=("aug_level", "lowres_consistency"))
     parser.add_argument("--num-1024", type=int, default=8, help="the same for stages that make 1024 px (default 8)")
 
