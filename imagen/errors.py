@@ -1,9 +1,12 @@
-"""The mistake of a user in a configuration, and how a command ends: a line and an exit code."""
+"""Mistakes of users, and what commands make of them: a line and an exit code."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class ConfigError(ValueError):
@@ -12,6 +15,17 @@ class ConfigError(ValueError):
 
 class Stopped(Exception):
     """What ends a command that had begun its work, by no mistake in its options; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the option that was perhaps meant."""
+
+    def error(self, message: str) -> NoReturn:
+        start, _, words = message.partition("unrecognized arguments: ")
+        unknown = [] if start else words.split()[:1]
+        near = [option for word in unknown for option in difflib.get_close_matches(word, self._option_string_actions)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
 def require(condition: bool, message: str) -> None:
