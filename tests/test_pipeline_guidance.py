@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -51,9 +53,20 @@ def test_autoguidance_leads_away_from_the_weaker_network(tmp_path):
         ValueError, match="stage base: guidance 'auto' needs a weaker network, and base_weak_unet is empty"
     ):
         sample(tiny_pipeline(), guidance={"base": "auto"}, **asked)
-    pipe.register_modules(base_weak_unet=tiny_base(text_dim=None))
-    with pytest.raises(ValueError, match="base_weak_unet has text_dim None, base_unet 16; expected the same"):
-        sample(pipe, guidance={"base": "auto"}, **asked)
+
+
+@pytest.mark.parametrize(
+    ("weak", "told"),
+    [
+        ({"text_dim": None}, "text_dim None, base_unet 16"),
+        ({"classes": {"label": 3}}, "label 3, base_unet None"),
+        ({"extra_channels": {"mask": 4}}, "mask 4, base_unet None"),
+    ],
+)
+def test_a_weaker_network_reads_what_the_stages_own_reads(weak, told):
+    pipe = tiny_pipeline(base_weak_unet=tiny_base(seed=9, **weak))
+    with pytest.raises(ValueError, match=re.escape(f"base_weak_unet has {told}; expected the same")):
+        sample(pipe, "a red circle", size=16, guidance={"base": "auto"}, guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("scales", [[3.0, 1.0], [1.0, 3.0]])

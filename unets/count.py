@@ -56,7 +56,8 @@ def main(paths: Sequence[str]) -> int:
         try:
             counts = count(network(path))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+            told = error if path in str(error) else f"{path}: {error}"
+            print(f"error: {told}", file=sys.stderr)
             return 2
         print(f"| `{path}` | " + " | ".join(f"{n / 1e6:,.1f} M" for n in counts.values()) + " |")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -65,7 +66,7 @@ def _check_networks(stage: Stage) -> None:
     """Raises ValueError where a stage's settings ask of its networks what they cannot do.
 
     That is to keep colours of pictures that have others, or to guide by a weaker network that is not there, or has
-    other inputs.
+    other inputs (further conditions it may lack).
     """
     if stage.settings.lowres_consistency and stage.lowres_channels != stage.channels:
         raise ValueError(
@@ -79,10 +80,12 @@ def _check_networks(stage: Stage) -> None:
             f"stage {stage.slot}: guidance {stage.settings.guidance!r} needs a weaker network, and "
             f"{stage.slot}_weak_unet is empty; give one (pipe.register_modules), or choose another guidance"
         )
-    for name in ("in_channels", "out_channels", "lowres_channels", "text_dim"):
-        ours, theirs = getattr(stage.unet.facts, name), getattr(stage.weak.facts, name)
-        if ours != theirs:
-            raise ValueError(f"{stage.slot}_weak_unet has {name} {theirs}, {stage.slot}_unet {ours}; expected the same")
+    own, weak = stage.unet.facts, stage.weak.facts
+    ours, theirs = ({**asdict(facts), **facts.classes, **facts.extra_channels} for facts in (own, weak))
+    for name in ("in_channels", "out_channels", "lowres_channels", "text_dim", *weak.classes, *weak.extra_channels):
+        here, there = ours.get(name), theirs[name]
+        if here != there:
+            raise ValueError(f"{stage.slot}_weak_unet has {name} {there}, {stage.slot}_unet {here}; expected the same")
 
 
 def check_sampler(stage: Stage) -> StepRule:
