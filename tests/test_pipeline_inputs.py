@@ -174,6 +174,7 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():
         ({"sr256_scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEulerDiscreteScheduler cannot step x0"),
         ({"sr256_scheduler": PNDMScheduler()}, "PNDMScheduler cannot step x0"),
         ({"base_unet": grey}, "base makes pictures of 1 channels and sr256 starts from 3; give size=16"),
+        ({"sr1024_unet": tiny_sr(3, text_dim=8)}, "the text has width 16 but stage sr1024 was trained on 8; use the"),
     ]:
         pipe = tiny_pipeline(**changes)
         with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match=message):
