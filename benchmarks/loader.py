@@ -25,11 +25,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from imagen.data import FolderRecords, PictureDataset, Prepare, StepSampler, StreamBatches, StreamDataset, collate
 from imagen.data.hub import HubRecords, HubStream
-from imagen.data.shard_stream import ShardStream
+from imagen.data.order import StepSampler
+from imagen.data.pictures import PictureDataset, StreamBatches, StreamDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords
+from imagen.data.sources import collate
 from imagen.data.table import TableRecords
-from imagen.data.tar import ShardRecords
+from imagen.data.tar import ShardRecords, ShardStream
 
 BATCH = 32
 
@@ -122,14 +125,14 @@ def webdataset_loader(root: Path, size: int, workers: int) -> Iterable[Any]:
 
 def by_index(records: Any, size: int, workers: int, steps: int) -> Iterable[Any]:
     """A map-style source as training loads it."""
-    source = PictureDataset(records, Prepare(size))
+    source = PictureDataset(records, Prepare(Want(size)))
     sampler = StepSampler(source.length, BATCH, num_steps=steps)
     return DataLoader(source, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
 
 
 def as_stream(stream: Any, size: int, workers: int, steps: int) -> Iterable[Any]:
     """A stream as training loads it: one worker with as many threads."""
-    batches = StreamBatches(StreamDataset(stream, Prepare(size)), BATCH, num_steps=steps, threads=max(1, workers))
+    batches = StreamBatches(StreamDataset(stream, Prepare(Want(size))), BATCH, num_steps=steps, threads=max(1, workers))
     return DataLoader(batches, batch_size=None, num_workers=min(workers, 1))
 
 

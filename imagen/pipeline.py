@@ -8,30 +8,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
-from imagen.cascade.callbacks import TENSORS, step_callback
-from imagen.cascade.output import ImagenPipelineOutput
 from imagen.cascade.parts import check_parts, load_parts, named_dtype
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish
 from imagen.cascade.runner import Job, Stage
-from imagen.cascade.running import RunningMixin
+from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import PromptReader
-from imagen.checks import check_int, check_keys
+from imagen.checks import check_choice, check_int, check_keys
 from imagen.conditions.call import called
+from imagen.errors import one_line
 from imagen.stages.folder import find_folder, read_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SAFETY, SLOTS, StageDefaults, read_stages
 from imagen.text.kinds import TextEncoder, check_max_length
 from imagen.text.reading import TextDefaults
-from unets.contract import Network, any_network
-
-logger = logging.get_logger(__name__)
+from unets.contract import any_network
+from unets.network import Network
 
 if TYPE_CHECKING:
     AnyNetwork = Network
@@ -90,23 +87,9 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         sr1024_weak_unet: AnyNetwork | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> None:
+        given = locals()  # every component may be left out, so these are all of them
         super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            base_unet=base_unet,
-            base_scheduler=base_scheduler,
-            sr256_unet=sr256_unet,
-            sr256_scheduler=sr256_scheduler,
-            sr1024_unet=sr1024_unet,
-            sr1024_scheduler=sr1024_scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            watermarker=watermarker,
-            base_weak_unet=base_weak_unet,
-            sr256_weak_unet=sr256_weak_unet,
-            sr1024_weak_unet=sr1024_weak_unet,
-        )
+        self.register_modules(**{name: part for name, part in given.items() if name in self._optional_components})
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         max_length = check_max_length(max_length, getattr(text_encoder, "config", None))
         reading = TextDefaults.from_dict(text).to_dict()
@@ -133,8 +116,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         try:
             pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"model {str(pretrained_model_name_or_path)!r} cannot be loaded: {reason}") from error
+            name = str(pretrained_model_name_or_path)
+            raise ValueError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
         check_parts(pipe, folder, kwargs, NETWORKS)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
@@ -143,12 +126,12 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
 
     def _stages(self) -> dict[str, Stage]:
         stored = read_stages(self.config["stages"], FORMAT_VERSION)
-        parts = {slot: (getattr(self, f"{slot}_unet"), getattr(self, f"{slot}_scheduler")) for slot in SLOTS}
-        return {
-            slot: Stage(slot, *parts[slot], stored[slot], weak=getattr(self, f"{slot}_weak_unet"))
-            for slot in SLOTS
-            if all(part is not None for part in parts[slot])
-        }
+        stages = {}
+        for slot in SLOTS:
+            unet, scheduler, weak = (getattr(self, f"{slot}_{part}") for part in ("unet", "scheduler", "weak_unet"))
+            if unet is not None and scheduler is not None:
+                stages[slot] = Stage(slot, unet, scheduler, stored[slot], weak=weak)
+        return stages
 
     @property
     def stage_defaults(self) -> dict[str, StageDefaults]:
@@ -162,9 +145,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             ValueError: an unknown slot or field, or a value out of range.
         """
         stored = dict(self.config["stages"])
-        if slot not in stored:
-            raise ValueError(f"stage {slot!r} is unknown; expected one of {', '.join(SLOTS)}")
-        stored[slot] = StageDefaults.from_dict({**stored[slot], **changes}, f"stage {slot}").to_dict()
+        before = stored[check_choice("stage", slot, SLOTS)]
+        stored[slot] = StageDefaults.from_dict({**before, **changes}, f"stage {slot}").to_dict()
         self.register_to_config(stages=stored)
 
     def settings(
@@ -278,7 +260,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         others = called({"label": label, "mask": shown}, self.config["conditions"], networks, device)
         conditions, count = join(stages, positive, negative, others, len(given), device, reader.null)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
-        job = Job(conditions, num_images_per_prompt, seeds, device, sr_batch_size)
+        job = Job(conditions, seeds, device, sr_batch_size)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
         made = self.run_stages(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = list(made.slots.values())[-1]

@@ -1,9 +1,11 @@
 """How much code there is at a commit, and how much of it a commit touched; nothing is checked out.
 
     python -m tests.count_lines REV [REV ...]              lines of code by folder, longest files and functions
+    python -m tests.count_lines OLD NEW --added REV ...    ... and how long NEW is without what these commits added
     python -m tests.count_lines --touched REV [REV ...]    files that each commit changed and added
 
 A line of code holds a token that is no comment and no docstring. Counted are imagen/, unets/, train.py and sample.py.
+What a commit added is what it made the code longer by: so a redesign can be told from what came with it that is new.
 What a commit touched is told of all files but tests, docs, configs and *.md: how many places a change needed.
 """
 
@@ -85,10 +87,11 @@ def arguments(node: Function) -> int:
     return len(named) - bound + (given.vararg is not None) + (given.kwarg is not None)
 
 
-def read(revision: str, root: Path = ROOT) -> Iterator[FileCount]:
-    """Every counted file at a revision. Raises: ValueError for a revision that is none."""
+def read(revision: str, root: Path = ROOT, paths: Sequence[str] = COUNTED) -> Iterator[FileCount]:
+    """Every counted file of these at a revision. Raises: ValueError for a revision that is none."""
     short = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}", root=root).strip()
-    for path in git("ls-tree", "-r", "--name-only", short, "--", *COUNTED, root=root).splitlines():
+    listed = git("ls-tree", "-r", "--name-only", short, "--", *paths, root=root) if paths else ""
+    for path in listed.splitlines():
         if path.endswith(".py"):
             yield count(path, git("show", f"{short}:{path}", root=root))
 
@@ -148,11 +151,31 @@ def touched(revision: str, root: Path = ROOT) -> dict[str, list[str]]:
     return found
 
 
+def without(counts: dict[str, list[FileCount]], commits: Sequence[str], root: Path = ROOT) -> str:
+    """What each of the commits added to the lines of code, and how many the last revision has without them, as text.
+
+    Raises:
+        ValueError: no such commit.
+    """
+    lines, added = ["lines of code that commits added"], 0
+    for commit in commits:
+        words = git("log", "-1", "--format=%h %s", "--end-of-options", commit, "--", root=root).strip()
+        paths = git("diff", "--name-only", "--no-renames", f"{commit}^", commit, "--", *COUNTED, root=root).splitlines()
+        before, here = (sum(file.lines for file in read(end, root, paths)) for end in (f"{commit}^", commit))
+        added += here - before
+        lines.append(f"{here - before:+6}  {words}")
+    (old, *_), (new, *_) = counts, reversed(counts)
+    was, now = (sum(file.lines for file in counts[revision]) for revision in (old, new))
+    lines.append(f"{added:+6}  all of them: {old} has {was:,} lines, {new} {now:,}, without them {now - added:,}")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.count_lines", description="lines of code at commits")
     parser.add_argument("revisions", nargs="+", metavar="REV", help="commits")
     parser.add_argument("--touched", action="store_true", help="count the files that these commits changed and added")
+    parser.add_argument("--added", nargs="+", default=[], metavar="REV", help="commits that brought something new")
     parser.add_argument("--longest", type=int, default=8, metavar="N", help="files and functions named; default 8")
     args = parser.parse_args(argv)
     try:
@@ -163,12 +186,15 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 print("".join(f"  {kind:8} {path}\n" for kind, paths in kinds.items() for path in paths), end="")
             return 0
         counts = {revision: list(read(revision, root)) for revision in args.revisions}
+        new = without(counts, args.added, root) if args.added else ""
     except ValueError as error:
         print(f"count_lines: error: {error}", file=sys.stderr)
         return 2
     print(table(counts))
     for revision, files in counts.items():
         print(f"\n{revision}\n{longest(files, args.longest)}")
+    if new:
+        print(f"\n{new}")
     return 0
 
 

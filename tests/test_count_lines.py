@@ -45,31 +45,33 @@ def test_what_is_code_and_what_is_not() -> None:
     assert counted.functions == ((2, 1, "a.py:25 h"), (4, 5, "a.py:15 f"), (1, 0, "a.py:22 g"))
 
 
+def git(folder: Path, *arguments: str) -> None:
+    """Run git there, as somebody."""
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Two commits: the first adds a package, the second moves, changes, adds and removes files."""
 
-    def git(*arguments: str) -> None:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    git("init", "-q")
+    git(tmp_path, "init", "-q")
     (tmp_path / "imagen" / "deep" / "deeper").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "imagen" / "a.py").write_text(SOURCE)
     (tmp_path / "imagen" / "b.py").write_text("x = 1\ny = 2\n")
     (tmp_path / "imagen" / "c.py").write_text("z = 1\n")
     (tmp_path / "other.py").write_text("a = 1\n" * 50)
-    git("add", "-A")
-    git("commit", "-qm", "first")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "first")
     (tmp_path / "imagen" / "a.py").rename(tmp_path / "imagen" / "deep" / "a.py")
     (tmp_path / "imagen" / "deep" / "deeper" / "d.py").write_text("def f(a, b, c, d, e, f, g, h, i):\n    pass\n")
     (tmp_path / "imagen" / "b.py").write_text("x = 1\n")
     (tmp_path / "imagen" / "c.py").unlink()
     (tmp_path / "tests" / "test_a.py").write_text("x = 1\n")
     (tmp_path / "README.md").write_text("x\n")
-    git("add", "-A")
-    git("commit", "-qm", "second")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "second")
     return tmp_path
 
 
@@ -93,8 +95,21 @@ def test_what_a_commit_touched(repository: Path) -> None:
     assert len(count_lines.touched("HEAD~1", repository)["new"]) == 4, "the first commit has no parent"
 
 
+def test_how_long_it_would_be_without_what_a_commit_added(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, source in (("imagen/e.py", "x = 1\n\n\n# no code\ny = 2\nz = 3\n"), ("other.py", "a = 1\n")):
+        (repository / name).write_text(source)
+        git(repository, "add", "-A")
+        git(repository, "commit", "-qm", f"change {name}")
+    assert count_lines.main(["HEAD~3", "HEAD", "--added", "HEAD~2", "HEAD~1", "HEAD"], root=repository) == 0
+    told = capsys.readouterr().out.rpartition("\n\n")[2].splitlines()
+    assert told[0] == "lines of code that commits added"
+    assert [line.split()[0] for line in told[1:]] == ["+0", "+3", "+0", "+3"]
+    assert [line.split()[-1] for line in told[1:4]] == ["second", "imagen/e.py", "other.py"]
+    assert told[4].endswith("HEAD~3 has 14 lines, HEAD 17, without them 14")
+
+
 def test_no_such_commit_is_one_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["nothing"], ["--touched", "nothing"]):
+    for words in (["nothing"], ["--touched", "nothing"], ["HEAD", "--added", "nothing"]):
         assert count_lines.main(words, root=repository) == 2
         error = capsys.readouterr().err
         assert error.startswith("count_lines: error: ")

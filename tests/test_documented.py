@@ -28,7 +28,7 @@ def test_every_command_line_option_is_documented() -> None:
     for path in CODE:
         for node in ast.walk(tree(path)):
             named = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-            if isinstance(node, ast.Call) and named and getattr(node.func, "attr", "") == "add_argument":
+            if isinstance(node, ast.Call) and named and re.fullmatch(r".*add_argument|add", ast.unparse(node.func)):
                 options += 1
                 helped = [k for k in node.keywords if k.arg == "help" and ast.unparse(k.value) not in ("''", "None")]
                 if not helped:

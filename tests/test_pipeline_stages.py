@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.cascade.pictures import load_pictures, to_output
+from imagen.cascade.pictures import finish, load_pictures
 from imagen.cascade.route import per_stage, route
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.data.decode import decode
@@ -203,5 +203,5 @@ def test_the_centre_of_a_picture_that_is_not_square():
 def test_pictures_come_out_as_they_went_in():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
     x = torch.stack(load_pictures(pixels, 3))
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in to_output(x, "pil")]), pixels)
-    assert to_output(x * 3, "pt").aminmax() == (0, 1)
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in finish(x, "pil", 16)]), pixels)
+    assert finish(x * 3, "pt", 16).aminmax() == (0, 1)

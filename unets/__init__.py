@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from .contract import Facts, Network, TextContext
+from .contract import Facts, TextContext
 
 #: The one registry: a network's name and the module that holds it, which is loaded when the name is first used.
 NETWORKS = {
@@ -12,7 +12,7 @@ NETWORKS = {
     "DiT": "unets.dit",
 }
 
-__all__ = ["NETWORKS", "Facts", "Network", "TextContext"]
+__all__ = ["NETWORKS", "Facts", "TextContext"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,10 @@ values, so the checkpoints of that family load by name.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor, nn
 
 from .level import KeysValues
+from .options import Options
 
 TEXT_NORM_GROUPS = 32  # groups of the text norm in the DeepFloyd IF family, whatever the image norms use
 
@@ -50,15 +52,23 @@ class TokenGroupNorm(nn.GroupNorm):
         return centred * self.weight + self.bias
 
 
+M = TypeVar("M", nn.Conv2d, nn.Linear)
+
+
+def zero_init(module: M) -> M:
+    """Sets a convolution or a linear map to zero, so that the branch it ends starts as nothing (ADM)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
 def text_norm(kind: str, dim: int) -> TokenLayerNorm | TokenGroupNorm:
     """The norm on text tokens in front of their key and value projections: "layer" (paper, 2.5) or "group" (IF)."""
     if kind == "layer":
         return TokenLayerNorm(dim)
-    if kind == "group":
-        if dim % TEXT_NORM_GROUPS:
-            raise ValueError(f'text_norm "group" needs a text width divisible by {TEXT_NORM_GROUPS}, got {dim}')
-        return TokenGroupNorm(TEXT_NORM_GROUPS, dim)
-    raise ValueError(f'text_norm must be "layer" or "group", got {kind!r}')
+    if dim % TEXT_NORM_GROUPS:
+        raise ValueError(f'text_norm "group" needs a text width divisible by {TEXT_NORM_GROUPS}, got {dim}')
+    return TokenGroupNorm(TEXT_NORM_GROUPS, dim)
 
 
 class TokenAttention(nn.Module):
@@ -66,54 +76,43 @@ class TokenAttention(nn.Module):
 
     Args:
         channels: C of the tokens.
-        head_dim: width of one head; must divide ``inner_dim``.
-        text_dim: D of the text states, or None for self-attention alone.
+        options: of the network: width of a head, which must divide ``inner_dim``, width and norm of the text states.
+            With ``qk_norm`` queries and keys are divided by their root mean square, head by head, so that no logit can
+            outgrow sqrt(head_dim) times what the learned gains make of it (Henry et al. 2020).
         inner_dim: width of queries, keys and values (None: ``channels``).
         self_attention: False leaves the tokens' own keys and values out (text-only cross-attention).
-        norm_kind: norm on the text, see :func:`text_norm`.
-        qk_norm: divide queries and keys by their root mean square, head by head, so that no logit can outgrow
-            sqrt(head_dim) times what the learned gains make of it (Henry et al. 2020).
     """
 
-    def __init__(self, channels: int, head_dim: int, text_dim: int | None = None, **options: Any) -> None:
-        super().__init__()
-        self._setup(channels, head_dim, text_dim, **options)
+    image: ClassVar[bool] = False  # whether the tokens are the positions of a feature map
 
-    def _setup(
-        self,
-        channels: int,
-        head_dim: int,
-        text_dim: int | None,
-        *,
-        inner_dim: int | None = None,
-        self_attention: bool = True,
-        norm_kind: str = "layer",
-        qk_norm: bool = False,
+    def __init__(
+        self, channels: int, options: Options, *, inner_dim: int | None = None, self_attention: bool = True
     ) -> None:
+        super().__init__()
+        head_dim, text_dim, qk_norm = options.head_dim, options.states_dim, options.qk_norm
         inner = channels if inner_dim is None else inner_dim
         if inner % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide the attention width {inner}; choose a divisor")
         if not self_attention and text_dim is None:
             raise ValueError('attention to text alone needs text: set text_dim, or attention to "self"')
         self.heads = inner // head_dim
+        if self.image:  # first: optimizers know weights by their order
+            self.group_norm = nn.GroupNorm(options.norm_groups, channels)
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner) if self_attention else None
         self.to_v = nn.Linear(channels, inner) if self_attention else None
-        self.norm_cross = None if text_dim is None else text_norm(norm_kind, text_dim)
+        self.norm_cross = None if text_dim is None else text_norm(options.text_norm, text_dim)
         self.add_k_proj = None if text_dim is None else nn.Linear(text_dim, inner)
         self.add_v_proj = None if text_dim is None else nn.Linear(text_dim, inner)
         self.norm_q = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
         self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and self_attention else None
         self.norm_added_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and text_dim is not None else None
-        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+        out = nn.Linear(inner, channels)
+        self.to_out = nn.ModuleList([zero_init(out) if self.image else out])
         self._attend: Callable[..., Tensor] = sdpa
 
     def forward(
-        self,
-        x: Tensor | None,
-        text: Tensor | None = None,
-        kv: KeysValues | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor | None, text: Tensor | None = None, kv: KeysValues | None = None, mask: Tensor | None = None
     ) -> Tensor | KeysValues | None:
         """x (B, N, C) -> (B, N, C); with x None, text (B, L, D) -> its keys and values, each (B, L, inner).
 
@@ -163,26 +162,15 @@ class TokenAttention(nn.Module):
             )
         if not torch.cuda.is_available():
             raise ValueError("xformers' memory efficient attention needs a CUDA device; none is available")
-        self._attend = XformersAttention(attention_op)
+        self._attend = functools.partial(xformers_attention, op=attention_op)
 
 
 class Attention(TokenAttention):
     """The same over the positions of a feature map, behind a group norm and with a residual connection that starts as
-    the identity.
-
-    Args:
-        channels, head_dim, text_dim, options: of :class:`TokenAttention`.
-        norm_groups: of the group norm in front.
+    the identity (ADM).
     """
 
-    def __init__(
-        self, channels: int, head_dim: int, text_dim: int | None = None, *, norm_groups: int = 32, **options: Any
-    ) -> None:
-        nn.Module.__init__(self)
-        self.group_norm = nn.GroupNorm(norm_groups, channels)  # first: optimizers know weights by their order
-        self._setup(channels, head_dim, text_dim, **options)
-        nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
+    image = True
 
     def _answer(self, x: Tensor, kv: KeysValues | None, mask: Tensor | None) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
@@ -211,24 +199,20 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | N
     return out.to(query.dtype).transpose(1, 2).reshape(batch, positions, inner)
 
 
-class XformersAttention:
+def xformers_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, op: Callable[..., Any] | None = None
+) -> Tensor:
     """The same function as :func:`sdpa` by ``xformers.ops.memory_efficient_attention``."""
+    import xformers.ops
 
-    def __init__(self, op: Callable[..., Any] | None = None) -> None:
-        self.op = op
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-        """Shapes of :func:`sdpa`."""
-        import xformers.ops
-
-        batch, positions, inner = query.shape
-        split = [t.view(batch, t.shape[1], heads, inner // heads) for t in (query, key, value)]
-        bias = None
-        if mask is not None:
-            length = mask.shape[1]
-            padded = math.ceil(length / 8) * 8  # xformers wants rows of the bias aligned to 8 elements
-            bias = query.new_zeros(batch, 1, 1, padded)
-            bias[:, 0, 0, :length].masked_fill_(~mask, float("-inf"))
-            bias = bias.expand(batch, heads, positions, padded)[..., :length]
-        out = xformers.ops.memory_efficient_attention(*split, attn_bias=bias, op=self.op)
-        return out.reshape(batch, positions, inner)
+    batch, positions, inner = query.shape
+    split = [t.view(batch, t.shape[1], heads, inner // heads) for t in (query, key, value)]
+    bias = None
+    if mask is not None:
+        length = mask.shape[1]
+        padded = math.ceil(length / 8) * 8  # xformers wants rows of the bias aligned to 8 elements
+        bias = query.new_zeros(batch, 1, 1, padded)
+        bias[:, 0, 0, :length].masked_fill_(~mask, float("-inf"))
+        bias = bias.expand(batch, heads, positions, padded)[..., :length]
+    out: Tensor = xformers.ops.memory_efficient_attention(*split, attn_bias=bias, op=op)
+    return out.reshape(batch, positions, inner)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .blocks import DownLevel, MidLevel, UpLevel
 from .level import Level, LevelText
-from .options import Options
-from .unet import ConditionedUNet
+from .options import Options, check_positive
+from .unet import ConditionedUNet, check_levels
 
 
 class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
@@ -72,7 +72,8 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         super().__init__()
         channels = [model_channels * mult for mult in channel_mult]
         depths = [num_res_blocks] * len(channels) if isinstance(num_res_blocks, int) else list(num_res_blocks)
-        _check_levels(channels, depths, attention_levels)
+        check_positive(model_channels=model_channels)
+        check_levels(attention_levels, channel_mult=channel_mult, num_res_blocks=depths)
         options = Options.of(self.config, sinusoid_dim=model_channels, time_embed_dim=4 * model_channels)
         self._setup_input(options, channels[0])
         self._build_levels(channels, depths, set(attention_levels), options)
@@ -101,17 +102,3 @@ class BaseUNet(ConditionedUNet, ModelMixin, ConfigMixin):
     def _denoise(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None) -> Tensor:
         x = self.conv_in(x)
         return self._output(self._run_levels(x, emb, text, seeds, (x,)))
-
-
-def _check_levels(channels: list[int], depths: list[int], attention_levels: Sequence[int]) -> None:
-    if not channels:
-        raise ValueError("channel_mult is empty; give one number per level, e.g. (1, 2, 3, 4)")
-    if min(channels) < 1:
-        raise ValueError(f"model_channels times channel_mult is {channels}; give numbers of at least 1")
-    if len(depths) != len(channels):
-        raise ValueError(f"num_res_blocks {depths} has {len(depths)} entries for {len(channels)} levels; give one each")
-    if min(depths) < 1:
-        raise ValueError(f"num_res_blocks must be at least 1 on every level, got {depths}")
-    wrong = [level for level in attention_levels if level not in range(len(channels))]
-    if wrong:
-        raise ValueError(f"attention_levels {wrong} do not exist; this network has levels 0 to {len(channels) - 1}")

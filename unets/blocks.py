@@ -1,15 +1,12 @@
 """Residual blocks and the levels of the base network (ADM's "biggan" blocks: resampling inside the residual block)."""
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
+from .attention import Attention, zero_init
 from .dropout import RowDropout
-from .level import Level, LevelText
+from .level import Level, LevelText, Skips
 from .options import Options
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
@@ -20,26 +17,14 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-M = TypeVar("M", nn.Conv2d, nn.Linear)
-
-
-def zero_init(module: M) -> M:
-    """Sets a convolution or a linear map to zero, so that the branch it ends starts as nothing (ADM)."""
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-    return module
-
-
 def start_as_identity(conv: nn.Conv2d, scale: float) -> None:
     """Sets a square 1x1 shortcut to 1/scale times the identity, so that the block starts as the identity (ours).
 
     With torch's own draw each block would shrink the signal by sqrt(6), and twenty in a row leave nothing of it.
     """
+    zero_init(conv)
     with torch.no_grad():
         nn.init.dirac_(conv.weight).div_(scale)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
 
 
 class ResnetBlock(nn.Module):
@@ -91,18 +76,6 @@ class ResnetBlock(nn.Module):
         return x
 
 
-def make_attention(channels: int, options: Options) -> Attention:
-    """Self-attention with text keys and values in front (App. D.3.1)."""
-    return Attention(
-        channels,
-        options.head_dim,
-        options.states_dim,
-        norm_groups=options.norm_groups,
-        norm_kind=options.text_norm,
-        qk_norm=options.qk_norm,
-    )
-
-
 class ResnetLevel(Level):
     """Residual blocks, each followed by its attention where there is one."""
 
@@ -110,6 +83,12 @@ class ResnetLevel(Level):
         super().__init__()
         self.resnets = nn.ModuleList()
         self.attentions = nn.ModuleList()
+
+    def add(self, in_channels: int, channels: int, options: Options, attention: bool) -> None:
+        """One more residual block, with attention behind it or without."""
+        self.resnets.append(ResnetBlock(in_channels, channels, options))
+        if attention:
+            self.attentions.append(Attention(channels, options))
 
 
 class DownLevel(ResnetLevel):
@@ -120,15 +99,11 @@ class DownLevel(ResnetLevel):
     ) -> None:
         super().__init__()
         for index in range(depth):
-            self.resnets.append(ResnetBlock(in_channels if index == 0 else channels, channels, options))
-            if attention:
-                self.attentions.append(make_attention(channels, options))
+            self.add(in_channels if index == 0 else channels, channels, options, attention)
         down = [ResnetBlock(channels, channels, options, resample="down")] if downsample else []
         self.downsamplers = nn.ModuleList(down)
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """See :class:`Level`."""
         made = []
         for index, resnet in enumerate(self.resnets):
@@ -145,13 +120,10 @@ class MidLevel(ResnetLevel):
 
     def __init__(self, channels: int, options: Options, *, attention: bool) -> None:
         super().__init__()
-        self.resnets.extend([ResnetBlock(channels, channels, options), ResnetBlock(channels, channels, options)])
-        if attention:
-            self.attentions.append(make_attention(channels, options))
+        self.add(channels, channels, options, attention=False)
+        self.add(channels, channels, options, attention)
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """See :class:`Level`."""
         x = self.attend(0, self.resnets[0](x, emb, seeds), text)
         return self.resnets[1](x, emb, seeds), ()
@@ -161,27 +133,16 @@ class UpLevel(ResnetLevel):
     """A residual block per skip, last skip first, concatenated; then (unless last) one that doubles the resolution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        skip_channels: Sequence[int],
-        channels: int,
-        options: Options,
-        *,
-        attention: bool,
-        upsample: bool,
+        self, in_channels: int, skips: list[int], channels: int, options: Options, *, attention: bool, upsample: bool
     ) -> None:
         super().__init__()
-        self.takes = len(skip_channels)
-        for index, skip in enumerate(skip_channels):
-            self.resnets.append(ResnetBlock((in_channels if index == 0 else channels) + skip, channels, options))
-            if attention:
-                self.attentions.append(make_attention(channels, options))
+        self.takes = len(skips)
+        for index, skip in enumerate(skips):
+            self.add((in_channels if index == 0 else channels) + skip, channels, options, attention)
         up = [ResnetBlock(channels, channels, options, resample="up")] if upsample else []
         self.upsamplers = nn.ModuleList(up)
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """See :class:`Level`."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
             x = self.attend(index, resnet(torch.cat([x, skip], dim=1), emb, seeds), text)

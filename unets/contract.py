@@ -1,22 +1,21 @@
-"""The contract of a network: what it needs of its users and what it promises them.
+"""What is known of a network without building it, and what it makes of a text.
 
-Whoever trains, samples, counts, exports or stores a network knows it by this file alone. Nothing here imports torch.
+What a network needs of its users and promises them is said by :class:`unets.network.Network`. No torch at import.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from .options import by_name
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from .conditioning import TextWhitening
+    from .network import Network
 
 
 class TextContext(NamedTuple):
@@ -77,118 +76,6 @@ class Facts:
     def guidable(self) -> bool:
         """Whether it reads something that has a null to guide away from: text, or classes."""
         return self.text_dim is not None or bool(self.classes)
-
-
-class Network(Protocol):
-    """A network of :data:`unets.NETWORKS`: a ``torch.nn.Module`` of diffusers' ModelMixin and ConfigMixin.
-
-    Its constructor takes plain values, all with defaults and kept by ``@register_to_config``, among them in_channels,
-    out_channels, lowres_channels and text_dim. A new network returns zeros, or what it skips from input to output.
-
-    Attributes:
-        config: the constructor's arguments.
-        whitening: the map that makes encoder states uncorrelated, to be fitted before training; None: there is none.
-        output_layer: name of the convolution or linear map whose rows are the output's numbers, channel by channel: the
-            first half of them makes the first half of the channels.
-        end_layers: names of the layers at input and output, tables of classes among them; the Muon optimizer trains the
-            matrices of all others.
-    """
-
-    config: Any
-    whitening: TextWhitening | None
-    output_layer: ClassVar[str]
-    end_layers: ClassVar[tuple[str, ...]]
-    training: bool
-
-    @staticmethod
-    def sides_divisor(arguments: Mapping[str, Any]) -> int:
-        """What the sides of pictures are multiples of, for all of the constructor's arguments."""
-
-    @property
-    def facts(self) -> Facts:
-        """Its facts, as it is now."""
-
-    def forward(
-        self,
-        sample: Tensor | None = None,
-        timestep: Tensor | float | None = None,
-        context: TextContext | None = None,
-        *,
-        text: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        lowres: Tensor | None = None,
-        aug_timestep: Tensor | float | None = None,
-        dropout_seeds: Tensor | None = None,
-        conditions: Mapping[str, Tensor] | None = None,
-    ) -> Any:
-        """The only entry point, which offloading, sharding and compilation wrap. It has two modes:
-
-        - ``text`` alone, with its mask: the :class:`TextContext`, once per sample;
-        - ``sample, timestep`` with ``context=`` or, in training, ``text=``: the output, of the sample's dtype.
-
-        ``conditions`` holds what ``facts.classes`` and ``facts.extra_channels`` name, all of it, beside the sample.
-
-        Padding of the text changes nothing, and no picture depends on the others of its batch: dropout, too, is a
-        function of each picture's seed. See :meth:`unets.network.ConditionedNetwork.forward` for shapes and ranges.
-        """
-
-    def checkpoint_levels(self, levels: Sequence[int]) -> None:
-        """Gradient checkpointing of these levels alone. Raises ValueError for one that does not exist."""
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Gradient checkpointing of all levels."""
-
-    def grown(self, weights: Mapping[str, Tensor], trained: Facts) -> dict[str, Tensor]:
-        """Weights of a network with fewer classes and extra channels, made to fit this one, which then answers alike.
-
-        Raises:
-            ValueError: the trained network has some that this one lacks.
-        """
-
-    # torch's and diffusers' part, as far as it is used
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """:meth:`forward`, with the hooks around it."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, on or off."""
-
-    def eval(self) -> Self:
-        """Evaluation mode."""
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it, or change its dtype."""
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Whether its weights are trained."""
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Its weights with their names."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and buffers by name."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over weights and buffers."""
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """The layer of that name."""
-
-    def compile(self) -> None:
-        """Let torch compile its forward."""
-
-    def register_to_config(self, **arguments: Any) -> None:
-        """Change entries of ``config``."""
-
-    def save_config(self, save_directory: Any) -> None:
-        """Write ``config`` as config.json."""
 
 
 def network_class(kind: object) -> type[Network]:

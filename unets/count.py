@@ -25,10 +25,7 @@ def network(path: str) -> nn.Module:
     """
     with open(path, encoding="utf-8") as file:
         mapping: dict[str, Any] = (yaml.safe_load(file) or {}).get("unet") or {}
-    try:
-        cls: type[Any] = network_class(mapping.pop("kind", None))
-    except ValueError as error:
-        raise ValueError(f"{path}: unet.{error}") from None
+    cls: type[Any] = network_class(mapping.pop("kind", None))
     with torch.device("meta"):
         built: nn.Module = cls(**mapping)
     return built
@@ -59,7 +56,7 @@ def main(paths: Sequence[str]) -> int:
         try:
             counts = count(network(path))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {path}: {error}", file=sys.stderr)
             return 2
         print(f"| `{path}` | " + " | ".join(f"{n / 1e6:,.1f} M" for n in counts.values()) + " |")
     return 0

@@ -9,12 +9,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .attention import TokenAttention
-from .blocks import zero_init
+from .attention import TokenAttention, zero_init
 from .conditioning import sinusoids
 from .dropout import RowDropout, number_layers
-from .level import Level, LevelText
-from .network import ConditionedNetwork
+from .level import Level, LevelText, Skips
+from .network import Network
 from .options import Options, check_positive
 
 
@@ -28,18 +27,14 @@ class DiTBlock(Level):
     def __init__(self, width: int, mlp_ratio: int, options: Options) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attentions = nn.ModuleList(
-            [TokenAttention(width, options.head_dim, options.states_dim, qk_norm=options.qk_norm)]
-        )
+        self.attentions = nn.ModuleList([TokenAttention(width, options)])
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mlp_in = nn.Linear(width, mlp_ratio * width)
         self.dropout = RowDropout(options.dropout)
         self.mlp_out = nn.Linear(mlp_ratio * width, width)
         self.modulation = zero_init(nn.Linear(options.emb_dim, 6 * width))
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """x (B, N, width) -> (B, N, width); see :class:`Level`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attend(0, modulate(self.norm1(x), shift1, scale1), text)
@@ -62,7 +57,7 @@ def positions(height: int, width: int, dim: int, device: torch.device) -> Tensor
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-class DiT(ConditionedNetwork, ModelMixin, ConfigMixin):
+class DiT(Network, ModelMixin, ConfigMixin):
     """A diffusion transformer on patches (Peebles & Xie 2022); the defaults are their DiT-S, on pixels.
 
     Where they read a class, it reads text: pooled text is added to the time embedding, and every attention layer has
@@ -86,12 +81,7 @@ class DiT(ConditionedNetwork, ModelMixin, ConfigMixin):
     end_layers: ClassVar[tuple[str, ...]] = ("proj_in", "proj_out", "class_tables")
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DiTBlock"]
-    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
-        "norm",
-        "time_embedding",
-        "modulation",
-        *end_layers,
-    ]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "modulation", *end_layers]
 
     @staticmethod
     def sides_divisor(arguments: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .blocks import ResnetBlock, ResnetLevel
-from .level import Level, LevelText
+from .level import Level, LevelText, Skips
 from .options import Options
-from .unet import ConditionedUNet
+from .unet import ConditionedUNet, check_levels
 
 
 @dataclass(frozen=True)
@@ -47,44 +47,27 @@ def block_attention(channels: int, options: EfficientOptions) -> Attention:
     """Fig. A.28: heads of 2*channels/heads, the hidden size twice the channels (we read it as the width of q, k, v)."""
     if 2 * channels % options.heads:
         raise ValueError(f"heads {options.heads} does not divide the attention width {2 * channels}; choose a divisor")
-    return Attention(
-        channels,
-        2 * channels // options.heads,
-        options.states_dim,
-        inner_dim=2 * channels,
-        self_attention=options.attention == "self",
-        norm_groups=options.norm_groups,
-        qk_norm=options.qk_norm,
-    )
+    options = replace(options, head_dim=2 * channels // options.heads)
+    return Attention(channels, options, inner_dim=2 * channels, self_attention=options.attention == "self")
 
 
 class DBlock(ResnetLevel):
     """Fig. A.28: strided convolution first, then residual blocks with the embedding, then attention.
 
-    The lowest makes a skip only where every residual block does.
+    The last ``skips`` of the residual blocks make one each; ``before`` are the channels that come in.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        depth: int,
-        stride: int,
-        options: EfficientOptions,
-        *,
-        attention: bool,
-        lowest: bool,
+        self, before: int, width: int, depth: int, stride: int, options: EfficientOptions, attention: bool, skips: int
     ) -> None:
         super().__init__()
-        self.makes = depth if options.skip == "concat_each" else int(not lowest)
-        self.conv = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)
-        self.resnets.extend([ResnetBlock(channels, channels, options) for _ in range(depth)])
+        self.makes = skips
+        self.conv = nn.Conv2d(before, width, 3, stride=stride, padding=1)
+        self.resnets.extend([ResnetBlock(width, width, options) for _ in range(depth)])
         if attention:
-            self.attentions.append(block_attention(channels, options))
+            self.attentions.append(block_attention(width, options))
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """x (B, C, H, W) -> x (B, C', H/stride, W/stride) and its skips; see :class:`Level`."""
         x = self.conv(x)
         made = []
@@ -100,34 +83,22 @@ class UBlock(ResnetLevel):
     """Fig. A.29: the skip joins, residual blocks with the embedding, attention, and the upsampling convolution last.
 
     The convolution gives the channels of the next block's skip, the mirror of DBlock (the paper draws its own channels
-    there and does not say how they meet the skip's). The lowest takes a skip only where every residual block does.
+    there and does not say how they meet the skip's): ``behind``. The first ``skips`` residual blocks take one each.
     """
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        depth: int,
-        stride: int,
-        options: EfficientOptions,
-        *,
-        attention: bool,
-        lowest: bool,
+        self, width: int, behind: int, depth: int, stride: int, options: EfficientOptions, attention: bool, skips: int
     ) -> None:
         super().__init__()
-        self.skip = options.skip
-        self.takes = depth if options.skip == "concat_each" else int(not lowest)
-        self.residual_scale = options.residual_scale
+        self.takes, self.skip, self.residual_scale = skips, options.skip, options.residual_scale
         for index in range(depth):
             joins = options.skip != "add" and index < self.takes
-            self.resnets.append(ResnetBlock(2 * channels if joins else channels, channels, options))
+            self.resnets.append(ResnetBlock(2 * width if joins else width, width, options))
         if attention:
-            self.attentions.append(block_attention(channels, options))
-        self.conv = upsampling_conv(options.upsample, channels, out_channels, stride)
+            self.attentions.append(block_attention(width, options))
+        self.conv = upsampling_conv(options.upsample, width, behind, stride)
 
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """x (B, C, H, W) -> (B, C', H*stride, W*stride); see :class:`Level`."""
         for index, resnet in enumerate(self.resnets):
             if index < len(skips):
@@ -206,20 +177,19 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         extra_channels: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        _check_blocks(channels, num_res_blocks, strides, attention_levels)
+        check_levels(attention_levels, channels=channels, num_res_blocks=num_res_blocks, strides=strides)
         options = EfficientOptions.of(self.config, sinusoid_dim=channels[0], time_embed_dim=4 * channels[0])
         self._setup_input(options, channels[0])
         self.skip, self.residual_scale = skip, residual_scale
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         current, attending = channels[0], set(attention_levels)
         for i, (width, depth, stride) in enumerate(zip(channels, num_res_blocks, strides, strict=True)):
-            place = {"attention": i in attending, "lowest": i == len(channels) - 1}
-            self.down_blocks.append(DBlock(current, width, depth, stride, options, **place))
-            up = UBlock(width, current, depth, stride, options, **place)
-            self.up_blocks.insert(0, up)
+            # one skip of each block but the lowest, or one of every residual block
+            skips = depth if skip == "concat_each" else int(i < len(channels) - 1)
+            self.down_blocks.append(DBlock(current, width, depth, stride, options, i in attending, skips))
+            self.up_blocks.insert(0, UBlock(width, current, depth, stride, options, i in attending, skips))
             current = width
-        joined = channels[0] if skip == "add" else 2 * channels[0]
-        self._setup_output(joined)
+        self._setup_output(channels[0] if skip == "add" else 2 * channels[0])
 
     def _levels(self) -> list[Level]:
         return [*self.down_blocks, *self.up_blocks]  # type: ignore[list-item]
@@ -229,20 +199,3 @@ class EfficientUNet(ConditionedUNet, ModelMixin, ConfigMixin):
         x = self._run_levels(stem, emb, text, seeds)
         # the stem is the last skip (ours: the paper's figure of the whole network is not explicit)
         return self._output(join(x, stem, self.skip, self.residual_scale))
-
-
-def _check_blocks(
-    channels: Sequence[int], depths: Sequence[int], strides: Sequence[int], attention_levels: Sequence[int]
-) -> None:
-    if not len(channels) == len(depths) == len(strides) > 0:
-        raise ValueError(
-            f"channels {list(channels)}, num_res_blocks {list(depths)} and strides {list(strides)} "
-            "must have one entry per block each"
-        )
-    if min(*channels, *depths, *strides) < 1:
-        raise ValueError(
-            f"channels {list(channels)}, num_res_blocks {list(depths)} and strides {list(strides)} must be at least 1"
-        )
-    wrong = [level for level in attention_levels if level not in range(len(channels))]
-    if wrong:
-        raise ValueError(f"attention_levels {wrong} do not exist; this network has blocks 0 to {len(channels) - 1}")

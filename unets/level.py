@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
+Skips = tuple[Tensor, ...]
 
 
 class LevelText(NamedTuple):
@@ -45,26 +46,20 @@ class Level(nn.Module):
         self,
         x: Tensor | None,
         emb: Tensor | None = None,
-        skips: tuple[Tensor, ...] = (),
+        skips: Skips = (),
         text: LevelText = NO_TEXT,
         seeds: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]] | tuple[KeysValues, ...]:
+    ) -> tuple[Tensor, Skips] | tuple[KeysValues, ...]:
         """Features x and embedding emb (B, emb_dim), after its activation -> features and the skips made here.
 
         ``skips`` are those it takes, in the order they were made; ``seeds`` (B,) are dropout's. With x None see above.
         """
         if x is None:
-            return self.keys_values(text)
+            return tuple(attention(None, text.states, None, text.mask) for attention in self.attentions)
         assert emb is not None, "a level was run without the time embedding"
         return self.run(x, emb, skips, text, seeds)
 
-    def keys_values(self, text: LevelText) -> tuple[KeysValues, ...]:
-        """Keys and values of every attention layer."""
-        return tuple(attention(None, text.states, None, text.mask) for attention in self.attentions)
-
-    def run(
-        self, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> tuple[Tensor, Skips]:
         """What :meth:`forward` does with features."""
         raise TypeError(f"{type(self).__name__} does not say how it runs")
 

@@ -7,18 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import zero_init
 from .blocks import activation
-from .conditioning import (
-    TextPooling,
-    TextWhitening,
-    TimestepEmbedding,
-    cosine_log_snr_coordinate,
-    sinusoids,
-    trim,
-)
+from .conditioning import TextPooling, TextWhitening, TimestepEmbedding, cosine_log_snr_coordinate, sinusoids, trim
 from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of
-from .level import NO_TEXT, Level, LevelText
+from .level import NO_TEXT, Level, LevelText, Skips
 from .options import Options, by_name
 
 
@@ -28,16 +22,36 @@ def first_of(context: TextContext | None) -> Tensor | None:
     return next((part for part in parts if part is not None), None)
 
 
-class ConditionedNetwork(nn.Module):
-    """Conditioning and ``forward`` of every network; a subclass builds the levels, names its layers at input and output
-    (:class:`Network`) and gives ``_levels``, ``_denoise`` and ``sides_divisor``."""
+class Network(nn.Module):
+    """A network of :data:`unets.NETWORKS`, which is also diffusers' ModelMixin and ConfigMixin.
+
+    Whoever trains, samples, counts, exports or stores a network knows it by what is public here. A subclass builds the
+    levels and gives ``_levels``, ``_denoise``, ``sides_divisor`` and the names of its layers. Its constructor takes
+    plain values, all with defaults and kept by ``@register_to_config``, among them in_channels, out_channels,
+    lowres_channels and text_dim. A new network returns zeros, or what it skips from input to output. Padding of the
+    text changes nothing, and no picture depends on the others of its batch: dropout, too, is a function of each
+    picture's seed.
+
+    Attributes:
+        config: the constructor's arguments.
+        whitening: the map that makes encoder states uncorrelated, to be fitted before training; None: there is none.
+        input_layer: name of the convolution or linear map that reads the pictures.
+        output_layer: name of the one whose rows are the output's numbers, channel by channel: the first half of them
+            makes the first half of the channels.
+        end_layers: names of the layers at input and output, tables of classes among them; the Muon optimizer trains the
+            matrices of all others.
+    """
 
     input_layer: ClassVar[str]
     output_layer: ClassVar[str]
     end_layers: ClassVar[tuple[str, ...]]
-    config: Any  # of diffusers' ConfigMixin
+    # of diffusers' mixins, as far as it is used
+    config: Any
+    dtype: torch.dtype
+    register_to_config: Callable[..., None]
+    save_config: Callable[..., None]
+    enable_gradient_checkpointing: Callable[..., None]
     _gradient_checkpointing_func: Callable[..., Any]
-    enable_gradient_checkpointing: Callable[..., None]  # of diffusers' ModelMixin
 
     @staticmethod
     def sides_divisor(arguments: Mapping[str, Any]) -> int:
@@ -60,9 +74,7 @@ class ConditionedNetwork(nn.Module):
         self.class_tables = class_tables(options.classes, emb_dim)
         self.input_gain: nn.Linear | None = None
         if options.input_skip:
-            self.input_gain = nn.Linear(emb_dim, options.in_channels + options.lowres_channels)
-            nn.init.zeros_(self.input_gain.weight)
-            nn.init.zeros_(self.input_gain.bias)
+            self.input_gain = zero_init(nn.Linear(emb_dim, options.in_channels + options.lowres_channels))
             nn.init.ones_(self.input_gain.bias[options.in_channels :])
         self.encoder_hid_proj: nn.Linear | None = None
         self.add_embedding: TextPooling | None = None
@@ -162,14 +174,10 @@ class ConditionedNetwork(nn.Module):
         width = self.options.text_dim
         if width is None and (text is not None or context is not None):
             raise ValueError("this network was built without text (text_dim=None); call it without text and context")
-        if text is None:
-            return
-        if text.ndim != 3 or text.shape[1] == 0:
+        if text is not None and (text.ndim != 3 or text.shape[1] == 0 or text.shape[-1] != width):
             raise ValueError(
                 f"text has shape {tuple(text.shape)}; give (B, L, {width}), L at least 1: one zero token is no text"
             )
-        if text.shape[-1] != width:
-            raise ValueError(f"text has width {text.shape[-1]}, this network expects text_dim {width}")
 
     def _check_batch(self, sample: Tensor, **given: Tensor | None) -> None:
         """What is given for each picture is given for as many; and pictures are what noise can be taken off."""
@@ -268,14 +276,7 @@ class ConditionedNetwork(nn.Module):
         """What ``checkpoint_levels`` calls each level, in the order they run."""
         return list(range(len(self._levels())))
 
-    def _run_levels(
-        self,
-        x: Tensor,
-        emb: Tensor,
-        text: LevelText,
-        seeds: Tensor | None,
-        skips: tuple[Tensor, ...] = (),
-    ) -> Tensor:
+    def _run_levels(self, x: Tensor, emb: Tensor, text: LevelText, seeds: Tensor | None, skips: Skips = ()) -> Tensor:
         """Runs the levels in turn, each with its part of the text; skips are taken last made, first taken."""
         start = 0
         for level in self._levels():
@@ -286,9 +287,7 @@ class ConditionedNetwork(nn.Module):
             skips = skips[:rest] + made
         return x
 
-    def _run(
-        self, level: Level, x: Tensor, emb: Tensor, skips: tuple[Tensor, ...], text: LevelText, seeds: Tensor | None
-    ) -> Any:
+    def _run(self, level: Level, x: Tensor, emb: Tensor, skips: Skips, text: LevelText, seeds: Tensor | None) -> Any:
         """Runs one level, checkpointed where ``enable_gradient_checkpointing`` asked for it."""
         if self.gradient_checkpointing and level.checkpointed and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(level, x, emb, skips, text, seeds)

@@ -1,16 +1,30 @@
 """What the two U-Nets share beside the conditioning: where cells lie, and the layers at input and output."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import activation, zero_init
+from .attention import zero_init
+from .blocks import activation
 from .dropout import number_layers
-from .network import ConditionedNetwork
+from .network import Network
 from .options import Options
+
+
+def check_levels(attention_levels: Sequence[int], **numbers: Sequence[int]) -> None:
+    """Raises ValueError unless each option has one number of at least 1 per level, and levels with attention exist."""
+    said = ", ".join(f"{name} {list(each)}" for name, each in numbers.items())
+    count = len(next(iter(numbers.values())))
+    if count == 0 or any(len(each) != count for each in numbers.values()):
+        raise ValueError(f"{said}: give one entry for every level, and at least one level")
+    if min(map(min, numbers.values())) < 1:
+        raise ValueError(f"{said} must be at least 1 on every level")
+    wrong = [level for level in attention_levels if level not in range(count)]
+    if wrong:
+        raise ValueError(f"attention_levels {wrong} do not exist; this network has levels 0 to {count - 1}")
 
 
 def coordinates(x: Tensor) -> Tensor:
@@ -21,7 +35,7 @@ def coordinates(x: Tensor) -> Tensor:
     return grid.to(x.dtype).expand(batch, -1, -1, -1)
 
 
-class ConditionedUNet(ConditionedNetwork):
+class ConditionedUNet(Network):
     """A U-Net between a first and a last convolution; a subclass builds its levels."""
 
     input_layer: ClassVar[str] = "conv_in"

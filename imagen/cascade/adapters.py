@@ -8,7 +8,7 @@ for their layers, so that one file serves :class:`imagen.ImagenPipeline` and dif
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagen.checks import check_choice
+from imagen.errors import one_line
 from imagen.stages.folder import RECORD, read_run
 from imagen.stages.spec import SLOTS
 
@@ -120,7 +121,7 @@ def read_adapter(place: str | Path) -> Adapter:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             facts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is no whole safetensors file ({one_line(error)})") from error
     wrong = sorted(name for name in tensors if not name.startswith(PREFIX) or not name.endswith(ENDS))
     if wrong or not tensors:
         found = f"holds {wrong[0]!r}" if wrong else "is empty"
@@ -193,11 +194,14 @@ class AdapterMixin:
         held = {slot: getattr(getattr(self, f"{slot}_unet"), "lora_tuner", None) for slot in SLOTS}
         return {slot: tuner[0] for slot, tuner in held.items() if tuner is not None}
 
-    def _take_adapter(self, slot: str) -> Any:
-        unet = getattr(self, f"{slot}_unet")
-        (tuner,) = unet.lora_tuner
-        del unet.lora_tuner
-        return tuner
+    def _taken(self, stage: str | None) -> Iterator[Any]:
+        """The adapters of a stage (None: of every stage), which hold them no more."""
+        if stage is not None and check_choice("stage", stage, SLOTS) not in self._adapters:
+            raise ValueError(f"stage {stage!r} holds no adapter; load one with load_lora_weights")
+        for slot, tuner in self._adapters.items():
+            if stage in (None, slot):
+                del getattr(self, f"{slot}_unet").lora_tuner
+                yield tuner
 
     def load_lora_weights(self, adapter: str | Path, stage: str = "base") -> None:
         """Load an adapter into a stage's network, to act in all later calls.
@@ -221,18 +225,13 @@ class AdapterMixin:
 
     def unload_lora_weights(self, stage: str | None = None) -> None:
         """Take the adapter of a stage (None: of every stage) out again; the weights are those before, bit for bit."""
-        for slot in self._adapted(stage):
-            self._take_adapter(slot).unload()
+        for tuner in self._taken(stage):
+            tuner.unload()
 
     def merge_lora_weights(self, stage: str | None = None) -> None:
         """Add the adapter of a stage (None: of every stage) to its weights, for good: to save, or to sample faster."""
-        for slot in self._adapted(stage):
-            self._take_adapter(slot).merge_and_unload(safe_merge=True)
-
-    def _adapted(self, stage: str | None) -> list[str]:
-        if stage is not None and check_choice("stage", stage, SLOTS) not in self._adapters:
-            raise ValueError(f"stage {stage!r} holds no adapter; load one with load_lora_weights")
-        return list(self._adapters) if stage is None else [stage]
+        for tuner in self._taken(stage):
+            tuner.merge_and_unload(safe_merge=True)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As diffusers', where no stage holds an adapter. Raises: ValueError, saying how to save one that does."""

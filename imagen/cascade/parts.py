@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from safetensors.torch import load_file
 
-from imagen.cascade.safety import load_checker
+from imagen.errors import one_line
 from imagen.stages.folder import check_complete, read_index
 from imagen.text.encoder import check_loaded, check_tokenizer
 from imagen.text.kinds import TextEncoder, read_encoder
@@ -86,3 +87,32 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
     encoder, info = read_encoder(folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"])
     check_loaded(encoder, info, str(folder))
     return encoder.requires_grad_(False).eval()
+
+
+def load_checker(folder: Path, options: Mapping[str, Any]) -> Any:
+    """A pipeline folder's safety checker. transformers 5 cannot load the class that diffusers ships, so we do.
+
+    Args:
+        options: those of ``from_pretrained``: dtype, variant.
+
+    Raises:
+        ValueError: weights are missing or do not fit.
+    """
+    from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
+    from transformers import CLIPConfig
+
+    checker = IFSafetyChecker(CLIPConfig.from_pretrained(folder))
+    variant = options.get("variant")
+    files = sorted(folder.glob(f"*.{variant}*.safetensors")) if variant else []
+    values = {}
+    for file in files or sorted(folder.glob("model*.safetensors")):
+        values.update(load_file(file))
+    values = {name: value for name, value in values.items() if not name.endswith(".position_ids")}  # a mere count
+    try:
+        checker.load_state_dict(values)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model folder {str(folder.parent)!r}: safety_checker does not load: {one_line(error)}"
+        ) from error
+    dtype = options.get("dtype")
+    return checker.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).requires_grad_(False).eval()

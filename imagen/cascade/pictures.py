@@ -1,4 +1,7 @@
-"""Pictures in and out: what callers hold (PIL, arrays, tensors) <-> (B, C, H, W) float32 in [-1, 1]."""
+"""Pictures in and out: what callers hold (PIL, arrays, tensors) <-> (B, C, H, W) float32 in [-1, 1].
+
+On their way out they meet the safety checker and the watermark that some released checkpoints carry (DeepFloyd IF).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from imagen.data.decode import Unusable, decode
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MARK_SIDE = 62
+"""Side of IF's watermark on a picture of 1024 px."""
 
 
 def load_pictures(image: Any, channels: int, aspect: tuple[int, int] = (1, 1)) -> list[Tensor]:
@@ -113,21 +118,55 @@ def check_output_type(output_type: str, channels: int) -> None:
         raise ValueError(f"output_type='pil' cannot hold {channels} channels; use output_type='np' or 'pt'")
 
 
-def to_output(x: Tensor, output_type: str) -> Any:
-    """(B, C, H, W) in [-1, 1] -> a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), both in [0, 1].
+def to_pil(pixels: np.ndarray) -> list[Image.Image]:
+    """(B, H, W, C) floats in [0, 1] -> PIL images."""
+    whole = (pixels * 255).round().astype(np.uint8)
+    return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in whole]
 
-    Arrays and tensors are float32 on the CPU, clamped to the range.
+
+def finish(
+    x: Tensor,
+    output_type: str,
+    side: int,
+    safety_checker: Any = None,
+    feature_extractor: Any = None,
+    watermarker: Any = None,
+) -> Any:
+    """Pictures as the caller gets them, checked and marked as diffusers' IF pipelines do it.
+
+    The checker sees what leaves as "pil" or "np" and blacks out what it refuses (with a warning); the watermark is put
+    on "pil" pictures; tensors ("pt") leave as they are, for a later stage or a checker of the caller's own.
+
+    The mark lies in the lower right corner, 62 / 1024 of the square root of the picture's area to a side: one of fewer
+    than 273 pixels (16 x 16, say) has no room for a pixel of it, and leaves unmarked. diffusers' class takes a picture
+    whose shorter side is below ``sample_size`` for a part of a larger one, and would put the mark beside it.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1].
+        side: the stage's size, for the watermark; of a picture with a shorter side it is that side.
+        safety_checker, feature_extractor, watermarker: the pipeline's, or None.
+
+    Returns:
+        a list of PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), both float32 on the CPU and in [0, 1].
+
+    Raises:
+        ValueError: a checker without the feature extractor that prepares its input.
     """
     unit = (x.detach().float().cpu() / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":
         return unit
     pixels = unit.permute(0, 2, 3, 1).numpy()
+    if safety_checker is not None:
+        if feature_extractor is None:
+            raise ValueError("safety_checker needs feature_extractor; load both, or set safety_checker to None")
+        seen = feature_extractor(to_pil(pixels), return_tensors="pt").pixel_values
+        parameter = next(safety_checker.parameters())
+        pixels, *_ = safety_checker(images=pixels, clip_input=seen.to(parameter.device, parameter.dtype))
     if output_type == "np":
         return pixels
-    return to_pil(pixels)
-
-
-def to_pil(pixels: np.ndarray) -> list[Image.Image]:
-    """(B, H, W, C) floats in [0, 1] -> PIL images."""
-    whole = (pixels * 255).round().astype(np.uint8)
-    return [Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture) for picture in whole]
+    images = to_pil(pixels)
+    width, height = images[0].size
+    has_pixels = width * height * MARK_SIDE**2 >= 1024**2  # without any the watermark's class stops
+    if watermarker is None or not has_pixels:
+        return images
+    return watermarker.apply_watermark(images, min(side, width, height))

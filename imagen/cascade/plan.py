@@ -15,9 +15,9 @@ from torch import Tensor
 from imagen.cascade.pictures import load_pictures
 from imagen.cascade.route import Wish, resolve
 from imagen.cascade.runner import Stage, step_rule
-from imagen.cascade.text import Text, pair
+from imagen.cascade.text import pair
 from imagen.checks import check_int
-from imagen.conditions.given import Sampled
+from imagen.conditions.condition import Sampled
 from imagen.conditions.text import null_text
 from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
@@ -51,8 +51,7 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     stages = [available[slot]._replace(settings=settings) for slot, settings in chosen.items()]
     stages = [stage._replace(rule=check_sampler(stage)) for stage in stages]
     for stage in stages:
-        _check_consistency(stage)
-        _check_weak(stage)
+        _check_networks(stage)
     for before, after in pairwise(stages):
         if after.lowres_channels != before.channels:
             raise ValueError(
@@ -62,17 +61,17 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     return stages if wish.height is None else _shaped(stages, *wish.aspect), given
 
 
-def _check_consistency(stage: Stage) -> None:
-    """Raises ValueError where the colours of what a stage starts from are not those of what it makes."""
+def _check_networks(stage: Stage) -> None:
+    """Raises ValueError where a stage's settings ask of its networks what they cannot do.
+
+    That is to keep colours of pictures that have others, or to guide by a weaker network that is not there, or has
+    other inputs.
+    """
     if stage.settings.lowres_consistency and stage.lowres_channels != stage.channels:
         raise ValueError(
             f"stage {stage.slot}: lowres_consistency is {stage.settings.lowres_consistency}; expected 0 where pictures "
             f"of {stage.channels} channels are made from {stage.lowres_channels}"
         )
-
-
-def _check_weak(stage: Stage) -> None:
-    """Raises ValueError where guidance asks for a weaker network and it is not there, or has other inputs."""
     if "weak" not in stage.branches:
         return
     if stage.weak is None:
@@ -152,26 +151,13 @@ def join(
         ValueError: a prompt is missing, or given for nobody; widths or numbers that do not fit.
     """
     numbers = {"prompts": 1 if prompt is None else len(prompt[0]), "pictures to start from": pictures or 1}
-    numbers |= {f"{other.name}s": other.number for other in others}
+    numbers |= {f"{other.name}s": len(other) for other in others}
     count = max(numbers.values())
     for name, number in numbers.items():
         if number not in (1, count):
             most = next(name for name, number in numbers.items() if number == count)
             raise ValueError(f"{number} {name} for {count} {most}; give one, or one for each")
-    text = _text(stages, prompt, negative, count, device, null)
-    return [*([] if text is None else [text]), *others], count
-
-
-def _text(
-    stages: Sequence[Stage],
-    prompt: tuple[Tensor, Tensor] | None,
-    negative: tuple[Tensor, Tensor] | None,
-    count: int,
-    device: torch.device,
-    null: Callable[[int], tuple[Tensor, Tensor]],
-) -> Text | None:
-    """Both halves of the text for ``count`` prompts; None if no stage reads one. Raises: as :func:`join`."""
-    reading = [stage for stage in stages if stage.reads_text]
+    reading = [stage for stage in stages if stage.unet.facts.text_dim is not None]
     if prompt is None and reading:
         raise ValueError(f"no prompt: stage {reading[0].slot} reads text; give prompt= or prompt_embeds=")
     if not reading:
@@ -179,17 +165,17 @@ def _text(
             if given is not None:
                 raise ValueError(f"{name} is given but no stage that runs reads text (text_dim=None); leave it out")
     if prompt is None:
-        return None
+        return list(others), count
     guided = any("unconditional" in stage.branches for stage in stages)
     if negative is not None and not guided:
         logger.warning("negative_prompt has no effect at guidance_scale=1: the unconditional half is not computed")
     width = prompt[0].shape[-1]
     for stage in reading:
-        if stage.unet.config.text_dim != width:
+        if stage.unet.facts.text_dim != width:
             raise ValueError(
-                f"the text has width {width} but stage {stage.slot} was trained on {stage.unet.config.text_dim}; "
+                f"the text has width {width} but stage {stage.slot} was trained on {stage.unet.facts.text_dim}; "
                 "use the text encoder it was trained with"
             )
     if negative is None:
         negative = null(width) if guided else null_text(1, width)  # unread without guidance
-    return pair(prompt, negative, count, device)
+    return [pair(prompt, negative, count, device), *others], count

@@ -12,24 +12,14 @@ from typing import Any
 
 from imagen.stages.spec import StageDefaults
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "if": {
-        "base": {"sampler": "ddpm", "num_inference_steps": "smart100", "guidance_scale": 7.0},
-        "sr256": {"sampler": "ddpm", "num_inference_steps": "smart50", "guidance_scale": 4.0},
-    },
-    "if-fast": {
-        "base": {"sampler": "ddpm", "num_inference_steps": "fast27", "guidance_scale": 7.0},
-        "sr256": {"sampler": "ddpm", "num_inference_steps": "smart27", "guidance_scale": 4.0},
-    },
-    "few-step": {
-        "base": {"sampler": "dpm++", "num_inference_steps": 50, "guidance_scale": 7.0},
-        "sr256": {"sampler": "dpm++", "num_inference_steps": 25, "guidance_scale": 4.0},
-    },
-    "fewest-step": {
-        "base": {"sampler": "dpm++", "num_inference_steps": 20, "guidance_scale": 7.0},
-        "sr256": {"sampler": "dpm++", "num_inference_steps": 15, "guidance_scale": 4.0},
-    },
+PRESETS: dict[str, tuple[str, dict[str, int | str]]] = {
+    "if": ("ddpm", {"base": "smart100", "sr256": "smart50"}),
+    "if-fast": ("ddpm", {"base": "fast27", "sr256": "smart27"}),
+    "few-step": ("dpm++", {"base": 50, "sr256": 25}),
+    "fewest-step": ("dpm++", {"base": 20, "sr256": 15}),
 }
+"""Sampler, and steps of each stage."""
+GUIDANCE = {"base": 7.0, "sr256": 4.0}
 
 
 def set_sampler(pipe: Any, slot: str, sampler: str) -> None:
@@ -54,14 +44,13 @@ def with_preset(name: str, stages: Mapping[str, StageDefaults]) -> dict[str, Sta
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    beyond = [slot for slot in stages if slot not in PRESETS[name]]
+    beyond = [slot for slot in stages if slot not in GUIDANCE]
     if beyond:
         raise ValueError(f"preset {name!r} is for DeepFloyd IF's stages and says nothing of {beyond[0]}; use --steps")
-    return {slot: dataclasses.replace(stage, **_settings(name, slot)) for slot, stage in stages.items()}
-
-
-def _settings(name: str, slot: str) -> dict[str, Any]:
-    return {key: value for key, value in PRESETS[name][slot].items() if key != "sampler"}
+    made, steps = {}, PRESETS[name][1]
+    for slot, stage in stages.items():
+        made[slot] = dataclasses.replace(stage, num_inference_steps=steps[slot], guidance_scale=GUIDANCE[slot])
+    return made
 
 
 def apply_preset(pipe: Any, name: str) -> None:
@@ -70,6 +59,6 @@ def apply_preset(pipe: Any, name: str) -> None:
     Raises:
         ValueError: as :func:`with_preset`.
     """
-    for slot in with_preset(name, pipe.stage_defaults):
-        set_sampler(pipe, slot, PRESETS[name][slot]["sampler"])
-        pipe.set_stage_defaults(slot, **_settings(name, slot))
+    for slot, stage in with_preset(name, pipe.stage_defaults).items():
+        set_sampler(pipe, slot, PRESETS[name][0])
+        pipe.set_stage_defaults(slot, **stage.to_dict())

@@ -67,24 +67,19 @@ class Wish(NamedTuple):
         return (1, 1) if self.height is None or self.width is None else (self.height, self.width)
 
 
-def argument(name: str) -> str:
-    """A setting as the pipeline's callers know it."""
-    return name
-
-
 def option(name: str) -> str:
     """A setting as people at the command line know it."""
     return OF_CALLS.get(name, f"--{name}")
 
 
 def resolve(
-    stages: Stages, wish: Wish, pictures: Sequence[tuple[int, int]] = (), say: Callable[[str], str] = argument
+    stages: Stages, wish: Wish, pictures: Sequence[tuple[int, int]] = (), say: Callable[[str], str] = str
 ) -> dict[str, StageDefaults]:
     """The stages that a call runs, in order, by slot, each with the call's settings in place of its stored ones.
 
     Args:
         pictures: height and width of each picture to start from, cropped to ``wish.aspect``; none: from text.
-        say: how a setting is called in errors, :func:`argument` or :func:`option`.
+        say: how a setting is called in errors: as the pipeline's callers know it, or :func:`option`.
 
     Raises:
         ValueError: no such route through the stages, a value out of range, or one that nothing reads.
@@ -188,9 +183,7 @@ def _entry(stages: Stages, image_side: int, size: int | None) -> str:
         limit = f" up to size={size}" if size is not None else ""
         raise ValueError(f"this model has no super-resolution stage{limit} that could start from a picture")
     filled = [slot for slot, lowres in needs.items() if lowres <= image_side]
-    if filled:
-        return max(filled, key=lambda slot: needs[slot])
-    return min(needs, key=lambda slot: needs[slot])
+    return max(filled, key=needs.__getitem__) if filled else min(needs, key=needs.__getitem__)
 
 
 def per_stage(name: str, value: Any, running: Sequence[str], stages: Stages) -> dict[str, Any]:

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
-from imagen.conditions.given import Given, Sampled, Target, arguments
+from imagen.conditions.condition import Given, Sampled, Target, arguments
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
 from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
-from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
-from imagen.diffusion.schedules import make_schedule, timestep_from_t
+from imagen.diffusion.schedules import level_log_snrs, make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
 from imagen.stages.spec import StageDefaults
-from unets.contract import Network
+from unets.network import Network
 
 PIXELS_PER_CALL = 4 * 1024 * 1024
 """Most pixels a network sees at once, without another limit: four rows of 1024 px (two guided pictures)."""
@@ -73,11 +72,6 @@ class Stage(NamedTuple):
         return self.unet.facts.lowres_channels
 
     @property
-    def reads_text(self) -> bool:
-        """Whether its network was built with text."""
-        return self.unet.facts.text_dim is not None
-
-    @property
     def guidance(self) -> Guidance:
         """How the answers of its network's branches become one."""
         return parse_guidance(self.settings.guidance)
@@ -104,14 +98,12 @@ class Job(NamedTuple):
 
     Attributes:
         conditions: what the caller passed (text, ...).
-        pictures_per_prompt: of each prompt.
-        seeds: one per picture, B in all.
+        seeds: one per picture, B in all, prompt by prompt.
         device: where the networks compute.
         sr_batch_size: pictures a super-resolution network sees at once, or None.
     """
 
     conditions: Sequence[Sampled]
-    pictures_per_prompt: int
     seeds: list[int]
     device: torch.device
     sr_batch_size: int | None = None
@@ -152,16 +144,15 @@ def run_stage(
         learned_variance=stage.unet.facts.learns_variance,
         correct=correct,
     )
-    estimate: list[Tensor] = []
 
     def watch(state: LoopState) -> None:
         if callback is not None:
             callback(state)
         if state.stop:
-            estimate.append(state.x0)
+            state.z = state.x0  # the estimate of the clean picture is what the loop then returns
 
-    done = sample_loop(x0_fn, z, stage.rule or step_rule(stage), generators, watch if callback is not None else None)
-    picture = estimate[0] if estimate else done
+    rule = stage.rule or step_rule(stage)
+    picture = sample_loop(x0_fn, z, rule, generators, watch if callback is not None else None)
     if not torch.isfinite(picture).all():
         raise ValueError(
             f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
@@ -203,7 +194,7 @@ def _bind(stage: Stage, network: Network, job: Job, lowered: Given | None) -> Ev
     The branches of a step are stacked, B rows for each.
     """
     count = len(job.seeds)
-    target = Target(network, stage.branches, stage.shape, count, job.pictures_per_prompt)
+    target = Target(network, stage.branches, stage.shape, count)
     given = [condition.given(target) for condition in job.conditions if condition.reads(network.facts)]
     given += [] if lowered is None else [lowered]
     pictures = torch.arange(count, device=job.device)
@@ -235,15 +226,7 @@ def _low_resolution(stage: Stage, small: Tensor, generators: Sequence[torch.Gene
     noise = _noise(generators, shape[1:], small.device, stage.dtype)
     level = torch.full((len(small),), settings.aug_level, device=small.device, dtype=torch.float64)
     schedule = make_schedule(**{"kind": "cosine", **settings.aug_schedule})
-    noised = augment_lowres(
-        small,
-        level,
-        noise,
-        stage.shape,
-        settings.aug_space,
-        schedule,
-        settings.lowres_mode,
-    )
+    noised = augment_lowres(small, level, noise, stage.shape, settings.aug_space, schedule, settings.lowres_mode)
     return Given({"lowres": noised, "aug_timestep": timestep_from_t(level).float()})
 
 

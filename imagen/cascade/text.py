@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from imagen.conditions.given import Given, Target
+from imagen.conditions.condition import Given, Target
 from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, encode, token_count
 from imagen.text.kinds import longest_text
@@ -16,7 +17,8 @@ from imagen.text.reading import TextDefaults
 from unets.contract import Facts
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True)
+class Text:
     """Embeddings of a call's P prompts and of the U = 1 or P texts of its unconditional half.
 
     Attributes:
@@ -26,16 +28,10 @@ class Text(NamedTuple):
 
     prompt: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
+    name: ClassVar[str] = "prompt"
 
-    @property
-    def name(self) -> str:
-        """The call's argument."""
-        return "prompt"
-
-    @property
-    def number(self) -> int:
-        """How many prompts."""
-        return self.prompt[0].shape[0]
+    def __len__(self) -> int:
+        return len(self.prompt[0])
 
     def reads(self, network: Facts) -> bool:
         """Whether it was built with text."""
@@ -43,12 +39,11 @@ class Text(NamedTuple):
 
     def given(self, target: Target) -> Given:
         """The texts, each once, which the network projects here; and which of them the pictures see in each branch."""
-        count = len(self.prompt[0])
-        prompt = torch.arange(count, device=self.prompt[0].device).repeat_interleave(target.pictures_per_prompt)
+        (text, mask), count = self.prompt, len(self)
+        prompt = target.rows(count, text.device)
         rows = dict.fromkeys(target.branches, prompt)
-        (text, mask), several = self.prompt, self.negative[0].shape[0] == count
         if "unconditional" in rows:
-            rows["unconditional"] = count + (prompt if several else torch.zeros_like(prompt))
+            rows["unconditional"] = count + (prompt if len(self.negative[0]) == count else torch.zeros_like(prompt))
             text, mask = cat_text(self.prompt, self.negative)
         return Given({"context": target.network(text=text, text_mask=mask)}, rows)
 
@@ -60,30 +55,6 @@ def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
     if isinstance(prompt, Sequence) and prompt and all(isinstance(entry, str) for entry in prompt):
         return list(prompt)
     raise ValueError(f"{name} is {prompt!r}; expected a string or a non-empty list of strings")
-
-
-def check_lengths(tokenizer: Any, prompts: Sequence[str], max_length: int, longest: int | None = None) -> None:
-    """Refuse prompts that the encoder would cut.
-
-    Args:
-        max_length: most tokens that the model was trained to read.
-        longest: most that its encoder can read; None where that has no limit.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    room = "T5 itself has no limit" if longest is None else f"its encoder can read {longest}"
-    advice = f"{room}: raise max_length if the networks were trained on longer ones"
-    if longest is not None and max_length >= longest:
-        advice = "its encoder has no more positions"
-    for prompt in prompts:
-        length = token_count(tokenizer, prompt)
-        if length > max_length:
-            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
-            raise ValueError(
-                f"prompt {shown!r} has {length} tokens and this model reads {max_length}; shorten it (nothing is cut "
-                f"silently; {advice})"
-            )
 
 
 class PromptReader(NamedTuple):
@@ -122,18 +93,28 @@ class PromptReader(NamedTuple):
         Raises:
             ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
         """
-        if self.tokenizer is None or self.text_encoder is None:
-            raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
-        text, mask = encode(
-            self.tokenizer, self.text_encoder, self.check(prompts), self.max_length, padding=self.defaults.padding
-        )
+        prepared, padding = self.check(prompts), self.defaults.padding
+        text, mask = encode(self.tokenizer, self.text_encoder, prepared, self.max_length, padding=padding)
         return text, mask.to(text.device)
 
     def check(self, prompts: str | Sequence[str]) -> list[str]:
-        """The prompts as they are encoded. Raises: ValueError for one that is too long, naming the first."""
+        """The prompts as they are encoded. Raises: ValueError, as :meth:`encode`, naming the first that is too long."""
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError("this pipeline has no tokenizer and text_encoder: load them, or pass prompt_embeds")
         prepared = [as_read(prompt, self.defaults.lowercase) for prompt in as_list("prompts", prompts)]
-        longest = longest_text(getattr(self.text_encoder, "config", None))
-        check_lengths(self.tokenizer, prepared, self.max_length, longest)
+        for prompt in prepared:
+            length = token_count(self.tokenizer, prompt)
+            if length > self.max_length:
+                shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+                longest = longest_text(self.text_encoder.config)
+                room = "T5 itself has no limit" if longest is None else f"its encoder can read {longest}"
+                advice = f"{room}: raise max_length if the networks were trained on longer ones"
+                if longest is not None and self.max_length >= longest:
+                    advice = "its encoder has no more positions"
+                raise ValueError(
+                    f"prompt {shown!r} has {length} tokens and this model reads {self.max_length}; shorten it (nothing "
+                    f"is cut silently; {advice})"
+                )
         return prepared
 
     def null(self, dim: int) -> tuple[Tensor, Tensor]:
@@ -175,17 +156,15 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
     """Both halves on ``device``.
 
     Args:
-        count: prompts wanted; a single one is repeated (one prompt for several pictures to start from).
+        count: prompts wanted, or one, which is repeated (one prompt for several pictures to start from).
 
     Raises:
-        ValueError: prompts or negative texts of another number than one or ``count``, or of different widths.
+        ValueError: negative texts of another number than one or ``count``, or of another width.
     """
-    given, _, dim = prompt[0].shape
-    if given not in (1, count):
-        raise ValueError(f"{given} prompts for {count} pictures to start from; give one, or one for each")
-    if negative[0].shape[0] not in (1, count):
-        raise ValueError(f"{negative[0].shape[0]} negative prompts for {count} prompts; give one, or one for each")
-    if negative[0].shape[2] != dim:
-        raise ValueError(f"the negative text has width {negative[0].shape[2]}, the prompt {dim}; encode both alike")
+    (others, _, width), dim = negative[0].shape, prompt[0].shape[2]
+    if others not in (1, count):
+        raise ValueError(f"{others} negative prompts for {count} prompts; give one, or one for each")
+    if width != dim:
+        raise ValueError(f"the negative text has width {width}, the prompt {dim}; encode both alike")
     embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
     return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))

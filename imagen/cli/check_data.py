@@ -8,48 +8,39 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from imagen.data import Note, PictureDataset, ShapesDataset, StreamDataset
+from imagen.data import ShapesDataset
+from imagen.data.pictures import PictureDataset, StreamDataset
+from imagen.data.sources import Note
+from imagen.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
-    from imagen.training.telling.skipped import SkipFile
+    from imagen.training.telling import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
 
 
-class Examined:
-    """A dataset for a loader's workers: item number -> what training would note about it."""
-
-    def __init__(self, source: PictureDataset) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, number: int) -> list[Note]:
-        return self.source.examine(number)[1]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where training would not stop over bad pictures, 1 where it would, 2 for a user's error."""
+    return run_command("check_data", partial(check, arguments), mistakes=ConfigError)
+
+
+def check(arguments: Sequence[str] | None) -> int:
+    """Examine what the arguments describe; returns whether training would stop. Raises: ConfigError."""
     from imagen.cascade.training.config.parsing import parse
-    from imagen.errors import ConfigError
 
-    try:
-        config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
-        from imagen.cascade.training.config.resumed import as_begun
-        from imagen.cascade.training.inputs.source import make_source
+    config = parse(arguments, "check_data", "Read every picture and caption of a run's configuration once.")
+    from imagen.cascade.training.inputs.source import make_source
+    from imagen.cascade.training.task import as_begun
+    from imagen.training.telling import SkipFile
 
-        source = make_source(as_begun(config))
-        if isinstance(source, ShapesDataset):
-            raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
-    except ConfigError as error:
-        print(f"check_data: error: {error}", file=sys.stderr)
-        return 2
-    from imagen.training.telling.skipped import SkipFile
+    source = make_source(as_begun(config))
+    if isinstance(source, ShapesDataset):
+        raise ConfigError("data.kind shapes is drawn, not stored: there is nothing to check")
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)
@@ -68,18 +59,23 @@ def examine(source: PictureDataset | StreamDataset, workers: int, found: SkipFil
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    every: Iterable[list[Note]]
     if isinstance(source, StreamDataset):
-        every: Any = (about for _, about in source.examine())
-        total = None
+        every, total = (about for _, about in source.examine()), None
     else:
-        every = DataLoader(Examined(source), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
-        total = len(source)
+        numbers, total = range(len(source)), len(source)
+        every = DataLoader(numbers, batch_size=None, num_workers=workers, collate_fn=partial(_notes, source))  # type: ignore[arg-type]
     notes: list[Note] = []
     for about in tqdm(every, total=total, unit="pictures", disable=None):
         found.read += 1
         found.add(about)
         notes += about
     return found.read, notes
+
+
+def _notes(source: PictureDataset, number: int) -> list[Note]:
+    """What training would note about an item."""
+    return source.examine(number)[1]
 
 
 def report(length: int, notes: Sequence[Note]) -> str:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, run_command
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -57,10 +57,5 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from jsonargparse import auto_cli
 
-    words = sys.argv[1:] if arguments is None else arguments
-    try:
-        auto_cli(command, args=[_renamed(word) for word in words], as_positional=False)
-    except ConfigError as error:
-        print(f"compose: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    words = [_renamed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    return run_command("compose", lambda: auto_cli(command, args=words, as_positional=False), mistakes=ConfigError)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from PIL import Image, PngImagePlugin
@@ -17,14 +18,8 @@ KEY = "imagen"
 
 def slug(text: str, limit: int = 60) -> str:
     """``text`` as part of a file name: lower case words joined by hyphens, cut at a word; "picture" if none is left."""
-    words = re.findall(r"\w+", text.lower())
-    name = ""
-    for word in words:
-        longer = f"{name}-{word}" if name else word[:limit]
-        if len(longer) > limit:
-            break
-        name = longer
-    return name or "picture"
+    words = " ".join(re.findall(r"\w+", text.lower()))
+    return shorten(words, limit, placeholder="").replace(" ", "-") or "picture"
 
 
 def free_stem(folder: Path, stem: str, suffixes: Sequence[str]) -> str:
@@ -50,15 +45,13 @@ def write_png(image: Image.Image, folder: Path, stem: str, settings: Mapping[str
     info.add_text(KEY, json.dumps(settings))
     while True:
         path = folder / f"{free_stem(folder, stem, [''])}.png"
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # takes the name, or another did
+        with suppress(FileExistsError):  # another took the name meanwhile
+            path.touch(exist_ok=False)
             break
-        except FileExistsError:
-            continue
     partial = path.with_suffix(".png.tmp")
     try:
         image.save(partial, format="PNG", pnginfo=info)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -76,16 +69,4 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         text = getattr(image, "text", {}).get(KEY)
     if text is None:
         raise ValueError(f"{str(path)!r} holds no settings of sample.py")
-    settings: dict[str, Any] = json.loads(text)
-    return settings
-
-
-def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Pictures of one size side by side, row by row, on white."""
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        canvas.paste(image.convert("RGB"), (gap + column * (width + gap), gap + row * (height + gap)))
-    return canvas
+    return dict(json.loads(text))

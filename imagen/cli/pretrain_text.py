@@ -10,6 +10,7 @@ of a caption, "what is above?", they can, too.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jsonargparse import auto_cli
 from transformers import T5Tokenizer
 
 from imagen.data.shapes.language import Facts, caption, sample_facts
+from imagen.errors import run_command
 from imagen.text.folders import component_folders
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
 
@@ -64,12 +66,8 @@ def command(out: Path, t5: PretrainConfig = DEMO) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        auto_cli(command, args=arguments, as_positional=False)
-    except ValueError as error:
-        print(f"pretrain_text: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    work = partial(auto_cli, command, args=arguments, as_positional=False)
+    return run_command("pretrain_text", work, "; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 
+ASKED = ("image", "negative_prompt", *OPTIONS, "height", "width")
+"""Options that are recorded as they were given."""
+
+
 class Picture(NamedTuple):
     """One picture to make: its prompt (None: the model reads no text) and its seed."""
 
@@ -40,18 +44,10 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[st
         takes = [slot for slot in running if running[slot].lowres_size is not None or not SETTINGS[name].from_picture]
         settings[recorded(flag)] = {names[slot]: getattr(running[slot], name) for slot in takes}
     return {
-        "negative_prompt": args.negative_prompt,
-        "model": args.model,
-        "image": args.image,
-        **{name: getattr(args, name) for name in OPTIONS},
+        **{name: getattr(args, name) for name in ("model", "preset", "lora", "dtype", *ASKED)},
         "size": list(running.values())[-1].size,
-        "height": args.height,
-        "width": args.width,
-        "preset": args.preset,
         **settings,
         "sampler": {names[slot]: type(getattr(pipe, f"{slot}_scheduler")).__name__ for slot in running},
-        "lora": args.lora,
-        "dtype": args.dtype,
         "device": str(pipe._execution_device),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
@@ -75,10 +71,9 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
     for flag in OF_CALLS.values():
         if values := settings[recorded(flag)]:
             words += [flag, ",".join(f"{stage}={value}" for stage, value in values.items())]
-    optional = {"--sampler": args.sampler, "--image": args.image, "--negative-prompt": args.negative_prompt}
-    optional |= {extra.flag: getattr(args, name) for name, extra in OPTIONS.items()}
-    optional |= {"--height": args.height, "--width": args.width, "--preset": args.preset}
-    words += [word for option, value in optional.items() if value is not None for word in (option, str(value))]
+    optional = {name: getattr(args, name) for name in ("sampler", "preset", *ASKED)}
+    for name, value in optional.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     words += [word for adapter in args.lora for word in ("--lora", adapter)]
     return shlex.join([*words, "--dtype", args.dtype])
 

@@ -7,14 +7,17 @@ Give the same command again after an interruption: it goes on from the shards th
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jsonargparse.typing import PositiveInt
+
 from imagen.cascade.training.config.run import RunConfig
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, Stopped, one_line, run_command
 
 if TYPE_CHECKING:
     from imagen.text.cache.build import Result
@@ -35,19 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--captions", metavar="FILE", help="encode the lines of this UTF-8 file instead of the data's captions")
     add("--out", metavar="DIR", help="the cache; default: the configuration's text.cache")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="stored dtype; default: text.dtype, without loss")
-    add("--processes", type=_positive, help="encoders at work at once; default: the number of GPUs, or 1")
-    add("--batch_size", type=_positive, default=64, help="captions encoded at once by a process (default 64)")
-    add("--shard_size", type=_positive, default=4096, help="captions a file, the most a kill costs (default 4096)")
+    add("--processes", type=PositiveInt, help="encoders at work at once; default: the number of GPUs, or 1")
+    add("--batch_size", type=PositiveInt, default=64, help="captions encoded at once by a process (default 64)")
+    add("--shard_size", type=PositiveInt, default=4096, help="captions a file, the most a kill costs (default 4096)")
     add("--device", help="cpu, cuda (shared out over the GPUs) or another torch device; default: cuda if there is one")
-    add("--num", type=_positive, help="how many samples of a source without end, such as the shapes world")
+    add("--num", type=PositiveInt, help="how many samples of a source without end, such as the shapes world")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return number
 
 
 def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
@@ -56,7 +52,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
     Raises:
         ConfigError: a source without end and no ``num``, or ``num`` for one that has an end.
     """
-    from imagen.cascade.training.grids.samples import held_out
+    from imagen.cascade.training.grids import held_out
     from imagen.cascade.training.inputs.source import make_source
     from imagen.cascade.training.validation import validation_source
     from imagen.data import ShapesDataset
@@ -66,13 +62,11 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
         if num is None:
             needed = train.steps * train.batch_size
             raise ConfigError(f"data.kind {config.data.kind} has no end: add --num N ({needed} for this run's steps)")
-        for index in range(num):
-            yield source.scene(index)[1]
+        yield from (source.scene(index)[1] for index in range(num))
     elif num is not None:
         raise ConfigError(f"--num {num}: data.kind {config.data.kind} has an end, all of it is taken: leave --num out")
     else:
-        for texts in source.captions():
-            yield from texts
+        yield from chain.from_iterable(source.captions())
     yield from config.grid.prompts
     if config.grid.every and (not config.grid.prompts or config.stage.lowres_size is not None):
         yield from (sample.caption for sample in held_out(config))
@@ -101,7 +95,7 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     """Do what the command line asks for.
 
     Raises:
-        ValueError: with one line for the user.
+        ValueError, Stopped: with one line for the user.
     """
     from imagen.cascade.training.config.parsing import parse
 
@@ -111,29 +105,33 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
         raise ConfigError(f"--num {args.num}: all lines of --captions are taken: leave it out")
     start = NO_STAGE if args.config is None else (f"--config={args.config}",)
     config = parse([*start, *others])
-    out = args.out or config.text.cache
+    text, out = config.text, args.out or config.text.cache
     if out is None:
         raise ConfigError("no folder to write to: give --out DIR, or set text.cache in the configuration")
-    if config.text.encoder is None:
+    if text.encoder is None:
         raise ConfigError("text.encoder is null: give --text.encoder with the folder or Hub id of a T5 or CLIP")
-    if config.text.padding != "masked" or config.text.lowercase:
+    if text.padding != "masked" or text.lowercase:
         raise ConfigError(
-            f"text.padding {config.text.padding} and text.lowercase {config.text.lowercase}: a cache keeps captions as "
-            "written and without padding; train such a stage with text.encoder alone"
+            f"text.padding {text.padding} and text.lowercase {text.lowercase}: a cache keeps captions as written and "
+            "without padding; train such a stage with text.encoder alone"
         )
     captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
 
     import torch
+    from safetensors import SafetensorError
 
     from imagen.text.cache.build import Encoding, build_cache
 
     gpus = torch.cuda.device_count()
     device = args.device or ("cuda" if gpus else "cpu")
     processes = args.processes or (max(1, gpus) if device == "cuda" else 1)
-    text = config.text
-    encoding = Encoding(config.text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
-    for line in report(build_cache(captions, Path(out), encoding, processes, args.shard_size), out):
-        print(line)
+    encoding = Encoding(text.encoder, text.max_length, text.dtype, args.dtype, args.batch_size, device)
+    try:
+        result = build_cache(captions, Path(out), encoding, processes, args.shard_size)
+    except (BrokenProcessPool, OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        hint = "mend that, perhaps with more memory, fewer --processes or a smaller --batch_size"
+        raise Stopped(f"{one_line(error)}; {hint}") from error
+    print("\n".join(report(result, out)))
 
 
 def report(result: Result, out: str) -> list[str]:
@@ -154,23 +152,5 @@ def report(result: Result, out: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args, others = build_parser().parse_known_args(arguments)
-    try:
-        run(args, others)
-    except ValueError as error:
-        print(f"text cache: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool:
-        reason = "a process died, perhaps for want of memory"
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ not in ("SafetensorError", "OutOfMemoryError"):
-            raise
-        reason = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        print("text cache: interrupted; the same command goes on from the finished shards", file=sys.stderr)
-        return 130
-    else:
-        return 0
-    remedy = "mend that, perhaps with fewer --processes or a smaller --batch_size; the same command goes on"
-    print(f"text cache: {reason}: {remedy}", file=sys.stderr)
-    return 1
+    work = partial(run, *build_parser().parse_known_args(arguments))
+    return run_command("text cache", work, "; the same command goes on from the finished shards")

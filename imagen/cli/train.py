@@ -12,46 +12,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, Stopped, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    after = "; the same command goes on from the last resume point"
+    return run_command("train.py", partial(train, arguments), after, ConfigError)
+
+
+def train(arguments: Sequence[str] | None) -> None:
+    """Train what the arguments describe. Raises: ConfigError, Stopped."""
     from imagen.cascade.training.config.parsing import parse
 
-    try:
-        config = parse(arguments)
-    except ConfigError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+    config = parse(arguments)
     from imagen.cascade.training.task import StageTask
-    from imagen.data import NothingUsable
+    from imagen.data.decode import NothingUsable
     from imagen.training.trainer import Trainer, TrainingStopped
 
     try:
         trainer = Trainer(StageTask(config))
         finished = trainer.fit()
-    except ConfigError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except TrainingStopped as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except NothingUsable as error:
-        print(f"train.py: stopped: {_reason(error)}; mend the data or what it is said to be", file=sys.stderr)
-        return 1
-    except OSError as error:  # a shard that is not there, a full disk
-        print(
-            f"train.py: stopped: {_reason(error)}; the same command goes on from the last resume point", file=sys.stderr
-        )
-        return 1
+    except (NothingUsable, OSError, TrainingStopped) as error:  # OSError: a shard that is not there, a full disk
+        last = str(error).strip().splitlines()[-1]  # behind the traceback of a loading worker
+        hint = "; mend the data or what it is said to be" if isinstance(error, NothingUsable) else ""
+        raise Stopped(last.rpartition(f"{type(error).__name__}: ")[2] + hint) from error
     if not finished and trainer.accelerator.is_main_process:
         print(f"train.py: saved at step {trainer.step}; the same command goes on from there", file=sys.stderr)
-    return 0
-
-
-def _reason(error: Exception) -> str:
-    """The error's message; out of a loading worker it comes with the worker's traceback in front."""
-    last = str(error).strip().splitlines()[-1]
-    return last.rpartition(f"{type(error).__name__}: ")[2]

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from imagen.conditions.given import Sampled
+from imagen.conditions.condition import Sampled
 from imagen.conditions.label import make_labels
 from imagen.conditions.mask import make_masked
+from imagen.conditions.options import unread
 from unets.contract import Facts
 
+Called = Callable[[Any, Mapping[str, Any], Sequence[Facts], torch.device], Sampled]
+"""(the argument, what the model stores of it, networks of the stages that run, device) -> the condition.
 
-class Called(Protocol):
-    """What makes a condition of an argument of the call."""
-
-    def __call__(
-        self, value: Any, stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device
-    ) -> Sampled:
-        """The condition.
-
-        Args:
-            value: the argument; None where it was not passed, and then networks that read one are given its null.
-            stored: what the model stores of it.
-            networks: of the stages that run.
-
-        Raises:
-            ValueError: a value that is none, naming it and what was expected.
-        """
-
-
-CALLED: dict[str, Called] = {
-    "label": make_labels,
-    "mask": make_masked,
-}
+The argument is None where it was not passed, and then networks that read one are given its null. Raises ValueError for
+a value that is none, naming it and what was expected.
+"""
+CALLED: dict[str, Called] = {"label": make_labels, "mask": make_masked}
 """Argument of the pipeline's call -> what makes a condition of it."""
 
 
@@ -57,5 +42,5 @@ def called(
         if any(condition.reads(network) for network in networks):
             made.append(condition)
         elif values[name] is not None:
-            raise ValueError(f"{name} is given but no stage that runs was trained with one; leave it out")
+            raise unread(name)
     return made

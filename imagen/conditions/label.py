@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from imagen.checks import check_choice, check_int
-
-from .condition import Draw
-from .given import Given, Target
+from .condition import Draw, Given, Target
+from .options import class_number
 
 if TYPE_CHECKING:
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
     from unets.contract import Facts
 
 NAME = "label"
@@ -37,11 +35,7 @@ class Label:
 
     classes: int
     names: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Of the network's input."""
-        return NAME
+    name: ClassVar[str] = NAME
 
     @property
     def stored(self) -> Mapping[str, Any]:
@@ -75,7 +69,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a call (see :class:`imagen.conditions.given.Sampled`).
+    """The labels of a call (see :class:`imagen.conditions.condition.Sampled`).
 
     Attributes:
         numbers: one of all pictures, or one of each prompt; None is no class.
@@ -83,15 +77,9 @@ class Labels:
 
     numbers: tuple[int | None, ...]
     device: torch.device
+    name: ClassVar[str] = NAME
 
-    @property
-    def name(self) -> str:
-        """The call's argument."""
-        return NAME
-
-    @property
-    def number(self) -> int:
-        """How many labels."""
+    def __len__(self) -> int:
         return len(self.numbers)
 
     def reads(self, network: Facts) -> bool:
@@ -102,11 +90,9 @@ class Labels:
         """Rows of the table: the labels', and behind them the null of the unconditional branch."""
         null = target.network.facts.classes[NAME]
         table = [null if number is None else number for number in (*self.numbers, None)]
-        places = torch.arange(self.number, device=self.device)
-        shown = places.repeat_interleave(target.pictures // self.number)
-        rows = dict.fromkeys(target.branches, shown)
+        rows = dict.fromkeys(target.branches, target.rows(len(self), self.device))
         if "unconditional" in rows:
-            rows["unconditional"] = torch.full_like(shown, self.number)
+            rows["unconditional"] = torch.full_like(rows["unconditional"], len(self))
         return Given(rows=rows, named={NAME: torch.tensor(table, device=self.device)})
 
 
@@ -121,24 +107,8 @@ def make_labels(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts]
     Raises:
         ValueError: no such class.
     """
-    names = [_plain(name) for name in stored.get("names", ())]
-    most = min((network.classes[NAME] for network in networks if NAME in network.classes), default=0)
+    count = min((network.classes[NAME] for network in networks if NAME in network.classes), default=0)
     listed = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not listed:
         raise ValueError("label is an empty list; give a class, or one for each prompt")
-    return Labels(tuple(_number(entry, names, most) for entry in listed), device)
-
-
-def _number(entry: Any, names: Sequence[str], most: int) -> int | None:
-    if entry is None or not most:
-        return None
-    if isinstance(entry, str) and not (entry.strip().isdecimal() and _plain(entry) not in names):
-        if not names:
-            raise ValueError(f"label is {entry!r}, but this model's classes have no names; give a number below {most}")
-        return names.index(check_choice("label", _plain(entry), names))
-    return check_int("label", int(entry) if isinstance(entry, str) else entry, 0, most - 1)
-
-
-def _plain(name: str) -> str:
-    """Underscores and spaces are the same, as in :class:`imagen.data.fields.Label`."""
-    return " ".join(name.replace("_", " ").split())
+    return Labels(tuple(class_number(entry, stored, count) for entry in listed), device)

@@ -12,12 +12,11 @@ from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resiz
 from imagen.diffusion.schedules import Schedule, level_time, timestep_from_t
 from imagen.diffusion.vocabulary import AugSpace, ResizeMode
 
-from .condition import Draw
-from .given import Given
+from .condition import Draw, Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Paired
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,8 @@ class Lowres:
     def picture(self, raw: Mapping[str, Any], image: Tensor) -> Tensor:
         """(B, C, h, w) as it comes with the pictures, else made of them; windows shrink as whole pictures do."""
         given = raw.get("conditioning", raw.get("lowres"))
-        return self.made_small(image) if given is None else given.to(image)
-
-    def made_small(self, image: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) by the factor between the two sides."""
-        return resize(image, image.shape[-1] * self.lowres_size // self.size)
+        small = image.shape[-1] * self.lowres_size // self.size
+        return resize(image, small) if given is None else given.to(image)
 
     def batch(self, raw: Mapping[str, Any], image: Tensor, drop: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The pictures (B, C, h, w), and the sides (H, W) to enlarge them to. They are never dropped."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from torch import Tensor
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.vocabulary import ResizeMode
 
-from .condition import Draw
-from .given import Given, Target
+from .condition import Draw, Given, Target
 
 if TYPE_CHECKING:
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
     from unets.contract import Facts
 
 NAME = "mask"
@@ -60,16 +59,8 @@ class Mask:
 
     size: int
     stored_masks: bool = False
-
-    @property
-    def name(self) -> str:
-        """Of the network's input."""
-        return NAME
-
-    @property
-    def stored(self) -> Mapping[str, Any]:
-        """Nothing."""
-        return {}
+    name: ClassVar[str] = NAME
+    stored: ClassVar[Mapping[str, Any]] = {}
 
     def wants(self, want: Want) -> Want:
         """The field ``mask``, where masks are stored."""
@@ -87,7 +78,7 @@ class Mask:
         image, mask = part
         if mask is None:
             uniform = torch.special.ndtr(draw.noise("mask", (RECTANGLES, 4)))
-            mask = rectangles(uniform, image.shape[-2], image.shape[-1])
+            mask = rectangles(uniform, *image.shape[-2:])
         mask = torch.where(draw.drop.reshape(-1, 1, 1, 1), torch.ones_like(mask), mask)
         return Given(named={NAME: masked(image, mask)})
 
@@ -99,16 +90,14 @@ class Mask:
         """Held-out pictures, masked as they are stored or in the middle; None: all is to be painted."""
         if raw is None or image is None:
             return Masked(())
-        if self.stored_masks:
-            return Masked(tuple(torch.cat([image, 1 - 2 * raw[NAME].to(image)], dim=1)))
         middle = image.new_tensor([[[0.25, 0.75, 0.25, 0.75]] * RECTANGLES]).expand(len(image), -1, -1)
-        mask = rectangles(middle, image.shape[-2], image.shape[-1])
+        mask = raw[NAME].to(image) if self.stored_masks else rectangles(middle, *image.shape[-2:])
         return Masked(tuple(torch.cat([image, 1 - 2 * mask], dim=1)))
 
 
 @dataclass(frozen=True)
 class Masked:
-    """The pictures to be painted into (see :class:`imagen.conditions.given.Sampled`).
+    """The pictures to be painted into (see :class:`imagen.conditions.condition.Sampled`).
 
     Attributes:
         pictures: one for all, or one of each prompt: (C + 1, h, w) in [-1, 1], the last channel their opacity: -1 where
@@ -116,15 +105,9 @@ class Masked:
     """
 
     pictures: tuple[Tensor, ...]
+    name: ClassVar[str] = NAME
 
-    @property
-    def name(self) -> str:
-        """The call's argument."""
-        return NAME
-
-    @property
-    def number(self) -> int:
-        """How many pictures; 1 for none."""
+    def __len__(self) -> int:
         return len(self.pictures) or 1
 
     def reads(self, network: Facts) -> bool:
@@ -133,15 +116,13 @@ class Masked:
 
     def given(self, target: Target) -> Given:
         """The pictures at the stage's size, masked, the same in every branch of guidance."""
-        facts = target.network.facts
-        like = next(target.network.parameters())
+        device = next(target.network.parameters()).device
         if not self.pictures:
-            nothing = torch.zeros(1, facts.in_channels, *target.shape, device=like.device)
+            nothing = torch.zeros(1, target.network.facts.in_channels, *target.shape, device=device)
             table = masked(nothing, torch.ones_like(nothing[:, :1]))
         else:
-            table = torch.cat([_at(picture[None].to(like.device), target.shape) for picture in self.pictures])
-        rows = torch.arange(self.number, device=like.device).repeat_interleave(target.pictures // self.number)
-        return Given(rows=dict.fromkeys(target.branches, rows), named={NAME: table})
+            table = torch.cat([_at(picture[None].to(device), target.shape) for picture in self.pictures])
+        return Given(rows=dict.fromkeys(target.branches, target.rows(len(self), device)), named={NAME: table})
 
 
 def _at(picture: Tensor, shape: tuple[int, int]) -> Tensor:

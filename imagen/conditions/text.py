@@ -15,22 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from imagen.text.reading import Null
 
-from .condition import Draw
-from .given import Given
+from .condition import Draw, Given
 
 if TYPE_CHECKING:
     from imagen.data.fields import Encoded
-    from imagen.data.make import Want
+    from imagen.data.prepare import Want
 
 
-def null_text(
-    batch: int, dim: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+def null_text(batch: int, dim: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """The text of the unconditional half: one zero token. (batch, 1, dim) zeros and a (batch, 1) bool mask of ones."""
-    return torch.zeros(batch, 1, dim, device=device, dtype=dtype), torch.ones(batch, 1, device=device, dtype=torch.bool)
+    return torch.zeros(batch, 1, dim, device=device), torch.ones(batch, 1, device=device, dtype=torch.bool)
 
 
 def drop_text(text: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,33 +41,10 @@ def drop_text(text: Tensor, mask: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]
 
     Returns:
         text and mask of the same shapes and dtypes; the inputs are left alone.
-
-    Raises:
-        ValueError: shapes that do not fit, or a text without any token.
     """
-    if text.ndim != 3 or mask.shape != text.shape[:2] or drop.shape != text.shape[:1]:
-        raise ValueError(
-            f"text {tuple(text.shape)}, mask {tuple(mask.shape)}, drop {tuple(drop.shape)}: "
-            "expected (B, L, D), (B, L), (B,)"
-        )
-    if text.shape[1] == 0:
-        raise ValueError("text has no token (L = 0); expected at least one, null_text makes one")
-    rows = drop.to(torch.bool)
     null_mask = torch.zeros_like(mask)
     null_mask[:, 0] = 1
-    return text.masked_fill(rows[:, None, None], 0), torch.where(rows[:, None], null_mask, mask)
-
-
-def pad_text(text: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Append masked zero tokens up to ``length``: (B, length, D) and (B, length). Raises ValueError if it is longer."""
-    missing = length - text.shape[1]
-    if missing < 0:
-        raise ValueError(f"text has {text.shape[1]} tokens, more than length={length}; trim it first")
-    batch, _, dim = text.shape
-    return (
-        torch.cat([text, text.new_zeros(batch, missing, dim)], dim=1),
-        torch.cat([mask, mask.new_zeros(batch, missing)], dim=1),
-    )
+    return text.masked_fill(drop[:, None, None], 0), torch.where(drop[:, None], null_mask, mask)
 
 
 def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -78,9 +53,9 @@ def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tup
     Embeddings and mask take the dtypes of ``first``.
     """
     length = max(first[0].shape[1], second[0].shape[1])
-    text_a, mask_a = pad_text(*first, length)
-    text_b, mask_b = pad_text(*second, length)
-    return torch.cat([text_a, text_b.to(text_a.dtype)]), torch.cat([mask_a, mask_b.to(mask_a.dtype)])
+    texts = [pad(text.to(first[0].dtype), (0, 0, 0, length - text.shape[1])) for text, _ in (first, second)]
+    masks = [pad(mask.to(first[1].dtype), (0, length - mask.shape[1])) for _, mask in (first, second)]
+    return torch.cat(texts), torch.cat(masks)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imagen.errors import require
+from imagen.errors import require, require_reader
 
 OWN = ("conditioning", "embedding")  # fields with a key of their own
 TAKEN = ("image", "caption", "key", "notes", "lowres", *OWN)  # no names for others
@@ -81,41 +81,27 @@ class DataConfig:
 
     def _check_fields(self) -> None:
         for name, place in self.fields.items():
-            require(
-                name.isidentifier() and name not in TAKEN,
-                f"data.fields {name!r} must be a word of letters, and none of {', '.join(TAKEN)}",
-            )
+            told = f"data.fields {name!r} must be a word of letters, and none of {', '.join(TAKEN)}"
+            require(name.isidentifier() and name not in TAKEN, told)
             require(bool(place), f"data.fields.{name} is empty: say where it is, a column or an ending for example")
             sequence = name.removesuffix("_mask")
-            require(
-                name == sequence or sequence not in self.places,
-                f"data.fields {name!r} is what batches call the mask of {sequence!r}: choose another name",
-            )
+            told = f"data.fields {name!r} is what batches call the mask of {sequence!r}: choose another name"
+            require(name == sequence or sequence not in self.places, told)
 
     def _check_unread(self) -> None:
         """An option of another kind of data is a mistake, not something to pass over."""
+        stored = ("folder", "table", "hub", "shards")
         readers = {
             "split": ("hub", "shapes"),
             "image_column": ("table", "hub"),
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),
-            "template": ("folder", "table", "hub", "shards"),
-            "conditioning": ("folder", "table", "hub", "shards"),
-            "embedding": ("folder", "table", "hub", "shards"),
-            "flip": ("folder", "table", "hub", "shards"),
-            "square": ("folder", "table", "hub", "shards"),
-            "resize": ("folder", "table", "hub", "shards"),
+            **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize"), stored),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
         }
-        for name, kinds in readers.items():
-            value = getattr(self, name)
-            default = type(self).__dataclass_fields__[name].default
-            require(
-                value == default or self.kind in kinds,
-                f"data.{name} {value!r} is of kind {' or '.join(kinds)}, and data.kind is {self.kind}: leave it out",
-            )
+        require_reader("data", self, self.kind, readers)
         for name in ("lanes", "shuffle"):
             value = getattr(self, name)
-            unread = not self.streaming and value != type(self).__dataclass_fields__[name].default
-            require(not unread, f"data.{name} {value} is for streams: set data.streaming true, or leave it out")
+            told = f"data.{name} {value} is for streams: set data.streaming true, or leave it out"
+            require(self.streaming or value == getattr(DataConfig, name), told)

@@ -161,8 +161,12 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
     if frames > 1:
         repairs.append(f"the first of {frames} frames")
     image.load()
-    image, turned = _upright(image)
-    repairs += [turned] if turned else []
+    try:
+        if image.getexif().get(0x0112, 1) in range(2, 9):
+            image = ImageOps.exif_transpose(image)
+            repairs.append("turned upright by its EXIF orientation")
+    except Exception:  # EXIF parsers raise anything on damaged blocks; the picture itself has been read
+        repairs.append("unreadable EXIF ignored")
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return Decoded(_from_array(_deep_grey(image)), tuple(repairs))
@@ -177,16 +181,6 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
     return Decoded(image.convert("L") if mode == "1" else image, tuple(repairs))
 
 
-def _upright(image: Image.Image) -> tuple[Image.Image, str | None]:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-        if orientation in range(2, 9):
-            return ImageOps.exif_transpose(image), "turned upright by its EXIF orientation"
-    except Exception:  # EXIF parsers raise anything on damaged blocks; the picture itself has been read
-        return image, "unreadable EXIF ignored"
-    return image, None
-
-
 def _deep_grey(image: Image.Image) -> NDArray[Any]:
     grey = np.asarray(image)
     if image.mode == "F":
@@ -198,15 +192,10 @@ def _deep_grey(image: Image.Image) -> NDArray[Any]:
 
 def _with_channels(decoded: Decoded, channels: int) -> Decoded:
     picture = decoded.picture
-    if isinstance(picture, Image.Image):
-        if len(picture.getbands()) == channels:
-            return decoded
-        if channels == 3:
-            return Decoded(picture.convert("RGB"), decoded.repairs)
-    pixels = decoded.pixels
-    found = pixels.shape[-1]
+    found = len(picture.getbands()) if isinstance(picture, Image.Image) else picture.shape[-1]
     if found == channels:
         return decoded
+    pixels = decoded.pixels
     if found == 1 and channels == 3:
         return Decoded(np.repeat(pixels, 3, axis=-1), decoded.repairs)
     if found == 3 and channels == 1:

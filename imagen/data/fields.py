@@ -96,14 +96,10 @@ class Encoded:
         Raises:
             Unusable: none there, no ``.npy`` file, of another shape, too long, or with numbers that are not finite.
         """
-        if is_missing(raw):
-            raise Unusable(f"has no {name}")
+        raw = content_of(raw, name, root)
         try:
-            raw = content_of(raw, root)
             values = np.load(io.BytesIO(raw), allow_pickle=False) if isinstance(raw, bytes) else np.asarray(raw)
-        except OSError as error:
-            raise Unusable(f"{name} cannot be read: {error.strerror or 'it is no .npy file'}") from error
-        except (ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError) as error:
             reason = " ".join(str(error).split())[:120]
             raise Unusable(f"{name} is no .npy file of numbers: {reason}") from error
         if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
@@ -153,19 +149,11 @@ class Label:
         """
         if isinstance(raw, ClassName):
             raw = raw.name if self.names else raw.number
-        if is_missing(raw):
-            raise Unusable(f"has no {name}")
+        found = content_of(int(raw) if isinstance(raw, bool) else raw, name, None)
         try:
-            found = raw if isinstance(raw, str) else content_of(raw, root)
-            found = int(found) if isinstance(found, bool) else found
-            text = found.decode("utf-8-sig") if isinstance(found, bytes) else str(found)
-        except OSError as error:
-            raise Unusable(f"{name} cannot be read: {error.strerror}") from error
+            text = _plain(found.decode("utf-8-sig") if isinstance(found, bytes) else str(found))
         except UnicodeDecodeError as error:
             raise Unusable(f"{name} is not UTF-8 ({error.reason} at byte {error.start})") from error
-        return self._number(_plain(text), name)
-
-    def _number(self, text: str, name: str) -> int:
         if not text:
             raise Unusable(f"has no {name}")
         if text in self._places:
@@ -189,23 +177,23 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def is_missing(raw: Any) -> bool:
-    """Whether a cell is empty: None, no text, or a number that is none, as tables with gaps have."""
-    return raw is None or (isinstance(raw, str) and not raw.strip()) or (isinstance(raw, float) and raw != raw)
-
-
-def content_of(raw: Any, root: Path | None) -> Any:
+def content_of(raw: Any, name: str, root: Path | None) -> Any:
     """The bytes of a file that is named, and all else as it is.
 
     Args:
+        name: the field's.
         root: folder that paths in texts are relative to; None: a text is no path.
 
     Raises:
-        OSError: it cannot be read.
+        Unusable: nothing there (None, no text, or a number that is none, as tables with gaps have), or no such file.
     """
-    if isinstance(raw, str) and root is not None:
-        raw = root / raw
-    return raw.read_bytes() if isinstance(raw, Path) else raw
+    if raw is None or (isinstance(raw, str) and not raw.strip()) or (isinstance(raw, float) and raw != raw):
+        raise Unusable(f"has no {name}")
+    raw = root / raw if isinstance(raw, str) and root is not None else raw
+    try:
+        return raw.read_bytes() if isinstance(raw, Path) else raw
+    except OSError as error:
+        raise Unusable(f"{name} cannot be read: {error.strerror}") from error
 
 
 def picture_of(raw: Any, root: Path | None, otherwise: str) -> Raw:

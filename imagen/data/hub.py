@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .decode import Unusable
-from .fields import ClassName, picture_of
-from .records import USUAL, Captions, Places, Record
-from .streams import Item
-from .table import caption_cell, pick_columns
+from .records import USUAL, Captions, Item, Places, tried
+from .table import Columns, RowRecords
 
 
-class Columns:
-    """What a row's columns mean. Class labels become their names; pictures are decoded here, not by ``datasets``, so
-    that a damaged one is passed over, and columns that nobody asked for are not read.
-
-    Args:
-        path: names the dataset in errors.
-        names: of its columns; features: their types by name, where they are known.
-        places: as :class:`HubRecords`.
-    """
-
-    def __init__(self, path: str, names: Sequence[str], features: Mapping[str, Any], places: Places) -> None:
-        self.places = pick_columns(names, places, f"column of dataset {path!r}")
-        self.image = str(self.places.image)
-        chosen = (self.places.image, self.places.caption, *self.places.fields.values())
-        self.read = [name for name in dict.fromkeys(chosen) if name is not None]
-        self.classes = {name: getattr(features.get(name), "names", None) for name in self.read}
-
-    def captions(self, row: Mapping[str, Any]) -> Captions:
-        """The row's captions, or the name of its class; empty without any."""
-        if self.places.caption is None:
-            return ()
-        cell = self._cell(row, self.places.caption)
-        return caption_cell(cell.name.replace("_", " ") if isinstance(cell, ClassName) else cell)
-
-    def record(self, row: Mapping[str, Any]) -> Record:
-        """The row's picture, captions and fields."""
-        cell = row[self.image]
-        image = picture_of(cell, Path(), f"column {self.image!r} has no picture")
-        name = str(cell.get("path") or "") if isinstance(cell, dict) else ""
-        fields = {name: self._cell(row, column) for name, column in self.places.fields.items()}
-        return Record(name, image, self.captions(row), fields, Path())
-
-    def _cell(self, row: Mapping[str, Any], column: str) -> Any:
-        """The cell; of class labels with its name, and None where a row has no label, which is -1."""
-        cell, names = row[column], self.classes[column]
-        if names is None or cell is None:
-            return cell
-        return ClassName(cell, names[cell]) if cell in range(len(names)) else None
-
-
-class HubRecords:
+class HubRecords(RowRecords):
     """Rows of a map-style dataset; its Arrow files stay on the disk. The key is ``row N``, from 0.
+
+    Class labels become their names; pictures are decoded here, not by ``datasets``, so that a damaged one is passed
+    over, and columns that nobody asked for are not read.
 
     Args:
         path: id on the Hub, a folder that ``save_to_disk`` wrote, or anything else that ``load_dataset`` takes.
@@ -66,26 +27,13 @@ class HubRecords:
     """
 
     def __init__(self, path: str, split: str = "train", places: Places = USUAL) -> None:
-        rows = _load(path, split)
-        self.columns = Columns(path, rows.column_names, rows.features, places)
-        self.rows = _undecoded(rows.select_columns(self.columns.read), self.columns.read)
-        caption = self.columns.places.caption
-        self.texts = None if caption is None else self.rows.select_columns([caption])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def key(self, number: int) -> str:
-        """``row N``."""
-        return f"row {number}"
+        rows, columns = _open(path, split, places)
+        super().__init__(rows, columns)
+        self.texts = rows if columns.caption is None else rows.select_columns([columns.caption])
 
     def captions(self, number: int) -> Captions:
-        """The row's captions, or the name of its class; empty without any."""
-        return () if self.texts is None else self.columns.captions(self.texts[number])
-
-    def record(self, number: int) -> Record:
-        """The row's picture, captions and fields."""
-        return self.columns.record(self.rows[number])
+        """The row's captions, or the name of its class, without its picture; empty without any."""
+        return self.columns.captions(self.texts[number])
 
 
 class HubStream:
@@ -99,13 +47,8 @@ class HubStream:
     """
 
     def __init__(self, path: str, split: str = "train", places: Places = USUAL) -> None:
-        rows = _load(path, split, streaming=True)
+        self.rows, self.columns = _open(path, split, places, streaming=True)
         self.path, self.split = path, split
-        names = rows.column_names or list(next(iter(rows), {}))
-        self.columns = Columns(path, names, rows.features or {}, places)
-        if set(names) != set(self.columns.read):  # which costs something for every row
-            rows = rows.select_columns(self.columns.read)
-        self.rows = _undecoded(rows, self.columns.read) if rows.features else rows.decode(False)
 
     def __len__(self) -> int:
         return int(self.rows.num_shards)
@@ -116,34 +59,38 @@ class HubStream:
 
     def read(self, shard: int) -> Iterator[tuple[str, Item]]:
         """(``file N row M``, record) of every row of a file."""
-        for number, row in enumerate(self._rows(shard)):
-            yield f"file {shard} row {number}", _or_unusable(self.columns.record, row)
-
-    def captions(self, shard: int) -> Iterator[Captions]:
-        """The captions of a file's rows."""
-        found = (_or_unusable(self.columns.captions, row) for row in self._rows(shard))
-        return (captions for captions in found if not isinstance(captions, Unusable))
-
-    def _rows(self, shard: int) -> Iterator[dict[str, Any]]:
-        return iter(self.rows.shard(num_shards=len(self), index=shard))
+        for number, row in enumerate(self.rows.shard(num_shards=len(self), index=shard)):
+            yield f"file {shard} row {number}", tried(partial(self.columns.record, row))
 
 
-def _or_unusable(make: Callable[[dict[str, Any]], Any], row: dict[str, Any]) -> Any:
-    try:
-        return make(row)
-    except Unusable as error:
-        return error
+def _open(path: str, split: str, places: Places, streaming: bool = False) -> tuple[Any, Columns]:
+    """The dataset with those of its columns that are asked for, pictures not decoded; and what they mean."""
+    rows = _load(path, split, streaming)
+    import datasets
+
+    names, features = rows.column_names or list(next(iter(rows), {})), rows.features or {}
+    classes = {name: getattr(feature, "names", None) for name, feature in features.items()}
+    columns = Columns(names, places, f"column of dataset {path!r}", Path(), classes)
+    asked = {columns.image, columns.caption, *columns.fields.values()}
+    read = [name for name in names if name in asked]
+    if read != names:  # which costs something for every row of a stream
+        rows = rows.select_columns(read)
+    if not features:
+        return rows.decode(False), columns
+    for name in read:
+        if isinstance(features[name], datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows, columns
 
 
-def _load(path: str, split: str, streaming: bool = False) -> Any:
+def _load(path: str, split: str, streaming: bool) -> Any:
     try:
         import datasets
     except ImportError:
         raise ValueError(f"dataset {path!r} needs the datasets package: pip install datasets") from None
     folder = Path(path)
     try:
-        saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-        if not saved:
+        if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return datasets.load_dataset(path, split=split, streaming=streaming)
         rows: Any = datasets.load_from_disk(path)
         rows = rows[split] if isinstance(rows, dict) else rows
@@ -151,12 +98,3 @@ def _load(path: str, split: str, streaming: bool = False) -> Any:
     except Exception as error:  # datasets raises many kinds, and reads scripts of others
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"dataset {path!r} with split {split!r} cannot be loaded: {first}") from error
-
-
-def _undecoded(rows: Any, columns: list[str]) -> Any:
-    import datasets
-
-    for column in columns:
-        if isinstance(rows.features[column], datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows

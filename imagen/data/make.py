@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
 from .config import OWN, DataConfig
 from .fields import Kind
-from .pictures import PictureDataset
-from .prepare import Prepare
+from .hub import HubRecords, HubStream
+from .pictures import PictureDataset, StreamDataset
+from .prepare import Prepare, Want
 from .records import CLASS, FolderRecords, Places, Records
 from .shapes.dataset import ShapesDataset
-from .stream_batches import StreamDataset
 from .streams import Stream
-
-
-@dataclass(frozen=True)
-class Want:
-    """What a consumer wants of each picture, whatever source it comes from.
-
-    Attributes:
-        size: side of the whole picture in pixels.
-        lowres_size: side of the same picture made small, a divisor of ``size``; None wants none.
-        channels: of both.
-        captions: ``"required"``: a picture without a caption is skipped; ``"optional"``: its caption is empty.
-        fields: what else, by name, and of which kind each is; a `data` section says where it comes from.
-    """
-
-    size: int
-    lowres_size: int | None = None
-    channels: int = 3
-    captions: Literal["required", "optional"] = "required"
-    fields: Mapping[str, Kind] = field(default_factory=dict)
+from .table import TableRecords
+from .tar import ShardRecords, ShardStream
 
 
 def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset | ShapesDataset | StreamDataset:
@@ -53,18 +35,7 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         return ShapesDataset(
             want.size, seed, split, data.crop, want.lowres_size, data.category, data.places, want.fields
         )
-    prepare = Prepare(
-        want.size,
-        data.crop,
-        want.lowres_size,
-        data.square,
-        data.flip,
-        captions=want.captions,
-        template=data.template,
-        channels=want.channels,
-        kinds=want.fields,
-        resize=data.resize or "area",
-    )
+    prepare = Prepare(want, data.crop, data.square, data.flip, data.template, data.resize or "area")
     if data.streaming:
         return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
     return PictureDataset(make_records(data), prepare, seed)
@@ -78,17 +49,11 @@ def make_records(data: DataConfig) -> Records:
     """
     path = data.path or ""  # DataConfig has checked it
     if data.kind == "folder":
-        return FolderRecords(path, data.captions, _in_folder(data))
+        return FolderRecords(path, data.captions, {name: _in_folder(name, at) for name, at in data.places.items()})
     if data.kind == "table":
-        from .table import TableRecords
-
         return TableRecords(path, _places(data))
     if data.kind == "hub":
-        from .hub import HubRecords
-
         return HubRecords(path, data.split, _places(data))
-    from .tar import ShardRecords
-
     return ShardRecords(_listed(path), _places(data))
 
 
@@ -100,11 +65,7 @@ def make_stream(data: DataConfig) -> Stream:
     """
     path = data.path or ""
     if data.kind == "hub":
-        from .hub import HubStream
-
         return HubStream(path, data.split, _places(data))
-    from .shard_stream import ShardStream
-
     return ShardStream(_listed(path), _places(data))
 
 
@@ -125,17 +86,10 @@ def _places(data: DataConfig) -> Places:
     return Places(data.image_column, data.caption_column, data.places)
 
 
-def _in_folder(data: DataConfig) -> dict[str, str | Path]:
+def _in_folder(name: str, place: str) -> str | Path:
     """Another folder is told from an ending by a slash in it, or by being there."""
-    places: dict[str, str | Path] = {
-        name: Path(place) if "/" in place or (place != CLASS and Path(place).is_dir()) else place
-        for name, place in data.fields.items()
-    }
-    if data.conditioning is not None:
-        places["conditioning"] = Path(data.conditioning)
-    if data.embedding is not None:
-        places["embedding"] = data.embedding
-    return places
+    beside = name == "embedding" or place == CLASS or not ("/" in place or Path(place).is_dir())
+    return place if beside and name != "conditioning" else Path(place)
 
 
 def _listed(path: str) -> list[str]:

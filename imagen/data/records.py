@@ -54,6 +54,17 @@ class Record:
     root: Path | None = None
 
 
+Item = Record | Unusable
+
+
+def tried(make: Callable[[], Record]) -> Item:
+    """The record that is made, or why there is none."""
+    try:
+        return make()
+    except Unusable as error:
+        return error
+
+
 class Records(Protocol):
     """Items by number in [0, len). Reading one that is damaged raises :class:`Unusable` with the reason."""
 
@@ -87,10 +98,7 @@ class FolderRecords:
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        captions: Literal["file", "class"] = "file",
-        fields: Mapping[str, str | Path] = NOTHING,
+        self, root: str | Path, captions: Literal["file", "class"] = "file", fields: Mapping[str, str | Path] = NOTHING
     ) -> None:
         self.root, self.kind = Path(root), captions
         self.beside = {

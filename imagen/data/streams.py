@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -18,10 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .decode import Unusable
-from .records import Captions, Record
-
-Item = Record | Unusable
+from .records import Item
 
 
 class Stream(Protocol):
@@ -36,19 +32,15 @@ class Stream(Protocol):
     def read(self, shard: int) -> Iterator[tuple[str, Item]]:
         """(key, record) of a whole shard; a bad one is an :class:`Unusable`. OSError: the connection broke for good."""
 
-    def captions(self, shard: int) -> Iterator[Captions]:
-        """The captions of a shard's records; those of bad ones are left out."""
-
 
 LEAST_HELD = 64  # records read ahead, so that with small blocks, too, there is another one for a bad record
 
 
 class Draw(NamedTuple):
-    """One record of a lane, and those held in memory with it, from which a bad record is replaced."""
+    """One record of a lane, and its place among those held in memory with it, from which a bad record is replaced."""
 
     number: int
-    key: str
-    item: Item
+    place: int
     held: list[tuple[str, Item]]
 
 
@@ -81,18 +73,10 @@ class ShardLengths:
         self._known[shard] = records
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            line = "\n" if _ends_in_half_a_line(self.path) else ""
-            line += json.dumps({"shard": shard, "records": records}, ensure_ascii=False) + "\n"
+            half = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            line = "\n" * half + json.dumps({"shard": shard, "records": records}, ensure_ascii=False) + "\n"
             with self.path.open("ab", buffering=0) as file:  # one write: lines of several processes stay whole
                 file.write(line.encode("utf-8", "backslashreplace"))
-
-
-def _ends_in_half_a_line(path: Path) -> bool:
-    if not path.exists() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
 
 
 class Lane:
@@ -110,20 +94,14 @@ class Lane:
         lengths: shards already counted.
 
     Raises:
-        ValueError: a lane that does not exist, no shards, or a block below 1.
+        ValueError: no shards.
     """
 
     def __init__(self, stream: Stream, lane: int, lanes: int, seed: int, block: int, lengths: ShardLengths) -> None:
-        if not 0 <= lane < lanes or block < 1 or seed < 0:
-            raise ValueError(
-                f"lane is {lane} of {lanes}, block {block}, seed {seed}; "
-                "expected lane in range, block >= 1 and seed >= 0"
-            )
         if not len(stream):
             raise ValueError("the stream has no shards; expected at least one")
-        self.stream, self.lane, self.lanes, self.seed, self.block, self.lengths = (
-            stream, lane, lanes, seed, block, lengths,
-        )  # fmt: skip
+        self.stream, self.lane, self.lanes = stream, lane, lanes
+        self.seed, self.block, self.lengths = seed, block, lengths
 
     @property
     def shared(self) -> bool:
@@ -149,37 +127,32 @@ class Lane:
             for number in range(begin, begin + blocks):
                 places = _rng(self.seed, 1 + self.lane, number).permutation(self.block).tolist()
                 for place in range(max(start - number * self.block, 0), self.block):
-                    key, item = held[(number - begin) * self.block + places[place]]
-                    yield Draw(number * self.block + place, key, item, held)
+                    yield Draw(number * self.block + place, (number - begin) * self.block + places[place], held)
 
     def _records(self, skip: int) -> Iterator[tuple[str, Item]]:
         """The lane's records in the order they are read, all epochs in a row, without the first ``skip``."""
         for epoch in count():
             found = 0
             for shard in self.order(epoch):
-                length = self.lengths.get(self.stream.name(shard))
+                name = self.stream.name(shard)
+                length = self.lengths.get(name)
                 if length is not None and (share := self._share(length)) <= skip:
                     skip -= share
                     found += share
                     continue
-                for number, record in enumerate(self._read(shard)):
-                    if self.shared and number % self.lanes != self.lane:
+                length = 0
+                for length, record in enumerate(self.stream.read(shard), start=1):
+                    if self.shared and (length - 1) % self.lanes != self.lane:
                         continue
                     found += 1
                     if skip:
                         skip -= 1
                     else:
                         yield record
+                self.lengths.add(name, length)
             if not found:
                 names = ", ".join(self.stream.name(shard) for shard in self.order(epoch)[:3])
                 raise ValueError(f"no records in the shards of lane {self.lane} of {self.lanes} ({names})")
-
-    def _read(self, shard: int) -> Iterator[tuple[str, Item]]:
-        length = 0
-        for record in self.stream.read(shard):
-            length += 1
-            yield record
-        self.lengths.add(self.stream.name(shard), length)
 
     def _share(self, length: int) -> int:
         """How many of a shard's records fall to this lane."""

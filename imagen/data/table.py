@@ -9,65 +9,117 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .decode import Unusable
-from .fields import picture_of
-from .records import USUAL, Captions, Places, Record
+from .fields import ClassName, picture_of
+from .records import NOTHING, USUAL, Captions, Places, Record
 
 IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "captions", "label")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
-Rows = Sequence[Mapping[str, Any] | Unusable]
+Row = Mapping[str, Any]
+Rows = Sequence[Row | Unusable]
 
 
-class TableRecords:
-    """One row, one item. Image paths are relative to the table's folder; parquet may hold the image bytes themselves.
+class Columns:
+    """What a row's columns mean.
 
-    The key is the image's path or, for bytes without one, ``row N``. A caption cell may be a list: training draws one.
+    Args:
+        names: of all columns.
+        places: which are meant; where image and caption are None, the first that there is of ``IMAGE_COLUMNS`` and
+            ``CAPTION_COLUMNS``. Fields are given as they stand there.
+        what: names the table in errors.
+        root: folder that paths in cells are relative to.
+        classes: by column, the names of classes that it numbers; None for other columns.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+
+    def __init__(
+        self, names: Sequence[str], places: Places, what: str, root: Path, classes: Mapping[str, Any] = NOTHING
+    ) -> None:
+        self.image: str = pick_column(names, places.image, IMAGE_COLUMNS, f"image {what}", needed=True)
+        self.caption = pick_column(names, places.caption, places.free(CAPTION_COLUMNS), f"caption {what}")
+        self.fields = {name: pick_column(names, place, (), f"{name} {what}") for name, place in places.fields.items()}
+        self.root, self.classes = root, classes
+
+    def path(self, row: Row) -> str:
+        """The path of the row's picture as the table has it; empty for a picture without one."""
+        cell = row.get(self.image)
+        cell = cell.get("path") if isinstance(cell, Mapping) else cell
+        return cell if isinstance(cell, str) else ""
+
+    def captions(self, row: Row) -> Captions:
+        """The row's captions, or the name of its class; empty without any."""
+        cell = None if self.caption is None else self._cell(row, self.caption)
+        return caption_cell(cell.name.replace("_", " ") if isinstance(cell, ClassName) else cell)
+
+    def record(self, row: Row) -> Record:
+        """The row's picture, captions and fields."""
+        image = picture_of(row.get(self.image), self.root, f"column {self.image!r} has no picture")
+        fields = {name: self._cell(row, column) for name, column in self.fields.items()}
+        return Record(self.path(row), image, self.captions(row), fields, self.root)
+
+    def _cell(self, row: Row, column: str) -> Any:
+        """The cell; of class labels with its name, and None where a row has no label, which is -1."""
+        cell, names = row.get(column), self.classes.get(column)
+        if names is None or cell is None:
+            return cell
+        return ClassName(cell, names[cell]) if cell in range(len(names)) else None
+
+
+class RowRecords:
+    """One row, one item. The key is ``row N``, from 0. A caption cell may be a list: training draws one."""
+
+    def __init__(self, rows: Rows, columns: Columns) -> None:
+        self.rows, self.columns = rows, columns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, number: int) -> str:
+        """``row N``."""
+        return f"row {number}"
+
+    def captions(self, number: int) -> Captions:
+        """The row's captions; empty without any."""
+        return self.columns.captions(self._row(number))
+
+    def record(self, number: int) -> Record:
+        """The row's picture, captions and fields."""
+        return self.columns.record(self._row(number))
+
+    def _row(self, number: int) -> Row:
+        row = self.rows[number]
+        if isinstance(row, Unusable):
+            raise row
+        return row
+
+
+class TableRecords(RowRecords):
+    """Rows of a table. The key is the image's path as the table has it or, for bytes without one, ``row N``.
+
+    Image paths, and those in fields, are relative to the table's folder; parquet may hold the image bytes themselves.
 
     Args:
         path: the table, or a folder with one of ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``.
-        places: columns; where image and caption are None, the first that the table has of ``IMAGE_COLUMNS`` and
-            ``CAPTION_COLUMNS``. Fields are given as they stand there; a text may be a path relative to the table.
+        places: columns, as :class:`Columns`.
 
     Raises:
         ValueError: no such table, an unknown kind, no rows, or a column that it does not have.
     """
 
     def __init__(self, path: str | Path, places: Places = USUAL) -> None:
-        self.path = _find_table(Path(path))
-        names, self.rows = _read(self.path)
-        if not len(self.rows):
-            raise ValueError(f"{str(self.path)!r} has no rows")
-        self.places = pick_columns(names, places, f"column of {str(self.path)!r}")
-        self.image = str(self.places.image)
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        table = _find_table(Path(path))
+        names, rows = _read(table)
+        if not len(rows):
+            raise ValueError(f"{str(table)!r} has no rows")
+        super().__init__(rows, Columns(names, places, f"column of {str(table)!r}", table.parent))
 
     def key(self, number: int) -> str:
-        """The image's path as the table has it, or ``row N`` (from 0)."""
+        """The image's path, or ``row N``."""
         row = self.rows[number]
-        cell = None if isinstance(row, Unusable) else row.get(self.image)
-        cell = cell.get("path") if isinstance(cell, Mapping) else cell
-        return cell if isinstance(cell, str) and cell else f"row {number}"
-
-    def captions(self, number: int) -> Captions:
-        """The row's captions; empty without any."""
-        column = self.places.caption
-        return () if column is None else caption_cell(self._row(number).get(column))
-
-    def record(self, number: int) -> Record:
-        """The row's picture, captions and fields."""
-        row, root = self._row(number), self.path.parent
-        image = picture_of(row.get(self.image), root, f"column {self.image!r} has no picture")
-        fields = {name: row.get(column) for name, column in self.places.fields.items()}
-        return Record(self.key(number), image, self.captions(number), fields, root)
-
-    def _row(self, number: int) -> Mapping[str, Any]:
-        row = self.rows[number]
-        if isinstance(row, Unusable):
-            raise row
-        return row
+        return (not isinstance(row, Unusable) and self.columns.path(row)) or super().key(number)
 
 
 def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, needed: bool = False) -> Any:
@@ -81,15 +133,6 @@ def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], 
         missing = repr(found) if found is not None else f"(looked for {', '.join(usual)})"
         raise ValueError(f"there is no {what} {missing}; the columns are {', '.join(names)}")
     return found
-
-
-def pick_columns(names: Sequence[str], places: Places, what: str) -> Places:
-    """`places` with the usual columns in place of None. Raises ValueError for one that is not among `names`."""
-    return Places(
-        pick_column(names, places.image, IMAGE_COLUMNS, f"image {what}", needed=True),
-        pick_column(names, places.caption, places.free(CAPTION_COLUMNS), f"caption {what}"),
-        {name: pick_column(names, column, (), f"{name} {what}") for name, column in places.fields.items()},
-    )
 
 
 def caption_cell(cell: Any) -> Captions:
@@ -133,7 +176,7 @@ def _read(path: Path) -> tuple[list[str], Rows]:
     raise ValueError(f"{str(path)!r} is no table: expected .jsonl, .csv, .tsv or .parquet")
 
 
-def _json_row(line: bytes, number: int) -> Mapping[str, Any] | Unusable:
+def _json_row(line: bytes, number: int) -> Row | Unusable:
     try:
         row = json.loads(line)
     except ValueError as error:  # UnicodeDecodeError is one
@@ -158,7 +201,7 @@ def _read_cells(path: Path, delimiter: str) -> tuple[list[str], Rows]:
             ) from error
 
 
-def _cell_rows(lines: Any, names: Sequence[str], remedy: str) -> Iterator[Mapping[str, Any] | Unusable]:
+def _cell_rows(lines: Any, names: Sequence[str], remedy: str) -> Iterator[Row | Unusable]:
     """One mapping per line of a ``csv.reader``; cells that a line lacks are None. Raises csv.Error as it does."""
     while True:
         try:

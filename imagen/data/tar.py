@@ -1,20 +1,34 @@
-"""Records in local webdataset shards: tar files whose members of one stem make an item, read at random by an index."""
+"""Records in webdataset shards: tar files whose members of one stem make an item, read at random by an index or, from
+wherever they lie, as a stream.
+"""
 
 from __future__ import annotations
 
 import glob
+import gzip
 import json
+import lzma
 import os
+import re
 import tarfile
+import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
+
 from .decode import IMAGE_SUFFIXES, Unusable
-from .records import USUAL, Captions, Places, Record, caption_lines
+from .records import USUAL, Captions, Item, Places, Record, caption_lines, tried
 from .table import CAPTION_COLUMNS, caption_cell
+
+TRIES = 4  # of a connection that breaks, with pauses of 1, 2 and 4 seconds between them
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 @dataclass
@@ -45,7 +59,7 @@ class ShardRecords:
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.shards, self.places = find_shards(shards), places
-        self.items = [item for number, path in enumerate(self.shards) for item in read_index(path, number)]
+        self.items = [item for number, path in enumerate(self.shards) for item in _read_index(path, number)]
         if not self.items:
             raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
         self._open: dict[int, int] = {}
@@ -53,9 +67,6 @@ class ShardRecords:
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
 
     def key(self, number: int) -> str:
         """shard/path-in-it."""
@@ -79,7 +90,7 @@ class ShardRecords:
         return item
 
     def _read(self, item: Member, ending: str) -> bytes:
-        if self._process != os.getpid():  # a forked worker opens its own files
+        if self._process != os.getpid():  # a worker opens its own files
             self._open, self._process = {}, os.getpid()
         if item.shard not in self._open:
             self._open[item.shard] = os.open(self.shards[item.shard], os.O_RDONLY)
@@ -88,6 +99,57 @@ class ShardRecords:
         if len(data) < length:
             raise Unusable(f".{ending} ends after {len(data)} of {length} bytes: the shard is cut off")
         return data
+
+
+class ShardStream:
+    """Items of tar shards in the order they lie there, on this machine or behind a URL, compressed or not. Files of one
+    path up to the first dot, one behind the other, belong together; their endings mean what they mean in
+    :class:`ShardRecords`.
+
+    Args:
+        shards: paths, globs and folders, or whatever fsspec opens (``https://``, ``s3://``, ``hf://``, ...); in a URL
+            ``{000..127}`` stands for a row of numbers.
+        places: as there.
+
+    Raises:
+        ValueError: nothing found. Reading raises OSError where a shard is not there or its connection keeps breaking.
+    """
+
+    def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
+        self.urls = [url for pattern in shards for url in _urls(pattern)]
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+    def name(self, shard: int) -> str:
+        """Its path or URL."""
+        return self.urls[shard]
+
+    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
+        """(shard/path-in-it, record) of every item; damage ends the shard with an item that says so. A connection that
+        breaks is opened again and read past what was given.
+        """
+        url, given = self.urls[shard], 0
+        for attempt in range(TRIES):
+            try:
+                for stem, found in islice(_read_items(url), given, None):
+                    given += 1
+                    yield f"{url.rpartition('/')[2]}/{stem}", tried(partial(self._record, stem, found))
+                return
+            except (FileNotFoundError, PermissionError):
+                raise
+            except (ValueError, ImportError) as error:  # a protocol that does not exist or lacks its package
+                raise OSError(f"shard {url!r} cannot be opened: {error}") from error
+            except Exception as error:  # the libraries behind fsspec raise kinds of their own
+                if attempt == TRIES - 1:
+                    raise OSError(f"shard {url!r} cannot be read, {TRIES} times: {error}") from error
+                time.sleep(2**attempt)
+
+    def _record(self, stem: str, found: dict[str, bytes] | str) -> Record:
+        if isinstance(found, str):
+            raise Unusable(found)
+        return item_record(stem, found, found.__getitem__, self.places)
 
 
 def item_captions(endings: Collection[str], read: Callable[[str], bytes], places: Places) -> Captions:
@@ -140,10 +202,66 @@ def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes]
 
 
 def _file_and_key(place: str) -> tuple[str, str | None]:
-    """The ending of the file that a field is in, as :func:`split_name` gives it, and the key of one in ``.json``."""
+    """The ending of the file that a field is in, in lower case, and the key of one in ``.json``."""
     if place.startswith("json:"):
         return "json", place.removeprefix("json:")
     return place.lstrip(".").lower(), None
+
+
+def _read_index(path: Path, shard: int) -> list[Member]:
+    """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
+    items: dict[str, Member] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for stem, ending, member in _members(archive):
+                item = items.setdefault(stem, Member(shard, stem))
+                item.files[ending] = (member.offset_data, member.size)
+                item.fault = member_fault(member) or item.fault
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        items["(damaged)"] = Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")
+    return list(items.values())
+
+
+def _read_items(url: str) -> Iterator[tuple[str, dict[str, bytes] | str]]:
+    """(stem, its files by ending, or what is wrong with it) of a shard, in order."""
+    stem: str | None = None
+    fault: str | None = None
+    try:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for stem, group in groupby(_members(archive), key=itemgetter(0)):
+                files, fault = {}, None
+                for _, ending, member in group:
+                    fault = fault or member_fault(member)
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is not None:
+                        files[ending] = content.read()
+                yield stem, fault or files
+                stem = None
+    except DAMAGE as error:
+        if stem is not None:
+            yield stem, fault or "the shard is damaged within it or right behind it"
+        yield "(damaged)", f"the shard cannot be read on from here: {error}"
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(path up to the first dot of its name, what follows it in lower case, member) of all but folders, one by one, not
+    kept by the archive: a shard may hold a million.
+    """
+    while (member := archive.next()) is not None:
+        if not member.isdir():
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            yield folder + slash + stem, ending.lower(), member
+        archive.members.clear()  # type: ignore[attr-defined]
+
+
+def member_fault(member: tarfile.TarInfo) -> str | None:
+    """What is wrong with a member by its header, or None."""
+    if not member.isreg():
+        return "is a link or a device in the shard, not a file"
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        return f"its name {member.name!r} climbs out of the shard"
+    return None
 
 
 def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:
@@ -168,44 +286,20 @@ def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]
     return sorted(found)
 
 
-def read_index(path: Path, shard: int) -> list[Member]:
-    """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
-    items: dict[str, Member] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in members(archive):
-                if member.isdir():
-                    continue
-                stem, ending = split_name(member.name)
-                item = items.setdefault(stem, Member(shard, stem))
-                fault = member_fault(member)
-                if fault is None:
-                    item.files[ending] = (member.offset_data, member.size)
-                else:
-                    item.fault = fault
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        items["(damaged)"] = Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")
-    return list(items.values())
+def _urls(pattern: str) -> list[str]:
+    if "://" not in pattern:
+        return [str(path) for path in find_shards([pattern], compressed=True)]
+    return expand_braces(pattern)
 
 
-def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members one by one, not kept by the archive: a shard may hold a million."""
-    while (member := archive.next()) is not None:
-        yield member
-        archive.members.clear()  # type: ignore[attr-defined]
-
-
-def member_fault(member: tarfile.TarInfo) -> str | None:
-    """What is wrong with a member by its header, or None."""
-    if not member.isreg():
-        return "is a link or a device in the shard, not a file"
-    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-        return f"its name {member.name!r} climbs out of the shard"
-    return None
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """(path up to the first dot of the file's name, what follows it in lower case)."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending.lower()
+def expand_braces(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    if not numbers:
+        raise ValueError(f"shards {pattern!r}: {{{first}..{last}}} counts down; write the smaller number first")
+    heads = [f"{pattern[: match.start()]}{number:0{len(first)}d}" for number in numbers]
+    return [head + tail for head in heads for tail in expand_braces(pattern[match.end() :])]

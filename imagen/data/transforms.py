@@ -50,10 +50,17 @@ def resize_square(picture: Picture, size: int, kernel: Resize | Literal["box"] =
     if side == size:
         return to_pixels(picture)
     if kernel == "area" and size < side:
-        means = _area(_area(to_pixels(picture), size).swapaxes(0, 1), size).swapaxes(0, 1)
-        return np.rint(means).astype(np.uint8) if to_pixels(picture).dtype == np.uint8 else means.clip(-1, 1)
+        pixels = to_pixels(picture)
+        means = _area(_area(pixels, size).swapaxes(0, 1), size).swapaxes(0, 1)
+        return np.rint(means).astype(np.uint8) if pixels.dtype == np.uint8 else means.clip(-1, 1)
     how = Image.Resampling.BOX if kernel == "box" else Image.Resampling.BICUBIC
-    return _resample(picture, size, how)
+    if not isinstance(picture, Image.Image) and picture.dtype == np.uint8 and picture.shape[-1] == 3:
+        picture = Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        return to_pixels(picture.resize((size, size), how))
+    planes = [np.asarray(Image.fromarray(plane).resize((size, size), how)) for plane in np.moveaxis(picture, -1, 0)]
+    stacked = np.stack(planes, axis=-1)
+    return stacked if picture.dtype == np.uint8 else stacked.clip(-1, 1)  # bicubic overshoots; PIL clips 8 bits itself
 
 
 def _area(x: Pixels, size: int) -> Pixels:
@@ -70,18 +77,6 @@ def _area(x: Pixels, size: int) -> Pixels:
     return means
 
 
-def _resample(picture: Picture, size: int, kernel: Image.Resampling) -> Pixels:
-    """A square resized by PIL."""
-    if isinstance(picture, Image.Image):
-        return to_pixels(picture.resize((size, size), kernel))
-    pixels = picture
-    if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
-        return np.asarray(Image.fromarray(pixels).resize((size, size), kernel))
-    planes = [np.asarray(Image.fromarray(plane).resize((size, size), kernel)) for plane in np.moveaxis(pixels, -1, 0)]
-    stacked = np.stack(planes, axis=-1)
-    return stacked if pixels.dtype == np.uint8 else stacked.clip(-1, 1)  # bicubic overshoots; PIL clips 8 bits itself
-
-
 def nearest_square(picture: Picture, size: int) -> Pixels:
     """A square resized to (size, size, C) without a value that was not there: the pixel in the middle of each area."""
     pixels = to_pixels(picture)
@@ -93,11 +88,6 @@ def cut(pixels: Pixels, left: int, top: int, wide: int, cells: int) -> Pixels:
     """The window of ``wide`` cells whose corner is at (left, top), where ``cells`` cells span the square picture."""
     scale = pixels.shape[0] // cells
     return pixels[top * scale : (top + wide) * scale, left * scale : (left + wide) * scale]
-
-
-def mirror(pixels: Pixels) -> Pixels:
-    """Left and right exchanged."""
-    return pixels[:, ::-1]
 
 
 def to_tensor(pixels: Pixels) -> Tensor:

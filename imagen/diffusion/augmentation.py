@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imagen.checks import check_choice
 from imagen.diffusion.parameterization import q_sample
 from imagen.diffusion.schedules import CosineSchedule, Schedule
 from imagen.diffusion.vocabulary import AugSpace, ResizeMode
@@ -67,8 +68,7 @@ def resize(x: Tensor, size: int | tuple[int, int], mode: ResizeMode = "auto") ->
     Raises:
         ValueError: an unknown mode, a size below 1, or a tensor that is not (B, C, H, W) floating point.
     """
-    if mode not in get_args(ResizeMode):
-        raise ValueError(f"mode={mode!r} is unknown; choose one of {list(get_args(ResizeMode))}")
+    check_choice("mode", mode, get_args(ResizeMode))
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x is {tuple(x.shape)} {x.dtype}; expected (B, C, H, W) in floating point")
     target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -90,8 +90,7 @@ def aug_noise_shape(
     lowres_shape: tuple[int, ...] | torch.Size, size: int | tuple[int, int], space: AugSpace = "lowres"
 ) -> tuple[int, ...]:
     """The shape of the noise that :func:`augment_lowres` needs: of the small picture, or of the enlarged one."""
-    if space not in get_args(AugSpace):
-        raise ValueError(f"aug_space={space!r} is unknown; choose one of {list(get_args(AugSpace))}")
+    check_choice("aug_space", space, get_args(AugSpace))
     if space == "lowres":
         return tuple(lowres_shape)
     return (*lowres_shape[:-2], *((size, size) if isinstance(size, int) else size))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from imagen.diffusion.guidance import CFG, Branch, Guidance
+from imagen.diffusion.guidance import CFG, Branch, Guidance, conditional
 from imagen.diffusion.parameterization import check_prediction_type, x0_from
 from imagen.diffusion.schedules import alpha_sigma, log_snr_at
 from imagen.diffusion.thresholding import Thresholding
@@ -32,20 +32,13 @@ class Denoised(NamedTuple):
     variance: Tensor | None = None
 
 
-class X0Fn(Protocol):
-    """z (B, C, H, W) in variance-preserving form and timestep (B,), float in [0, 1000), to :class:`Denoised`."""
+#: z (B, C, H, W) in variance-preserving form and timestep (B,), float in [0, 1000), to :class:`Denoised`.
+X0Fn = Callable[[Tensor, Tensor], Denoised]
 
-    def __call__(self, z: Tensor, timestep: Tensor) -> Denoised: ...
-
-
-class Evaluate(Protocol):
-    """A network with its conditions bound, asked for some of its branches.
-
-    z (B, C, H, W) and timestep (B,) to one raw output (B, C or 2C, H, W) for each branch, in the order of ``branches``.
-    Whoever binds the network stacks what one network is asked in one step, and knows which texts the branches see.
-    """
-
-    def __call__(self, z: Tensor, timestep: Tensor, branches: tuple[Branch, ...]) -> Sequence[Tensor]: ...
+#: A network with its conditions bound, asked for some of its branches: z (B, C, H, W), timestep (B,) and the branches
+#: to one raw output (B, C or 2C, H, W) for each, in their order. Whoever binds the network stacks what one network is
+#: asked in one step, and knows which texts the branches see.
+Evaluate = Callable[[Tensor, Tensor, tuple[Branch, ...]], Sequence[Tensor]]
 
 
 class Step:
@@ -114,7 +107,7 @@ def make_x0_fn(
         evaluate: the network with text and low-res picture bound.
         prediction_type: what it predicts, "epsilon", "v_prediction" or "sample".
         log_snrs: (num,), the log-SNR of every level of the schedule it was trained on
-            (imagen.diffusion.levels.level_log_snrs of its scheduler).
+            (imagen.diffusion.schedules.level_log_snrs of its scheduler).
         guidance: which branches are evaluated and how they are combined; None is classifier-free guidance.
         guidance_scale: the paper's w (equation 2). 1 is off, and then only the conditional branch is evaluated.
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
@@ -135,7 +128,7 @@ def make_x0_fn(
         raise ValueError(f"guidance_scale={guidance_scale} is not finite; 1 is off, 5 to 10 is usual")
     limit = thresholding or Thresholding()
     guidance = guidance or CFG()
-    guide, gradient = guidance.start(guidance_scale), guidance.gradient
+    guide, gradient = conditional if guidance_scale == 1 else guidance.start(guidance_scale), guidance.gradient
 
     def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
         out_channels = 2 * z.shape[1] if learned_variance else z.shape[1]

@@ -28,23 +28,11 @@ if TYPE_CHECKING:
     from imagen.diffusion.denoiser import Step
 
 
-def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """scale * cond + (1 - scale) * uncond (paper, equation 2); 1 is exactly cond. Same shape as the inputs, (B, ...).
 
     eps, v and x0 of one z are affine images of each other, so it does not matter which of them is guided.
-
-    Args:
-        scale: a number for all images, or a tensor: (B,) is one value per image, anything else broadcasts as usual.
-
-    Raises:
-        ValueError: (N,) values for another number of images than N, unless N is 1.
     """
-    if not isinstance(scale, int | float):
-        from imagen.diffusion.parameterization import per_image
-
-        if scale.ndim == 1 and len(scale) not in (1, len(cond)):
-            raise ValueError(f"scale has {len(scale)} values for {len(cond)} images; give one, or one per image")
-        scale = per_image(scale, cond)
     return scale * cond + (1 - scale) * uncond
 
 
@@ -53,30 +41,20 @@ def conditional(step: Step) -> Tensor:
     return step.x0(*step.evaluate("conditional"))
 
 
-def _away_from(other: Branch, scale: float) -> Guide:
-    """Equation 2 with the branch ``other`` in the unconditional one's place; nothing is kept from step to step."""
-    if scale == 1:
-        return conditional
-
-    def away(step: Step) -> Tensor:
-        worse, better = step.evaluate(other, "conditional")
-        return step.x0(guide(better, worse, scale))
-
-    return away
-
-
 @dataclass(frozen=True)
 class CFG(Guidance):
     """Classifier-free guidance (paper, section 2.2, equation 2): away from what the network says without the text."""
 
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """Both halves."""
-        return ("unconditional", "conditional")
+    branches: ClassVar[tuple[Branch, ...]] = ("unconditional", "conditional")
 
     def start(self, scale: float) -> Guide:
-        """Away from the unconditional branch."""
-        return _away_from("unconditional", scale)
+        """Away from the first branch; nothing is kept from step to step."""
+
+        def away(step: Step) -> Tensor:
+            worse, better = step.evaluate(*self.branches)
+            return step.x0(guide(better, worse, scale))
+
+        return away
 
 
 @dataclass(frozen=True)
@@ -133,6 +111,8 @@ class APG(Guidance):
         momentum: in (-1, 1); negative, as in the paper (-0.75 to -0.5), works against the steps before.
     """
 
+    branches: ClassVar[tuple[Branch, ...]] = ("unconditional", "conditional")
+
     eta: float = 0.0
     norm: float = math.inf
     momentum: float = 0.0
@@ -145,15 +125,8 @@ class APG(Guidance):
         if not -1 < self.momentum < 1:
             raise ValueError(f"guidance apg has momentum={self.momentum}; expected a number between -1 and 1")
 
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """Both halves."""
-        return ("unconditional", "conditional")
-
     def start(self, scale: float) -> Guide:
         """The u of the evaluation before, of each picture, starts at nothing."""
-        if scale == 1:
-            return conditional
         before: Tensor | None = None
 
         def apg(step: Step) -> Tensor:
@@ -190,8 +163,6 @@ class Rescaled(Wrapper):
     def start(self, scale: float) -> Guide:
         """What it acts on starts; of its own nothing is kept."""
         inner = self.of.start(scale)
-        if scale == 1:
-            return inner
 
         def rescaled(step: Step) -> Tensor:
             x0 = inner(step)
@@ -202,7 +173,7 @@ class Rescaled(Wrapper):
 
 
 @dataclass(frozen=True)
-class Auto(Guidance):
+class Auto(CFG):
     """Autoguidance (Karras et al. 2024, arXiv 2406.02507): away from what a worse network says with the same text.
 
     w * x0 of the network + (1 - w) * x0 of the weak one: equation 2 with the weak branch in the unconditional one's
@@ -210,24 +181,11 @@ class Auto(Guidance):
     same kind.
     """
 
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """The network's and the weak one's."""
-        return ("weak", "conditional")
-
-    def start(self, scale: float) -> Guide:
-        """Away from the weak branch."""
-        return _away_from("weak", scale)
+    branches: ClassVar[tuple[Branch, ...]] = ("weak", "conditional")
 
 
-#: The name in the setting (its class's, in small letters) -> the guidance. A new one adds its class and a line here.
-GUIDANCES: dict[str, type[Guidance]] = {
-    "apg": APG,
-    "auto": Auto,
-    "cfg": CFG,
-    "interval": Interval,
-    "rescaled": Rescaled,
-}
+#: The name in the setting, its class's in small letters -> the guidance. A new one adds its class here.
+GUIDANCES: dict[str, type[Guidance]] = {cls.__name__.lower(): cls for cls in (APG, Auto, CFG, Interval, Rescaled)}
 
 
 def branches(guidance: Guidance, scale: float) -> tuple[Branch, ...]:

@@ -38,7 +38,7 @@ class Guidance(ABC):
         """Begin one run of one stage; what is kept from step to step starts anew here.
 
         Args:
-            scale: w of equation 2.
+            scale: w of equation 2, not 1: that is off, and no guidance starts.
         """
 
     def __str__(self) -> str:

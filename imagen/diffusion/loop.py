@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import X0Fn
-from imagen.diffusion.handed import Handed
-from imagen.diffusion.levels import evaluation_timesteps
 from imagen.diffusion.sampling import model_output, sampling_clone, scaled_by_sigma
-from imagen.diffusion.timesteps import set_timesteps
+from imagen.diffusion.schedules import level_log_snrs, log_snr_at, timestep_at
 
 
 @dataclass
@@ -60,14 +59,39 @@ class StepRule:
         if not 1 <= self.total <= levels:
             raise ValueError(f"num_inference_steps={num_inference_steps} is out of range; expected 1 to {levels}")
         self.begin()
-        self.times = evaluation_timesteps(self.clone)
+        self.times = _evaluated(self.clone)
         self.scales = [1.0] * (len(self.times) + 1)
         if scaled_by_sigma(self.clone):
             self.scales = (self.clone.sigmas.double().square() + 1).sqrt().tolist()
 
     def begin(self) -> None:
-        """Forget the steps of an earlier loop."""
-        set_timesteps(self.clone, self.steps)
+        """Forget the steps of an earlier loop.
+
+        Raises:
+            ValueError: a list that does not fall or leaves the trained levels, or a sampler that takes none.
+        """
+        clone, levels = self.clone, self.clone.config.num_train_timesteps
+        if isinstance(self.steps, int):
+            clone.set_timesteps(self.steps, device="cpu")
+            if clone.timesteps.min() < 0:
+                # numpy.arange(1000, 0, -1000 / N) has one element too many when N * (1000 / N) rounds below 1000.
+                clone.set_timesteps(self.steps * (1 - 1e-9), device="cpu")
+        else:
+            listed = list(self.steps)
+            falling = all(a > b for a, b in pairwise(listed))
+            if not falling or not 0 <= listed[-1] <= listed[0] < levels:
+                raise ValueError(f"timesteps {listed} must fall within {levels - 1} ... 0")
+            if hasattr(clone, "step_list"):
+                clone.step_list(listed)
+            elif "timesteps" in inspect.signature(clone.set_timesteps).parameters:
+                clone.set_timesteps(timesteps=listed, device="cpu")
+            else:
+                raise ValueError(
+                    f"{type(clone).__name__} takes no list of timesteps; give a number of steps, or another sampler "
+                    "(ddpm, ddim, dpm++ or euler)"
+                )
+        if hasattr(clone, "set_begin_index"):
+            clone.set_begin_index(0)
 
     def options(self, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
         """What its ``step`` is called with beside estimate, timestep and state."""
@@ -78,6 +102,40 @@ class StepRule:
     def half_done(self, i: int) -> bool:
         """Whether evaluation ``i`` was the first half of a step, which Heun's rule has."""
         return i + 1 < len(self.times) and not getattr(self.clone, "state_in_first_order", True)
+
+
+def _evaluated(clone: Any) -> list[float]:
+    """The timestep of every evaluation: the list's own, or the fractional one that has the state's noise level."""
+    timesteps: list[float] = clone.timesteps.double().tolist()
+    if not hasattr(clone, "sigmas"):
+        return timesteps
+    log_snrs = level_log_snrs(clone)
+    wanted = -2 * clone.sigmas[: len(timesteps)].double().log()
+    nominal = log_snr_at(torch.tensor(timesteps, dtype=torch.float64), log_snrs)
+    exact = timestep_at(wanted, log_snrs)
+    return torch.where((nominal - wanted).abs() < 1e-5, clone.timesteps.double(), exact).tolist()
+
+
+def _countable(z: Tensor) -> Tensor:
+    """``z`` as a tensor of which torch counts the changes in place: of one made in inference mode it is a copy."""
+    with torch.inference_mode(False):
+        return z.clone() if z.is_inference() else z
+
+
+def _changes(callback: Callable[[LoopState], None], state: LoopState) -> bool:
+    """Calls back; whether ``state.z`` is another tensor afterwards or was changed.
+
+    Comparing values would wait for the device. torch counts the changes in place of a tensor and of its views; one
+    through ``z.data`` or ``z.numpy()`` is not counted and goes unseen.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    z, version = state.z, state.z._version
+    callback(state)
+    if state.z.shape != z.shape:
+        raise ValueError(f"the callback made z {tuple(state.z.shape)}; expected {tuple(z.shape)}, as it was")
+    return state.z is not z or state.z._version != version
 
 
 def sample_loop(
@@ -115,10 +173,8 @@ def sample_loop(
         state = clone.step(model_output(clone, denoised), timestep, state, **options)[0]
         if callback is None or rule.half_done(i):
             continue
-        given = Handed(state / scales[i + 1])
-        report = LoopState(step, rule.total, times[i], given.z, denoised.x0)
-        callback(report)
-        if given.changed(report.z):
+        report = LoopState(step, rule.total, times[i], _countable(state / scales[i + 1]), denoised.x0)
+        if _changes(callback, report):
             state = report.z.to(state) * scales[i + 1]
         if report.stop:
             return report.z

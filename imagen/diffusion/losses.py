@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imagen.diffusion.parameterization import check_prediction_type, training_target
+from imagen.checks import check_choice
+from imagen.diffusion.parameterization import training_target
 from imagen.diffusion.schedules import alpha_sigma
 from imagen.diffusion.vocabulary import WeightingKind
 
@@ -32,7 +33,7 @@ class LossWeighting:
     clamped_snr: clamp(SNR, low, gamma) / SNR, that is clamp(SNR, low, gamma) on the x0 loss, so that the noisiest
     levels keep a weight; our choice. sigmoid: sigmoid(bias - log_snr), that is exp(bias) sigmoid(log_snr - bias) on the
     x0 loss: a min_snr without its corner, gamma exp(bias) (Kingma & Gao 2023; Hoogeboom et al. 2024). Both papers state
-    it per unit of log-SNR; for times drawn evenly, multiply by half of :func:`~imagen.diffusion.schedules.steepness`.
+    it per unit of log-SNR; for times drawn evenly, multiply by half of the schedule's ``steepness``.
 
     Raises:
         ValueError: an unknown kind, a bound out of order, or an option that the kind does not read.
@@ -44,8 +45,7 @@ class LossWeighting:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(WeightingKind):
-            raise ValueError(f"loss weighting {self.kind!r} is unknown; choose one of {list(get_args(WeightingKind))}")
+        check_choice("loss weighting", self.kind, get_args(WeightingKind))
         if self.kind in ("uniform", "sigmoid") and self.gamma != 5.0:
             raise ValueError(f"gamma={self.gamma} has no effect on {self.kind}; set kind to min_snr or drop it")
         if self.kind != "sigmoid" and self.bias != 0.0:
@@ -57,21 +57,14 @@ class LossWeighting:
         if not (math.isfinite(self.gamma) and 0 <= self.low <= self.gamma and self.gamma > 0):
             raise ValueError(f"low={self.low}, gamma={self.gamma}: expected 0 <= low <= gamma and a finite gamma > 0")
 
-
-def _log_weight(weighting: LossWeighting, log_snr: Tensor) -> Tensor:
-    """log of the weight on the eps loss, float64."""
-    log_snr = log_snr.double()
-    if weighting.kind == "uniform":
-        return torch.zeros_like(log_snr)
-    if weighting.kind == "sigmoid":
-        return F.logsigmoid(weighting.bias - log_snr)
-    low = math.log(weighting.low) if weighting.low > 0 else -math.inf
-    return log_snr.clamp(low, math.log(weighting.gamma)) - log_snr
-
-
-def weight(kind: WeightingKind, log_snr: Tensor, gamma: float = 5.0, low: float = 0.0, bias: float = 0.0) -> Tensor:
-    """The weight on the eps loss at ``log_snr``; see :class:`LossWeighting`. Shape and dtype of ``log_snr``."""
-    return _log_weight(LossWeighting(kind, gamma, low, bias), log_snr).exp().to(log_snr.dtype)
+    def log_weight(self, log_snr: Tensor) -> Tensor:
+        """log of the weight on the eps loss at ``log_snr``, float64, of any shape."""
+        if self.kind == "uniform":
+            return torch.zeros_like(log_snr)
+        if self.kind == "sigmoid":
+            return F.logsigmoid(self.bias - log_snr)
+        low = math.log(self.low) if self.low > 0 else -math.inf
+        return log_snr.clamp(low, math.log(self.gamma)) - log_snr
 
 
 def output_weight(prediction_type: str, log_snr: Tensor, weighting: LossWeighting) -> Tensor:
@@ -79,12 +72,12 @@ def output_weight(prediction_type: str, log_snr: Tensor, weighting: LossWeightin
 
     min_snr on v is min(SNR, gamma) / (SNR + 1), on x0 min(SNR, gamma): the forms in the literature.
     """
-    check_prediction_type(prediction_type)
-    log_weight = _log_weight(weighting, log_snr)
+    log_snr = log_snr.double()
+    log_weight = weighting.log_weight(log_snr)
     if prediction_type == "sample":
-        log_weight = log_weight + log_snr.double()
+        log_weight = log_weight + log_snr
     elif prediction_type == "v_prediction":
-        log_weight = log_weight + F.logsigmoid(log_snr.double())
+        log_weight = log_weight + F.logsigmoid(log_snr)
     return log_weight.exp()
 
 

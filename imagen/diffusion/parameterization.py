@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from imagen.checks import check_choice
 from imagen.diffusion.schedules import alpha_sigma
 from imagen.diffusion.vocabulary import PredictionType
 
@@ -21,8 +22,7 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 def check_prediction_type(prediction_type: str) -> None:
     """Raises ValueError unless ``prediction_type`` is one of the three."""
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type={prediction_type!r} is unknown; choose one of {list(PREDICTION_TYPES)}")
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
 
 
 def per_image(value: float | Tensor, like: Tensor) -> Tensor:
@@ -55,17 +55,6 @@ def x0_from(prediction_type: str, output: Tensor, z: Tensor, alpha: float | Tens
     if prediction_type == "epsilon":
         return (z - s * output) / a
     return a * z - s * output
-
-
-def eps_from(prediction_type: str, output: Tensor, z: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """The noise that a network output stands for, given z: eps itself, sigma z + alpha v, or (z - alpha x0) / sigma."""
-    check_prediction_type(prediction_type)
-    if prediction_type == "epsilon":
-        return output
-    a, s = per_image(alpha, z), per_image(sigma, z)
-    if prediction_type == "v_prediction":
-        return s * z + a * output
-    return (z - a * output) / s
 
 
 def q_sample(x0: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:

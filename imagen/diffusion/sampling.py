@@ -15,6 +15,7 @@ thresholding, which happen in x0_fn, act once. The loop works on a clone of the 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,12 +35,18 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from imagen.checks import check_choice
 from imagen.diffusion.denoiser import Denoised
-from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.parameterization import check_prediction_type
-from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, trained_betas
+from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, level_log_snrs, trained_betas
 
 _LEARNED = ("learned", "learned_range")
+
+
+def _accepted(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that ``cls`` takes."""
+    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: value for name, value in options.items() if name in names}
 
 
 class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
@@ -85,23 +92,8 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
             )
         if variance_type in _LEARNED and gamma != 0:
             raise ValueError(f"gamma={gamma} has no effect on a {variance_type} variance; drop it or use fixed_small")
-        super().__init__(  # by name: diffusers records positional arguments as defaults, and drops those on a swap
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            variance_type=variance_type,
-            clip_sample=clip_sample,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            steps_offset=steps_offset,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
+        # by name: diffusers records positional arguments as defaults, and drops those on a swap
+        super().__init__(**_accepted(DDPMScheduler, self.config))
 
     def _get_variance(
         self, t: int, predicted_variance: Tensor | None = None, variance_type: str | None = None
@@ -155,12 +147,6 @@ _UNIPC = {"solver_type": "bh2", "predict_x0": True, "lower_order_final": True}
 _FOR_X0 = {"dpmsolver": "dpmsolver++", "sde-dpmsolver": "sde-dpmsolver++"}
 
 
-def _accepted(cls: type, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that ``cls`` takes."""
-    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: value for name, value in options.items() if name in names}
-
-
 def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: float = 0.0) -> Any:
     """The scheduler of a stage: the schedule as ``trained_betas``, what the network predicts, and spacing that fits.
 
@@ -175,12 +161,10 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
     Raises:
         ValueError: an unknown kind or prediction_type, gamma for another kind than ddpm, a schedule with no export.
     """
-    if kind not in SAMPLERS:
-        raise ValueError(f"sampler {kind!r} is unknown; choose one of {list(SAMPLERS)}")
+    cls = SAMPLERS[check_choice("sampler", kind, list(SAMPLERS))]
     check_prediction_type(prediction_type)
     if gamma != 0 and kind != "ddpm":
         raise ValueError(f"gamma={gamma} has no effect on {kind}; it belongs to ddpm")
-    cls = SAMPLERS[kind]
     options: dict[str, Any] = {
         "num_train_timesteps": NUM_TIMESTEPS,
         "trained_betas": trained_betas(schedule),

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from imagen.checks import check_choice
 from imagen.diffusion.vocabulary import ThresholdKind
 
 
@@ -37,53 +38,41 @@ def quantile(values: Tensor, p: float) -> Tensor:
     return torch.lerp(below, above, position - low)
 
 
-def threshold(x0: Tensor, kind: str = "dynamic", p: float = 0.995, cap: float | None = None) -> Tensor:
-    """Keep an x0 estimate inside [-1, 1].
+@dataclass(frozen=True)
+class Thresholding:
+    """What keeps an x0 estimate inside [-1, 1]; call it with x0.
 
-    Args:
-        x0: (B, C, H, W), the guided estimate.
+    Attributes:
         kind: "none" leaves it alone, "static" clips to [-1, 1], "dynamic" clips to [-s, s] and divides by s, where s is
             the p-quantile of the absolute values of that image, over channels and pixels, and at least 1.
         p: the quantile of "dynamic", in (0, 1]; 0.995 is the paper's only number (figure A.10), 0.95 DeepFloyd IF's.
         cap: the largest s of "dynamic", at least 1; None, the paper, is no limit. IF uses 1.5 at 64 px, and 1.0 in its
             super-resolution stages, which is static thresholding.
 
-    Returns:
-        The shape and dtype of ``x0``.
-
     Raises:
         ValueError: an unknown kind, p outside (0, 1], or a cap below 1.
     """
-    _check(kind, p, cap)
-    if kind == "none":
-        return x0
-    if kind == "static":
-        return x0.clamp(-1, 1)
-    wide = x0.to(torch.promote_types(x0.dtype, torch.float32))
-    scale = quantile(wide.abs().flatten(1), p).clamp(min=1.0, max=cap)
-    scale = scale.reshape(-1, *[1] * (x0.ndim - 1))
-    return (wide.clamp(-scale, scale) / scale).to(x0.dtype)
-
-
-def _check(kind: str, p: float, cap: float | None) -> None:
-    if kind not in get_args(ThresholdKind):
-        raise ValueError(f"thresholding {kind!r} is unknown; choose one of {list(get_args(ThresholdKind))}")
-    if not 0 < p <= 1:
-        raise ValueError(f"thresholding quantile p={p} is outside (0, 1]; the paper uses 0.995")
-    if cap is not None and not cap >= 1:
-        raise ValueError(f"thresholding cap={cap} is below 1, the edge of the data; use 1 or more, or None for no cap")
-
-
-@dataclass(frozen=True)
-class Thresholding:
-    """The settings of :func:`threshold`, checked when made; call it with x0. p and cap matter to "dynamic" only."""
 
     kind: ThresholdKind = "dynamic"
     p: float = 0.995
     cap: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.kind, self.p, self.cap)
+        check_choice("thresholding", self.kind, get_args(ThresholdKind))
+        if not 0 < self.p <= 1:
+            raise ValueError(f"thresholding quantile p={self.p} is outside (0, 1]; the paper uses 0.995")
+        if self.cap is not None and not self.cap >= 1:
+            raise ValueError(
+                f"thresholding cap={self.cap} is below 1, the edge of the data; use 1 or more, or None for no cap"
+            )
 
     def __call__(self, x0: Tensor) -> Tensor:
-        return threshold(x0, self.kind, self.p, self.cap)
+        """The guided estimate (B, C, H, W) -> the same shape and dtype."""
+        if self.kind == "none":
+            return x0
+        if self.kind == "static":
+            return x0.clamp(-1, 1)
+        wide = x0.to(torch.promote_types(x0.dtype, torch.float32))
+        scale = quantile(wide.abs().flatten(1), self.p).clamp(min=1.0, max=self.cap)
+        scale = scale.reshape(-1, *[1] * (x0.ndim - 1))
+        return (wide.clamp(-scale, scale) / scale).to(x0.dtype)

@@ -5,10 +5,7 @@ No torch here, so the command line can check the names of the lists before anyth
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 #: Steps in each of n equal sections of the 1000 levels, from the clean end to the noisy one, as IF was released with.
 RESPACINGS: dict[str, tuple[int, ...]] = {
@@ -43,53 +40,11 @@ def respace(counts: Sequence[int], levels: int = 1000) -> list[int]:
     return taken[::-1]
 
 
-def named_timesteps(name: str, levels: int = 1000) -> list[int]:
-    """The timesteps of one of :data:`RESPACINGS`. Raises: ValueError for a name that is none."""
-    if name not in RESPACINGS:
-        raise ValueError(
-            f"{name!r} is no list of timesteps; expected a number of steps or one of {', '.join(RESPACINGS)}"
-        )
-    return respace(RESPACINGS[name], levels)
-
-
 def count_steps(steps: int | str) -> int:
     """Network evaluations of a setting: the number itself, or the length of the list it names."""
     return steps if isinstance(steps, int) else sum(RESPACINGS[steps])
 
 
 def chosen_timesteps(steps: int | str, levels: int = 1000) -> int | list[int]:
-    """A setting of steps as the loop takes it: the number, or the timesteps of the list that it names."""
-    return named_timesteps(steps, levels) if isinstance(steps, str) else steps
-
-
-def set_timesteps(clone: Any, steps: int | Sequence[int]) -> None:
-    """Set a scheduler to a number of steps of its own spacing, or to a falling list of timesteps.
-
-    Args:
-        clone: of :func:`imagen.diffusion.sampling.sampling_clone`; it is changed.
-
-    Raises:
-        ValueError: a list that does not fall or leaves the trained levels, or a sampler that takes none.
-    """
-    levels = clone.config.num_train_timesteps
-    if isinstance(steps, int):
-        clone.set_timesteps(steps, device="cpu")
-        if clone.timesteps.min() < 0:
-            # numpy.arange(1000, 0, -1000 / N) has one element too many when N * (1000 / N) rounds below 1000.
-            clone.set_timesteps(steps * (1 - 1e-9), device="cpu")
-    else:
-        listed = list(steps)
-        falling = all(a > b for a, b in pairwise(listed))
-        if not listed or not falling or not 0 <= listed[-1] <= listed[0] < levels:
-            raise ValueError(f"timesteps {listed} must fall within {levels - 1} ... 0")
-        if hasattr(clone, "step_list"):
-            clone.step_list(listed)
-        elif "timesteps" in inspect.signature(clone.set_timesteps).parameters:
-            clone.set_timesteps(timesteps=listed, device="cpu")
-        else:
-            raise ValueError(
-                f"{type(clone).__name__} takes no list of timesteps; give a number of steps, or another sampler (ddpm, "
-                "ddim, dpm++ or euler)"
-            )
-    if hasattr(clone, "set_begin_index"):
-        clone.set_begin_index(0)
+    """A setting of steps as the loop takes it: the number, or the timesteps of the one of RESPACINGS that it names."""
+    return respace(RESPACINGS[steps], levels) if isinstance(steps, str) else steps

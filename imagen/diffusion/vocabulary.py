@@ -18,7 +18,7 @@ WeightingKind = Literal["uniform", "min_snr", "clamped_snr", "sigmoid"]
 """Weights of the loss (:class:`imagen.diffusion.losses.LossWeighting`)."""
 
 ThresholdKind = Literal["none", "static", "dynamic"]
-"""What keeps x0 estimates in [-1, 1] (:func:`imagen.diffusion.thresholding.threshold`)."""
+"""What keeps x0 estimates in [-1, 1] (:class:`imagen.diffusion.thresholding.Thresholding`)."""
 
 ResizeMode = Literal["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"]
 """Resampling (:func:`imagen.diffusion.augmentation.resize`)."""

@@ -1,8 +1,8 @@
 """What a finished picture of the shapes world shows: its background and its objects.
 
-The detector judges pixels alone. It imports nothing from ``imagen.data``: the colours below are the table of the
-world's specification, the outlines are drawn in :mod:`imagen.evaluation.templates`. Pictures of 192 px and more are
-judged at 256 px, smaller ones at 64 px, where a patterned fill is one tone: the mean of the colour and its dark twin.
+The detector judges pixels alone. From ``imagen.data`` it has the names of the colours and what they stand for, and
+nothing that draws: the outlines are drawn in :mod:`imagen.evaluation.templates`. Pictures of 192 px and more are judged
+at 256 px, smaller ones at 64 px, where a patterned fill is one tone: the mean of the colour and its dark twin.
 """
 
 from __future__ import annotations
@@ -15,28 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imagen.data.shapes.language import BACKGROUNDS, COLORS
 from imagen.evaluation.templates import Floats, match_shape
 
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (50, 80, 220),
-    "yellow": (240, 210, 40),
-    "purple": (140, 50, 170),
-    "orange": (245, 140, 30),
-    "cyan": (40, 200, 210),
-    "pink": (245, 130, 180),
-    "white": (250, 250, 250),
-    "black": (20, 20, 20),
-}
-BACKGROUNDS = {
-    "gray": (128, 128, 128),
-    "navy": (20, 25, 70),
-    "cream": (245, 235, 210),
-    "olive": (95, 100, 45),
-    "brown": (110, 70, 40),
-    "teal": (0, 105, 110),
-}
 PERIODS = 40.0  # of a patterned fill, per picture side
 LARGE_RADIUS = 0.14  # small objects have radii up to 0.115, large ones from 0.17
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagen.disk import write_text
+from imagen.disk import read_json, write_text
 from imagen.stages.spec import FORMAT_VERSION, SLOTS, StageDefaults, check_version, read_stages, slot_named
 from imagen.text.reading import TextDefaults
 
@@ -94,21 +94,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, is not JSON, or belongs to another pipeline.
     """
-    path = folder / INDEX
+    where = f"model folder {str(folder)!r}"
+    if not (folder / INDEX).exists():
+        raise ValueError(f"{where} holds no {INDEX}; give the folder of a saved pipeline")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        index = read_json(folder / INDEX)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; save the model again") from error
+    if index.get("_class_name") != PIPELINE_CLASS:
         raise ValueError(
-            f"model folder {str(folder)!r} holds no {INDEX}; give the folder of a saved pipeline"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model folder {str(folder)!r}: {INDEX} cannot be read ({error}); save the model again"
-        ) from error
-    if not isinstance(index, dict) or index.get("_class_name") != PIPELINE_CLASS:
-        found = index.get("_class_name") if isinstance(index, dict) else type(index).__name__
-        raise ValueError(
-            f"model folder {str(folder)!r} holds a {found}, not an {PIPELINE_CLASS}; load it with its own class"
+            f"{where} holds a {index.get('_class_name')}, not an {PIPELINE_CLASS}; load it with its own class"
         )
     return index
 
@@ -145,18 +140,10 @@ def _of_index(folder: Path, index: Mapping[str, Any]) -> dict[str, SavedStage]:
     except ValueError as error:
         raise ValueError(f"model folder {str(folder)!r}: {error}") from error
     encoder = str(folder) if (folder / "text_encoder").is_dir() else None
-    length = index.get("max_length", 128)
+    length, conditions = index.get("max_length", 128), index.get("conditions") or {}
+    places = {slot: (folder / f"{slot}_unet", folder / f"{slot}_scheduler") for slot in SLOTS}
     return {
-        slot: SavedStage(
-            slot,
-            stages[slot],
-            folder / f"{slot}_unet",
-            folder / f"{slot}_scheduler",
-            text,
-            length,
-            encoder,
-            conditions=index.get("conditions") or {},
-        )
+        slot: SavedStage(slot, stages[slot], *places[slot], text, length, encoder, conditions=conditions)
         for slot in SLOTS
     }
 
@@ -169,29 +156,19 @@ def read_run(folder: Path) -> SavedStage:
     """
     root = folder / "model" if (folder / "model" / RECORD).is_file() else folder
     try:
-        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {str(folder)!r}: give the run_dir of a training") from None
-        raise ValueError(
-            f"{str(folder)!r} holds no exported stage (model/{RECORD}): give the run_dir of a training"
-        ) from None
+        record = read_json(root / RECORD)
+    except ValueError:
+        held = f"{str(folder)!r} holds no exported stage (model/{RECORD})"
+        what = held if folder.is_dir() else f"there is no folder {str(folder)!r}"
+        raise ValueError(f"{what}: give the run_dir of a training") from None
     try:
         version = check_version(record.get("format_version"), str(root / RECORD))
         text = dict(record["text"])
         encoder, length = text.pop("encoder"), text.pop("max_length")
-        return SavedStage(
-            slot_named(record["name"]),
-            StageDefaults.from_dict(record["stage"], "stage", version),
-            root / "unet",
-            root / "scheduler",
-            TextDefaults.from_dict(text),
-            length,
-            encoder,
-            record.get("adapter_of"),
-            bool(record.get("drop_variance", False)),
-            record.get("conditions") or {},
-        )
+        slot, defaults = slot_named(record["name"]), StageDefaults.from_dict(record["stage"], "stage", version)
+        kept = (record.get("adapter_of"), bool(record.get("drop_variance", False)), record.get("conditions") or {})
+        reading = TextDefaults.from_dict(text)
+        return SavedStage(slot, defaults, root / "unet", root / "scheduler", reading, length, encoder, *kept)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{root / RECORD} is no record of a stage ({error!r}): export it again") from error
 

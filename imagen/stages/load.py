@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import unets
+from imagen.disk import read_json
+from imagen.errors import one_line
 from imagen.stages.folder import check_complete
 
 
@@ -19,11 +20,11 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         ValueError: a folder without one, or one that lacks tensors.
     """
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        kind = read_json(folder / "config.json")["_class_name"]
         unet = getattr(unets, kind).from_pretrained(folder, torch_dtype=dtype)
         check_complete(folder, unet.state_dict())
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder} holds no network: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{folder} holds no network: {one_line(error)}") from error
     unet.register_to_config(_name_or_path="")
     return unet
 
@@ -35,7 +36,7 @@ def load_scheduler(folder: Path) -> Any:
     from imagen.diffusion import sampling
 
     try:
-        kind = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+        kind = read_json(folder / "scheduler_config.json")["_class_name"]
         return (getattr(sampling, kind, None) or getattr(diffusers, kind)).from_pretrained(folder)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder} holds no scheduler: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{folder} holds no scheduler: {one_line(error)}") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 from imagen.checks import check_choice, check_int, check_keys, check_number
@@ -28,7 +29,6 @@ EARLIER_NAMES = {"base64": "base"}
 """Slots as runs named them once, which are read and never written."""
 SAFETY = ("safety_checker", "feature_extractor", "watermarker")
 """Components beside the stages that some released checkpoints carry."""
-USUAL_SIZES = {"base": (64, None), "sr256": (256, 64), "sr1024": (1024, 256)}
 AUG_SCHEDULE_KEYS = ("kind", "shift", "max_log_snr", "s", "beta_start", "beta_end")
 
 Check = Callable[[str, Any], Any]
@@ -60,24 +60,9 @@ class Setting:
     from_picture: bool = False
 
 
-def setting(check: Check, help: str, **facts: Any) -> dict[str, Setting]:
-    """The metadata of a field of :class:`SamplingSettings`; arguments as those of :class:`Setting`."""
-    return {"setting": Setting(check, help, **facts)}
-
-
-def integer(low: int, high: int | None = None) -> Check:
-    """A whole number in [low, high]."""
-    return lambda name, value: check_int(name, value, low, high)
-
-
-def number(low: float, high: float = float("inf")) -> Check:
-    """A finite number in [low, high]."""
-    return lambda name, value: check_number(name, value, low, high)
-
-
-def choice(words: Any) -> Check:
-    """One of the words of a Literal."""
-    return lambda name, value: check_choice(name, value, get_args(words))
+def setting(default: object, check: Check, help: str, **facts: Any) -> Any:
+    """A field of :class:`SamplingSettings`; arguments beside the default as those of :class:`Setting`."""
+    return field(default=default, metadata={"setting": Setting(check, help, **facts)})
 
 
 def optional(check: Check) -> Check:
@@ -105,68 +90,60 @@ class SamplingSettings:
         ValueError: naming the setting, its value and what was expected.
     """
 
-    num_inference_steps: int | str = field(
-        default=50,
-        metadata=setting(
-            check_steps,
-            "network evaluations, or the name of a list of timesteps such as smart50; the paper gives no number",
-            flag="--steps",
-            metavar="STEPS",
-            parse=parse_steps,
-            written=f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}",
-        ),
+    num_inference_steps: int | str = setting(
+        50,
+        check_steps,
+        "network evaluations, or the name of a list of timesteps such as smart50; the paper gives no number",
+        flag="--steps",
+        metavar="STEPS",
+        parse=parse_steps,
+        written=f"50  or  50,20,10  or  64=50,256=20, or one of the lists {', '.join(RESPACINGS)}",
     )
-    guidance_scale: float = field(
-        default=5.0,
-        metadata=setting(number(0), "guidance scale, w of eq. 2; 1 is off", flag="--guidance", metavar="GUIDANCE"),
+    guidance_scale: float = setting(
+        5.0, partial(check_number, low=0), "guidance scale, w of eq. 2; 1 is off", flag="--guidance", metavar="GUIDANCE"
     )
-    guidance: str = field(
-        default="cfg",
-        metadata=setting(
-            lambda name, value: check_guidance(value),
-            "what guides: cfg, apg, auto, each perhaps behind interval(low=..., high=...) or rescaled(phi=...) and a +",
-            since=4,
-            before="cfg",
-            flag="--guidance-method",
-            metavar="METHOD",
-            parse=check_guidance,
-            written=None,
-        ),
+    guidance: str = setting(
+        "cfg",
+        lambda name, value: check_guidance(value),
+        "what guides: cfg, apg, auto, each perhaps behind interval(low=..., high=...) or rescaled(phi=...) and a +",
+        since=4,
+        before="cfg",
+        flag="--guidance-method",
+        metavar="METHOD",
+        parse=check_guidance,
+        written=None,
     )
-    threshold: ThresholdKind = field(
-        default="dynamic",
-        metadata=setting(choice(ThresholdKind), "what keeps x0 estimates in [-1, 1] at every step (section 2.3)"),
+    threshold: ThresholdKind = setting(  # noqa: RUF009 - it is a field
+        "dynamic",
+        partial(check_choice, choices=get_args(ThresholdKind)),
+        "what keeps x0 estimates in [-1, 1] at every step (section 2.3)",
     )
-    threshold_p: float = field(
-        default=0.995,
-        metadata=setting(number(1e-6, 1), "quantile of |x0| for dynamic thresholding (section 2.3, Fig. A.10)"),
+    threshold_p: float = setting(
+        0.995,
+        partial(check_number, low=1e-6, high=1),
+        "quantile of |x0| for dynamic thresholding (section 2.3, Fig. A.10)",
     )
-    threshold_cap: float | None = field(
-        default=None,
-        metadata=setting(optional(number(1)), "upper bound of that quantile; null is the paper's, 1.5 is IF's"),
+    threshold_cap: float | None = setting(
+        None, optional(partial(check_number, low=1)), "upper bound of that quantile; null is the paper's, 1.5 is IF's"
     )
-    aug_level: float = field(
-        default=0.1,
-        metadata=setting(
-            number(0, 1),
-            "noise on the low-res picture, 0 to 1; the paper's best-looking samples use 0.1 to 0.3 (D.2)",
-            flag="--aug-level",
-            metavar="LEVEL",
-            from_picture=True,
-        ),
+    aug_level: float = setting(
+        0.1,
+        partial(check_number, low=0, high=1),
+        "noise on the low-res picture, 0 to 1; the paper's best-looking samples use 0.1 to 0.3 (D.2)",
+        flag="--aug-level",
+        metavar="LEVEL",
+        from_picture=True,
     )
-    lowres_consistency: int = field(
-        default=0,
-        metadata=setting(
-            integer(0),
-            "keep the low-res picture's mean colours over cells of so many of its pixels; 0 (the paper) is off",
-            since=3,
-            before=0,
-            flag="--lowres-consistency",
-            metavar="PX",
-            parse=int,
-            from_picture=True,
-        ),
+    lowres_consistency: int = setting(
+        0,
+        partial(check_int, low=0),
+        "keep the low-res picture's mean colours over cells of so many of its pixels; 0 (the paper) is off",
+        since=3,
+        before=0,
+        flag="--lowres-consistency",
+        metavar="PX",
+        parse=int,
+        from_picture=True,
     )
 
     def __post_init__(self) -> None:
@@ -247,6 +224,13 @@ class StageDefaults(SamplingSettings):
         return {**dataclasses.asdict(self), "aug_schedule": dict(self.aug_schedule)}
 
 
+USUAL = {
+    "base": StageDefaults(size=64),
+    "sr256": StageDefaults(size=256, lowres_size=64),
+    "sr1024": StageDefaults(size=1024, lowres_size=256),
+}
+
+
 def slot_named(name: str) -> str:
     """The slot of that name, or of that earlier name. Raises: ValueError for a name that is none."""
     return check_choice("stage name", EARLIER_NAMES.get(name, name), SLOTS)
@@ -256,14 +240,12 @@ def check_version(format_version: Any, what: str = "this model") -> int:
     """The format version of a folder, 0 where it has none. Raises: ValueError for none, or one newer than this code."""
     if format_version is None:
         return 0
-    if isinstance(format_version, bool) or not isinstance(format_version, int):
-        raise ValueError(f"format_version is {format_version!r}; expected an integer from 0 to {FORMAT_VERSION}")
-    if format_version > FORMAT_VERSION:
+    if check_int("format_version", format_version, 0) > FORMAT_VERSION:
         raise ValueError(
             f"{what} has format_version {format_version}, newer than the {FORMAT_VERSION} this version of imagen "
             "reads; update imagen, or save the model again with an older one"
         )
-    return format_version
+    return int(format_version)
 
 
 def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[str, StageDefaults]:
@@ -277,13 +259,8 @@ def read_stages(stages: Mapping[str, Any] | None, format_version: Any) -> dict[s
     version = check_version(format_version)
     if not isinstance(stages or {}, Mapping):
         raise ValueError(f"stages is {stages!r}; expected sizes and defaults by slot ({', '.join(SLOTS)})")
-    result = {}
-    for slot, values in (stages or {}).items():
-        if slot not in SLOTS:
-            raise ValueError(f"stages: unknown stage {slot!r}; expected {', '.join(SLOTS)}")
-        known = isinstance(values, StageDefaults)
-        result[slot] = values if known else StageDefaults.from_dict(values, f"stage {slot}", version)
-    for slot in SLOTS:
-        size, lowres_size = USUAL_SIZES[slot]
-        result.setdefault(slot, StageDefaults(size=size, lowres_size=lowres_size))
-    return {slot: result[slot] for slot in SLOTS}
+    check_keys(stages or {}, SLOTS, "stages")
+    return {
+        slot: values if isinstance(values, StageDefaults) else StageDefaults.from_dict(values, f"stage {slot}", version)
+        for slot, values in {**USUAL, **(stages or {})}.items()
+    }

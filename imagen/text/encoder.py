@@ -111,7 +111,6 @@ def encode(
     encoder: TextEncoder,
     prompts: Sequence[str],
     max_length: int = 128,
-    pad_to_multiple_of: int | None = None,
     padding: Literal["masked", "visible"] = "masked",
 ) -> tuple[Tensor, Tensor]:
     """Encode prompts with the encoder's final layer.
@@ -119,7 +118,6 @@ def encode(
     Args:
         prompts: B strings; longer ones are cut at ``max_length`` tokens (use :func:`token_count` to refuse them).
         max_length: most tokens kept, end token included (our choice: the paper is silent), and CLIP's start token.
-        pad_to_multiple_of: round the padded length up, for compiled networks; None trims to the longest prompt.
         padding: "masked" hides it from what reads the text; "visible" pads every prompt to ``max_length`` and shows all
             positions, as DeepFloyd IF was trained (the encoder itself still masks it).
 
@@ -127,19 +125,17 @@ def encode(
         embeddings (B, L, D) in at least float32 and mask (B, L) bool: zero and False where padding is masked.
 
     Raises:
-        ValueError: no prompts, a prompt that is not a string, or a padded length that the encoder cannot read.
+        ValueError: no prompts, a prompt that is not a string, or a length that the encoder cannot read.
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {prompts!r}; expected a non-empty list of strings")
-    multiple = pad_to_multiple_of or 1
-    check_max_length(-(-max_length // multiple) * multiple, encoder.config)
+    check_max_length(max_length, encoder.config)
     tokens = tokenizer(
         list(prompts),
         padding_side="right",  # CLIP counts its positions from the left
         padding="longest" if padding == "masked" else "max_length",
         truncation=True,
         max_length=max_length,
-        pad_to_multiple_of=pad_to_multiple_of,
         return_tensors="pt",
     )
     device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs

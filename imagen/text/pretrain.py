@@ -6,7 +6,6 @@ frozen; the decoder, kept shallow so that the understanding has to happen in the
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -21,9 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
-from .folders import component_folders
+from imagen.checks import check_int, check_number
+from imagen.disk import MetricsFile
+from imagen.errors import require
+from imagen.text.folders import component_folders
 
 SPELLING = "abcdefghijklmnopqrstuvwxyz0123456789.,;:-'!?()"  # so that any lower-case word can at least be spelt
+SIZES = ("d_model", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "d_kv")  # of a T5Config and of ours
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,17 @@ class PretrainConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        counts = ("d_model", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "d_kv")
-        for name in (*counts, "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 < self.noise_density < 1 or not 0 <= self.continuation_share <= 1:
-            raise ValueError(
-                f"noise_density is {self.noise_density} and continuation_share {self.continuation_share}; expected "
-                "shares, the first above 0 and below 1"
-            )
-        if not self.mean_span >= 1 or not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"mean_span is {self.mean_span} and learning_rate {self.learning_rate}; expected at least one token, "
-                "and a positive number"
-            )
-        if min(self.steps, self.warmup, self.seed) < 0:
-            raise ValueError(f"steps is {self.steps}, warmup {self.warmup} and seed {self.seed}; expected none below 0")
-        if self.init_from is not None and not Path(self.init_from).is_dir():
-            raise ValueError(f"init_from {str(self.init_from)!r} is no folder; give the one of an encoder")
+        for name in (*SIZES, "batch_size", "checkpoint_every"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("steps", "warmup", "seed"):
+            check_int(name, getattr(self, name), 0)
+        density, rate = self.noise_density, self.learning_rate
+        require(0 < density < 1, f"noise_density is {density}; expected a share above 0 and below 1")
+        check_number("continuation_share", self.continuation_share, 0, 1)
+        require(self.mean_span >= 1, f"mean_span is {self.mean_span}; expected at least one token")
+        require(0 < rate < math.inf, f"learning_rate is {rate}; expected a positive number")
+        start = self.init_from
+        require(start is None or start.is_dir(), f"init_from '{start}' is no folder; give the one of an encoder")
 
 
 def train_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
@@ -148,8 +144,7 @@ def _random_partition(total: int, parts: int, rng: np.random.Generator) -> list[
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def _batch(
@@ -177,12 +172,7 @@ def build(tokenizer: T5Tokenizer, config: PretrainConfig) -> T5ForConditionalGen
     model = T5ForConditionalGeneration(
         T5Config(
             vocab_size=len(tokenizer),
-            d_model=config.d_model,
-            d_kv=config.d_kv,
-            d_ff=config.d_ff,
-            num_layers=config.num_layers,
-            num_decoder_layers=config.num_decoder_layers,
-            num_heads=config.num_heads,
+            **{name: getattr(config, name) for name in SIZES},
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=True,
@@ -226,17 +216,15 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
     model = build(tokenizer, config)
     # T5's own optimiser: steps relative to each weight's size, without which its unscaled attention saturates
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, config))
-    state = out / "state.pt"
-    first = 0
+    state, first = out / "state.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         first = saved["step"]
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(saved[name])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
     elif config.init_from is not None:
         start_from(model, config.init_from)
-    _cut_log(out, first)
+    metrics = MetricsFile(out / "metrics.jsonl", first)
     start = time.monotonic()
     for step in range(first, config.steps):
         batch = _batch(document, tokenizer, config, step)
@@ -244,48 +232,28 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
         optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * _learning_rate_factor(step, config)
         optimizer.step()
-        schedule.step()
         if (step + 1) % 20 == 0:
             known = batch["labels"] >= 0
             accuracy = (output.logits.argmax(-1) == batch["labels"])[known].float().mean()
-            _log(out, step + 1, output.loss.item(), accuracy.item(), (time.monotonic() - start) / (step + 1 - first))
+            row = {"step": step + 1, "loss": round(output.loss.item(), 5), "accuracy": round(accuracy.item(), 4)}
+            row["seconds_per_step"] = round((time.monotonic() - start) / (step + 1 - first), 3)
+            metrics.write(row)
+            print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            parts = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            torch.save({"step": step + 1, **parts}, state.with_suffix(".tmp"))
+            saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(saved, state.with_suffix(".tmp"))
             state.with_suffix(".tmp").replace(state)
-    return _save(model, tokenizer, out)
-
-
-def _learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    return min((step + 1) / max(config.warmup, 1), (config.steps - step) / max(config.steps - config.warmup, 1))
-
-
-def _cut_log(out: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after its last checkpoint: it is about to write them again."""
-    log = out / "metrics.jsonl"
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a kill can leave a part of the last one
-        log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
-
-
-def _log(out: Path, step: int, loss: float, accuracy: float, seconds: float) -> None:
-    row = {"step": step, "loss": round(loss, 5), "accuracy": round(accuracy, 4), "seconds_per_step": round(seconds, 3)}
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-
-
-def _save(model: T5ForConditionalGeneration, tokenizer: T5Tokenizer, out: Path) -> Path:
+    metrics.close()
     encoder = T5EncoderModel(model.encoder.config)
     encoder.shared.load_state_dict(model.shared.state_dict())
     encoder.encoder.load_state_dict(model.encoder.state_dict())
     encoder.save_pretrained(out / "text_encoder")
     tokenizer.save_pretrained(out / "tokenizer")
     return out
+
+
+def _learning_rate_factor(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, then linear decay to zero."""
+    return min((step + 1) / max(config.warmup, 1), (config.steps - step) / max(config.steps - config.warmup, 1))

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from imagen.data import Source, StepSampler, StreamBatches, StreamDataset, collate
+from imagen.data.order import StepSampler
+from imagen.data.pictures import StreamBatches, StreamDataset
+from imagen.data.sources import Source, collate
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
 
@@ -39,22 +41,17 @@ def make_loader(
     Raises:
         ConfigError: a batch or lanes that cannot be shared out.
     """
-    train = config.train
-    workers = train.num_workers
-    batches: Any
+    train, workers = config.train, config.train.num_workers
+    batches: Any = source
+    share = (train.accumulation, rank, world)
     try:
         if isinstance(source, StreamDataset):
             lengths = Path(config.run_dir) / "shards.jsonl"
-            batches = StreamBatches(
-                source, train.batch_size, start, train.steps, train.accumulation, rank, world, lengths, max(1, workers)
-            )
+            batches = StreamBatches(source, train.batch_size, start, train.steps, *share, lengths, max(1, workers))
             how: dict[str, Any] = {"batch_size": None}
             workers = min(workers, 1)
         else:
-            batches = source
-            sampler = StepSampler(
-                source.length, train.batch_size, train.seed, start, train.steps, train.accumulation, rank, world
-            )
+            sampler = StepSampler(source.length, train.batch_size, train.seed, start, train.steps, *share)
             how = {"batch_sampler": sampler, "collate_fn": collate}
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
@@ -65,7 +62,6 @@ def make_loader(
         **how,
         num_workers=workers,
         multiprocessing_context=context,
-        prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=outlive_one_signal if workers else None,
+        worker_init_fn=outlive_one_signal,
     )

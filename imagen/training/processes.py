@@ -1,15 +1,22 @@
-"""Work that the processes of a run share out: each does its turns, and the parts are added up."""
+"""The processes of a run, as accelerate launches them: work is shared out in turns, and the parts are added up.
+
+And whether what a configuration asks for is there: processes that can share its batch, packages, a GPU.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from imagen.errors import ConfigError
+from imagen.training.config.sections import RunSettings
 
 
 def alone(part: Tensor) -> Tensor:
@@ -34,17 +41,50 @@ class Processes:
     def of(cls, accelerator: Accelerator) -> Processes:
         """Those that accelerate has launched."""
         rank, world = accelerator.process_index, accelerator.num_processes
-        if world == 1:
-            return cls()
-
-        def add(part: Tensor) -> Tensor:
-            whole: Tensor = accelerator.reduce(part, reduction="sum")
-            return whole
-
-        return cls(rank, world, add)
+        return cls(rank, world, partial(accelerator.reduce, reduction="sum")) if world > 1 else cls()
 
     def turns(self, count: int, size: int) -> Iterator[range]:
         """This process's parts of ``count`` things in parts of ``size``, dealt out in turn."""
         for turn, start in enumerate(range(0, count, size)):
             if turn % self.world == self.rank:
                 yield range(start, min(start + size, count))
+
+
+def make_accelerator(config: RunSettings) -> Accelerator:
+    """accelerate's plumbing. Raises ConfigError where TensorBoard is asked for and missing."""
+    if config.train.tensorboard and not is_tensorboard_available():
+        raise ConfigError("train.tensorboard is true but tensorboard is not installed: pip install tensorboard")
+    return Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with="tensorboard" if config.train.tensorboard else None,
+        project_dir=config.run_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def check_processes(config: RunSettings, accelerator: Accelerator) -> None:
+    """Raises ConfigError for a launch other than data parallel, or a batch that its processes cannot share equally."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            f"launched with {kind.value}, but sharded weights are not supported: use configs/accelerate/ddp.yaml"
+        )
+    world = accelerator.num_processes
+    parts = config.train.accumulation * world
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is not divisible by {config.train.accumulation} accumulation "
+            f"steps x {world} processes: use a multiple of {parts}"
+        )
+
+
+def check_optimizer(config: RunSettings) -> None:
+    """Raises ConfigError where optim.kind adam8bit lacks its package, its GPU or weights of a dtype it knows."""
+    if config.optim.kind != "adam8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("optim.kind adam8bit needs bitsandbytes: pip install 'bitsandbytes>=0.45', or use adamw")
+    if not torch.cuda.is_available():
+        raise ConfigError("optim.kind adam8bit needs a CUDA GPU, and torch finds none here: use optim.kind adamw")
+    if config.train.dtype == "float64":
+        raise ConfigError("optim.kind adam8bit cannot train float64 weights: set train.dtype float32, or use adamw")

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from imagen.data import Source, StreamDataset
-from imagen.training.config.changes import Changes
+from imagen.data.pictures import StreamDataset
+from imagen.data.sources import Source
+from imagen.training.config.resumed import Changes
 from imagen.training.config.sections import RunSettings
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA

@@ -11,28 +11,26 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen.data import micro_positions
-from imagen.disk import write_text
+from imagen.data.order import micro_positions
+from imagen.disk import MetricsFile, write_text
 from imagen.errors import ConfigError
-from imagen.training.config.changes import changed_keys
-from imagen.training.config.migrate import read_stored
 from imagen.training.config.parsing import to_yaml
-from imagen.training.launch import check_optimizer, check_processes, make_accelerator
+from imagen.training.config.resumed import changed_keys, read_stored
 from imagen.training.loader import make_loader
 from imagen.training.optim.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
-from imagen.training.processes import Processes
+from imagen.training.processes import Processes, check_optimizer, check_processes, make_accelerator
 from imagen.training.state.checkpoint import State, StateFolder
 from imagen.training.state.ema import EMA, trained_state
 from imagen.training.stopping import Stopping
 from imagen.training.task import Task
-from imagen.training.telling.metrics import MetricsFile, Progress, Window
-from imagen.training.telling.skipped import SkipFile
+from imagen.training.telling import Progress, SkipFile, Window
 
 
 class TrainingStopped(RuntimeError):
@@ -63,8 +61,9 @@ class Trainer:
         check_processes(config, self.accelerator)
         self._check_same_run()
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
-        self.window = Window(task.groups)
-        state = self._find_state()
+        self.window = Window.of(task.groups)
+        with self.accelerator.main_process_first():  # which sets damaged ones aside
+            state = self.states.newest()
         saved = None if state is None else state.tensors[task.weights]
         self.module, self.source, ends = task.load(self.accelerator.device, self.processes, saved)
         self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
@@ -75,7 +74,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         if state is not None:
             self._restore(state)
-        self.progress = progress
+        self.progress = progress or Progress(config.train.steps, self.step)
         self.stopping = Stopping(config.train.time_limit)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -92,8 +91,7 @@ class Trainer:
             self.run.mkdir(parents=True, exist_ok=True)
             write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
-        self.progress = self.progress or Progress(config.steps, self.step)
-        self._start_trackers()
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         for note in self.task.notes if main else ():
             self.progress.note(note)
         self.model.train()
@@ -108,7 +106,7 @@ class Trainer:
         if self.bad.refresh() and self.bad.exceeded:
             self._give_up(self.bad.verdict())
         if main:
-            self._export()
+            self.task.export(self.ema, self.run / "model", self.step)
         if self.metrics is not None:
             self.metrics.close()
         self.accelerator.end_training()
@@ -149,13 +147,10 @@ class Trainer:
 
     def _reduce(self, sums: Tensor, norm: Any) -> tuple[list[float], bool]:
         """Sums over processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
-        stop = float(self.stopping.asked or self.bad.exceeded)
-        if self.world > 1:
-            packed = torch.cat([sums, sums.new_tensor([stop])])
-            packed = self.accelerator.reduce(packed, reduction="sum")
-            sums, stop = packed[:-1], float(packed[-1])
+        wants = sums.new_tensor([self.stopping.asked or self.bad.exceeded])
         norm = torch.as_tensor(norm, device=sums.device).to(torch.float64).reshape(1)
-        return torch.cat([sums, norm]).tolist(), stop > 0
+        *numbers, stop, norm = torch.cat([self.processes.add(torch.cat([sums, wants])), norm]).tolist()
+        return [*numbers, norm], stop > 0
 
     def _after_step(self, stop: bool) -> None:
         config = self.config.train
@@ -187,41 +182,29 @@ class Trainer:
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def _log(self) -> None:
+        config, optim = self.config.train, self.config.optim
         now, (then, before) = time.monotonic(), self._mark
-        self._mark = (now, self.step)
-        rate = (self.step - before) * self.config.train.batch_size / max(now - then, 1e-9)
-        means = self.window.means()
-        self.window = Window(self.task.groups)
-        optim = self.config.optim
-        record = {
-            "step": self.step,
-            "images": self.step * self.config.train.batch_size,
-            **means,
-            "lr": optim.lr * schedule_factor(optim, self.step - 1, self.config.train.steps),
-            "skipped": self.skipped,
-            "clock": {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)},
-        }
-        if self.metrics is None or self.progress is None:
+        rate = (self.step - before) * config.batch_size / max(now - then, 1e-9)
+        means = self.window.means(self.task.groups)
+        self._mark, self.window = (now, self.step), Window.of(self.task.groups)
+        if self.metrics is None:
             return
-        self.metrics.write(record)
+        lr = optim.lr * schedule_factor(optim, self.step - 1, config.steps)
+        record = {"images": self.step * config.batch_size, **means, "lr": lr, "skipped": self.skipped}
+        clock = {"unix": round(time.time(), 3), "images_per_second": round(rate, 2)}
+        self.metrics.write({"step": self.step, **record, "clock": clock})
         self.progress.show(self.step, means["loss"], rate, self.skipped, self.bad.refresh())
-        if self.config.train.tensorboard:
-            shown = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
-            self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
+        shown = {key: value for key, value in record.items() if value is not None}
+        self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
 
     def _measure(self) -> None:
         """The average on held-out pictures, a line of its own."""
         with self.ema.swapped_in(self.module):
             record = self.task.measure()
-        if self.metrics is not None and self.progress is not None:
+        if self.metrics is not None:
             self.metrics.write({"step": self.step, **record})
             self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")
-        if self.config.train.tensorboard:
-            self.accelerator.log(record, step=self.step)
-
-    def _start_trackers(self) -> None:
-        if self.config.train.tensorboard:
-            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        self.accelerator.log(record, step=self.step)
 
     # --- resume points -----------------------------------------------------------------------------------------------
 
@@ -231,20 +214,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             if self.metrics is not None:
                 self.metrics.sync()
-            facts = {
-                "skipped": self.skipped,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "ema_updates": self.ema.updates,
-                "window": self.window.state(),
-            }
+            skipped = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+            facts = {**skipped, "ema_updates": self.ema.updates, "window": asdict(self.window)}
             tensors = {self.task.weights: trained_state(self.module), "ema": self.ema.average}
             self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
-            self._export()
-        self.accelerator.wait_for_everyone()
-
-    def _export(self) -> None:
-        if self.ema.updates or self.step:
             self.task.export(self.ema, self.run / "model", self.step)
+        self.accelerator.wait_for_everyone()
 
     def _check_same_run(self) -> None:
         found = read_stored(self.run, self.task.migrate)
@@ -262,20 +237,11 @@ class Trainer:
         if warned and self.accelerator.is_main_process:
             warnings.warn(f"the run goes on with a changed configuration: {'; '.join(warned)}", stacklevel=3)
 
-    def _find_state(self) -> State | None:
-        """The newest intact resume point, the same on every process."""
-        if self.world == 1:
-            return self.states.newest()
-        if self.accelerator.is_main_process:
-            self.states.newest()  # sets damaged ones aside
-        self.accelerator.wait_for_everyone()
-        return self.states.newest()
-
     def _restore(self, state: State) -> None:
         self.step = state.step
         self.skipped = state.facts["skipped"]
         self.skipped_in_a_row = state.facts["skipped_in_a_row"]
-        self.window = Window(self.task.groups, state.facts["window"])
+        self.window = Window(**state.facts["window"])
         self.ema.load(state.tensors["ema"], state.facts["ema_updates"])
         restore_optimizer(self.optimizer, state.optimizer)
 

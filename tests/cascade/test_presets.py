@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from imagen.cascade.presets import PRESETS, apply_preset, with_preset
+from imagen.cascade.presets import GUIDANCE, PRESETS, apply_preset, with_preset
 from imagen.diffusion.sampling import SAMPLERS
-from imagen.stages.spec import SETTINGS, StageDefaults
+from imagen.stages.spec import StageDefaults
 from tests.factories import tiny_pipeline
 
 STAGES = {
@@ -20,10 +20,10 @@ def test_a_preset_sets_what_it_names_in_each_stage_and_nothing_else(name: str) -
     made = with_preset(name, STAGES)
     assert list(made) == list(STAGES)
     for slot, stage in made.items():
-        named = {key: value for key, value in PRESETS[name][slot].items() if key != "sampler"}
+        named = {"num_inference_steps": PRESETS[name][1][slot], "guidance_scale": GUIDANCE[slot]}
         assert stage.to_dict() == {**STAGES[slot].to_dict(), **named}
-        assert named.keys() <= SETTINGS.keys()
-        assert PRESETS[name][slot]["sampler"] in SAMPLERS
+    assert PRESETS[name][0] in SAMPLERS
+    assert PRESETS[name][1].keys() == GUIDANCE.keys()
     assert made["base"] != made["sr256"]
     assert with_preset(name, {"sr256": STAGES["sr256"]}) == {"sr256": made["sr256"]}, "of the stages that are there"
 
@@ -35,7 +35,7 @@ def test_the_settings_foretold_are_those_applied(name: str) -> None:
     apply_preset(pipe, name)
     assert pipe.stage_defaults == foretold
     for slot in foretold:
-        assert type(getattr(pipe, f"{slot}_scheduler")) is SAMPLERS[PRESETS[name][slot]["sampler"]]
+        assert type(getattr(pipe, f"{slot}_scheduler")) is SAMPLERS[PRESETS[name][0]]
 
 
 def test_what_is_no_preset_and_a_stage_beyond_one_are_named() -> None:

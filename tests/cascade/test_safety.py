@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers.pipelines.deepfloyd_if.watermark import IFWatermarker
 
-from imagen.cascade.safety import finish
+from imagen.cascade.pictures import finish
 
 
 def marked(height: int, width: int, side: int) -> np.ndarray:

@@ -206,6 +206,8 @@ BAD = [
     (["a", "--offload", "--device", "cpu"], "--offload has no effect"),
     (["a", "--lora", "{tmp}"], "holds no adapter"),
     (["a", "--lora", "sr9={tmp}"], "stage is 'sr9'"),
+    (["a", "--lora", "sr256={tmp}/a=b"], "a=b' holds no adapter"),
+    (["a", "--label", "3"], "label is given but no stage that runs was trained with one; leave it out"),
     (["a", "--device", "tpu9"], "--device 'tpu9' is not there"),
     (["a", "--out", "{tmp}/empty.txt"], "empty.txt' cannot be made"),
     (["a", "--bogus"], "unrecognized arguments: --bogus"),

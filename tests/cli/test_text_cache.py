@@ -15,7 +15,7 @@ import yaml
 from transformers import T5Config, T5EncoderModel
 
 from imagen.cascade.training.config.parsing import parse
-from imagen.cascade.training.grids.samples import held_out
+from imagen.cascade.training.grids import held_out
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cli.text_cache import data_captions, main
 from imagen.text.cache import build
@@ -190,7 +190,11 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(folder, tmp_path, capsys, m
     with monkeypatch.context() as patch:
         patch.setattr(build, "write_shard", write)
         assert main(command(folder, tmp_path / "c")) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("text cache: [Errno 28] No space left on device: mend")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("text cache: error: [Errno 28] No space left on device; mend")
+    )
     assert main(command(folder, tmp_path / "c")) == 0
     assert f"{len(set(CAPTIONS)) + 1 - 6} encoded now" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from imagen.conditions.condition import Draw
 from imagen.conditions.lowres import Lowres
 from imagen.data.fields import Paired
-from imagen.data.make import Want
+from imagen.data.prepare import Want
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.schedules import CosineSchedule, make_schedule, timestep_from_t
 
@@ -40,7 +40,7 @@ def inputs(condition: Lowres, noise: float = 1.0) -> tuple[dict[str, Tensor], Te
 def test_it_is_augmented_and_its_level_told(space: Any) -> None:
     condition = Lowres(8, 4, CosineSchedule(), space=space)
     small = torch.nn.functional.avg_pool2d(IMAGE, 2)
-    torch.testing.assert_close(condition.made_small(IMAGE), small)
+    torch.testing.assert_close(condition.picture({}, IMAGE), small)
     given, noise = inputs(condition)
     assert noise.shape[-1] == (4 if space == "lowres" else 8)
     angle = (LEVEL + 0.008) / 1.008 * math.pi / 2
@@ -65,7 +65,7 @@ def test_a_schedule_of_levels_is_used_on_its_levels() -> None:
 
 
 def test_windows_shrink_by_the_factor_of_whole_pictures() -> None:
-    assert Lowres(1024, 256, CosineSchedule()).made_small(torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
+    assert Lowres(1024, 256, CosineSchedule()).picture({}, torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
 
 
 def test_what_comes_with_the_pictures_is_taken_before_what_can_be_made_of_them() -> None:

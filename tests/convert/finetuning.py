@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from imagen import ImagenPipeline
-from imagen.cascade.training.inputs.draws import draw_batch
-from imagen.data import collate
+from imagen.cascade.training.inputs.batches import draw_batch
+from imagen.data.sources import collate
 from imagen.training.trainer import Trainer
 from tests.factories import seeded
 

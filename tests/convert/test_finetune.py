@@ -11,16 +11,16 @@ import torch
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose, load_scheduler
-from imagen.cascade.training.grids.samples import picture_generators
-from imagen.cascade.training.inputs.draws import draw_batch
+from imagen.cascade.training.grids import picture_generators
+from imagen.cascade.training.inputs.batches import draw_batch
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.train import main
 from imagen.conditions.text import Words
-from imagen.data import collate
-from imagen.diffusion.levels import level_log_snrs
+from imagen.data.sources import collate
+from imagen.diffusion.schedules import level_log_snrs
 from imagen.errors import ConfigError
-from imagen.training.telling.metrics import Progress
+from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline
 from tests.factories import sample, seeded

@@ -16,7 +16,7 @@ from torch import Tensor
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cascade.seeds import picture_seeds, stage_generator
-from imagen.cascade.training.config.lora import ATTENTION
+from imagen.cascade.training.config.sections import ATTENTION
 from tests.factories import seeded
 from unets import BaseUNet
 

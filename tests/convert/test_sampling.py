@@ -43,7 +43,7 @@ def test_presets_run_the_steps_they_name(converted: Path, name: str) -> None:
     pipe = load(converted)
     apply_preset(pipe, name)
     assert [type(pipe.base_scheduler), type(pipe.sr256_scheduler)] == [
-        SAMPLERS[PRESETS[name][slot]["sampler"]] for slot in ("base", "sr256")
+        SAMPLERS[PRESETS[name][0]] for slot in ("base", "sr256")
     ]
     with Calls(pipe.sr256_unet) as calls:
         assert torch.isfinite(sample(pipe, PROMPT, image=torch.zeros(1, 3, 16, 16)).images).all()

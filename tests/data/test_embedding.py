@@ -14,13 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset, Places, Prepare, Records, StreamDataset, collate
 from imagen.data.decode import Unusable
 from imagen.data.fields import Encoded
 from imagen.data.hub import HubRecords, HubStream
-from imagen.data.shard_stream import ShardStream
+from imagen.data.pictures import PictureDataset, StreamDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords, Places, Records
+from imagen.data.sources import collate
 from imagen.data.table import TableRecords
-from imagen.data.tar import ShardRecords
+from imagen.data.tar import ShardRecords, ShardStream
 
 WIDTH = 3
 
@@ -101,7 +103,7 @@ def shard_stream(root: Path) -> Any:
 
 @pytest.mark.parametrize("make", [folder, csv_table, json_table, hub, shards, hub_stream, shard_stream])
 def test_every_source_gives_them(tmp_path: Path, make: Any) -> None:
-    prepare = Prepare(8, captions="optional", kinds={"embedding": Encoded(5, WIDTH)})
+    prepare = Prepare(Want(8, captions="optional", fields={"embedding": Encoded(5, WIDTH)}))
     stored = make(tmp_path)
     if make in (hub_stream, shard_stream):
         samples = StreamDataset(stored, prepare, 0, 1, 1).head(3)
@@ -147,7 +149,7 @@ def test_a_picture_with_a_bad_one_is_replaced(tmp_path: Path) -> None:
     broken[0, 0] = np.nan
     (tmp_path / "1.t5.npy").write_bytes(npy(broken))
     (tmp_path / "2.t5.npy").unlink()
-    dataset = PictureDataset(records, Prepare(8, captions="optional", kinds={"embedding": Encoded(5, WIDTH)}))
+    dataset = PictureDataset(records, Prepare(Want(8, captions="optional", fields={"embedding": Encoded(5, WIDTH)})))
     for number, reason in ((1, "not finite"), (2, "cannot be read: No such file")):
         sample = dataset[number]
         assert sample.key == "0.png"

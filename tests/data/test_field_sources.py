@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import PictureDataset, Sample, ShapesDataset, StreamDataset, Want, collate, make_source
+from imagen.data import ShapesDataset, Want, make_source
 from imagen.data.config import DataConfig
 from imagen.data.fields import Encoded, Kind, Label, Paired
+from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.shapes.language import COLORS, SHAPES
+from imagen.data.sources import Sample, collate
 from imagen.errors import ConfigError
 
 NAMES = ("owl", "red fox", "cat")

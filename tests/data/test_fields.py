@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagen.data import Note, Prepare, Record, Unusable
+from imagen.data.decode import Unusable
 from imagen.data.fields import ClassName, Kind, Label, Paired
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import Record
+from imagen.data.sources import Note
 
 NAMES = ("owl", "red fox", "cat")
 
@@ -30,7 +33,7 @@ STORED = {
 @pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
 def test_a_mask_stays_two_valued_when_resized(stored: np.ndarray) -> None:
     def at(size: int, **options: Any) -> list[list[float]]:
-        prepare = Prepare(4, captions="optional", kinds={"mask": Paired(size, 1, binary=True, **options)})
+        prepare = Prepare(Want(4, captions="optional", fields={"mask": Paired(size, 1, binary=True, **options)}))
         record = Record("", np.zeros((4, 4, 3), np.uint8), fields={"mask": stored})
         sample, _ = prepare("k", record, np.random.default_rng(0))
         return sample.fields["mask"][0].tolist()  # type: ignore[union-attr, index, return-value]
@@ -46,7 +49,7 @@ def test_nearest_mixes_no_values() -> None:
     record = Record("", np.zeros((12, 12, 3), np.uint8), fields={"map": levels})
     for resize, few in (("nearest", True), ("area", False)):
         kinds: dict[str, Kind] = {"map": Paired(4, 1, resize=resize)}  # type: ignore[arg-type]
-        sample, _ = Prepare(12, captions="optional", kinds=kinds)("k", record, np.random.default_rng(0))
+        sample, _ = Prepare(Want(12, captions="optional", fields=kinds))("k", record, np.random.default_rng(0))
         shown = ((sample.fields["map"] + 1) * 127.5).round().unique().tolist()  # type: ignore[operator, union-attr]
         assert (set(shown) <= {0, 60, 200}) == few
 
@@ -113,7 +116,7 @@ def test_labels_that_cannot_be_are_refused(arguments: tuple[int, tuple[str, ...]
 
 def test_repairs_of_a_pair_are_told_beside_the_picture_s() -> None:
     grey, colour = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)
-    prepare = Prepare(4, captions="optional", channels=1, kinds={"mask": Paired(4, 1, binary=True)})
+    prepare = Prepare(Want(4, captions="optional", channels=1, fields={"mask": Paired(4, 1, binary=True)}))
     own, pair = (Note("k", "repaired", f"{of}colour made grey") for of in ("", "mask picture: "))
     for image, mask, told in (
         (grey, grey, []),

@@ -9,16 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset, Prepare
 from imagen.data.decode import Unusable, decode
 from imagen.data.fields import Paired
+from imagen.data.pictures import PictureDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def folder(root: Path, size: int, **options) -> PictureDataset:  # type: ignore[no-untyped-def]
     seed = options.pop("seed", 0)
-    return PictureDataset(FolderRecords(root), Prepare(size, **options), seed)
+    want = {name: options.pop(name) for name in ("lowres_size", "captions") if name in options}
+    return PictureDataset(FolderRecords(root), Prepare(Want(size, **want), **options), seed)
 
 
 def read(path: Path, channels: int = 3) -> np.ndarray:
@@ -214,7 +217,7 @@ def test_one_of_several_captions_is_drawn(tmp_path: Path) -> None:
 
 def test_the_class_is_the_folder(tmp_path: Path) -> None:
     save(tmp_path, "red_fox/1.png", caption=None)
-    assert PictureDataset(FolderRecords(tmp_path, "class"), Prepare(8))[0].caption == "red fox"
+    assert PictureDataset(FolderRecords(tmp_path, "class"), Prepare(Want(8)))[0].caption == "red fox"
 
 
 def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> Non
     (tmp_path / "before" / "a.npy.png").unlink()
     records = FolderRecords(tmp_path / "after", fields={"conditioning": tmp_path / "before"})
     kinds = {"conditioning": Paired(16, channels=1)}
-    dataset = PictureDataset(records, Prepare(32, crop=16, square="random", flip=True, channels=1, kinds=kinds))
+    dataset = PictureDataset(records, Prepare(Want(32, channels=1, fields=kinds), crop=16, square="random", flip=True))
     for index in range(20):
         sample = dataset[index]
         assert sample.lowres is None
@@ -235,7 +238,7 @@ def test_conditioning_pictures_are_cut_and_mirrored_alike(tmp_path: Path) -> Non
         assert (blocks - sample.fields["conditioning"]).abs().max() < 0.03
     save(tmp_path / "after", "b.png")
     records = FolderRecords(tmp_path / "after", fields={"conditioning": tmp_path / "before"})
-    _, notes = PictureDataset(records, Prepare(32, kinds=kinds)).examine(1)
+    _, notes = PictureDataset(records, Prepare(Want(32, fields=kinds))).examine(1)
     assert [note.reason for note in notes] == ["has no file of its name in the conditioning folder"]
 
 

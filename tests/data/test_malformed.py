@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset, Prepare, Unusable
-from imagen.data.decode import decode
+from imagen.data.decode import Unusable, decode
+from imagen.data.pictures import PictureDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "NPY")
 CAPTIONS = (
@@ -77,7 +79,7 @@ def test_two_thousand_malformed_pictures_and_captions(tmp_path: Path) -> None:
         path = tmp_path / f"good{number}.png"
         path.write_bytes(encode(np.full((8, 8, 3), 9, np.uint8), "PNG"))
         path.with_suffix(".txt").write_bytes(b"good")
-    dataset = PictureDataset(FolderRecords(tmp_path), Prepare(8))
+    dataset = PictureDataset(FolderRecords(tmp_path), Prepare(Want(8)))
     assert len(dataset) == count + good
     usable = 0
     for number in range(len(dataset)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagen.data import Sample, StepSampler, collate, micro_positions, sample_index
+from imagen.data.order import StepSampler, micro_positions, sample_index
+from imagen.data.sources import Sample, collate
 
 
 def draws(length: int | None, count: int, batch_size: int = 4, seed: int = 0) -> list[int]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Prepare, Record
 from imagen.data.fields import Paired
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import Record
 from imagen.data.transforms import resize_square
 
 KERNELS = {"bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
@@ -46,7 +47,7 @@ def test_every_kind_of_pixels_is_resized_as_pillow_resizes_its_planes(
 @pytest.mark.parametrize("where", ["center", "random"])
 def test_the_picture_is_bicubic_and_its_small_copy_the_mean_over_areas(where: str) -> None:
     stored = noise(48, 72, 3)  # not square
-    prepare = Prepare(24, lowres_size=6, square=where, resize="bicubic")  # type: ignore[arg-type]
+    prepare = Prepare(Want(24, lowres_size=6), square=where, resize="bicubic")  # type: ignore[arg-type]
     sample, _ = prepare("a", Record("", stored, ("a star",)), np.random.default_rng(5))
     left = 12 if where == "center" else int(np.random.default_rng(5).random() * 25)
     square = stored[:, left : left + 48]
@@ -62,7 +63,7 @@ def test_the_picture_is_bicubic_and_its_small_copy_the_mean_over_areas(where: st
 def test_a_conditioning_picture_is_reduced_by_areas_over_the_same_square() -> None:
     stored, pair = noise(48, 72, 3), noise(24, 36, 3)[::-1].copy()
     record = Record("", stored, ("a star",), fields={"conditioning": pair})
-    sample, notes = Prepare(24, kinds={"conditioning": Paired(6, 3)}, square="random", resize="bicubic")(
+    sample, notes = Prepare(Want(24, fields={"conditioning": Paired(6, 3)}), square="random", resize="bicubic")(
         "a", record, np.random.default_rng(5)
     )
     left = int(np.random.default_rng(5).random() * 13)
@@ -75,7 +76,7 @@ def test_a_conditioning_picture_is_reduced_by_areas_over_the_same_square() -> No
 
 def test_windows_of_picture_and_small_copy_lie_on_the_same_pixels() -> None:
     stored = noise(32, 32, 3)
-    prepare = Prepare(32, crop=16, lowres_size=8, flip=True)
+    prepare = Prepare(Want(32, lowres_size=8), crop=16, flip=True)
     tops: set[tuple[int, int, bool]] = set()
     whole = torch.from_numpy(as_float(stored)).permute(2, 0, 1)
     for seed in range(40):
@@ -94,8 +95,8 @@ def test_windows_of_picture_and_small_copy_lie_on_the_same_pixels() -> None:
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:
-    prepare, record = Prepare(2, flip=True), Record("", noise(2, 2, 3), ("a star",))
-    plain = Prepare(2)("a", record, np.random.default_rng(0))[0].image
+    prepare, record = Prepare(Want(2), flip=True), Record("", noise(2, 2, 3), ("a star",))
+    plain = Prepare(Want(2))("a", record, np.random.default_rng(0))[0].image
     made = [prepare("a", record, np.random.default_rng(seed))[0].image for seed in range(1000)]
     assert all(torch.equal(image, plain) or torch.equal(image, plain.flip(-1)) for image in made)
     assert abs(sum(torch.equal(image, plain) for image in made) - 500) < 4 * 250**0.5

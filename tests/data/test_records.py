@@ -15,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import FolderRecords, PictureDataset, Places, Prepare, Records, Unusable
+from imagen.data.decode import Unusable
 from imagen.data.hub import HubRecords
+from imagen.data.pictures import PictureDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords, Places, Records
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords
 
@@ -99,7 +102,7 @@ MAKERS = [make_folder, make_jsonl, make_csv, make_parquet, make_hub, make_shards
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_every_source_gives_the_same_samples(tmp_path: Path, make: Any) -> None:
-    prepare = Prepare(16, crop=8, lowres_size=4, square="random", flip=True)
+    prepare = Prepare(Want(16, lowres_size=4), crop=8, square="random", flip=True)
     expected = PictureDataset(make_folder(tmp_path / "folder"), prepare, seed=5)
     found = PictureDataset(make(tmp_path / "other"), prepare, seed=5)
     again = pickle.loads(pickle.dumps(found))  # what a spawned worker gets
@@ -123,7 +126,7 @@ def test_a_table_s_bad_rows_are_told_one_by_one(tmp_path: Path) -> None:
     lines += [b'{"file_name": "0.png", "captions": "half an emoji \\ud83d"}']
     (tmp_path / "0.png").write_bytes(encoded(0))
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines) + b"\n\n")
-    dataset = PictureDataset(TableRecords(tmp_path / "t.jsonl"), Prepare(8))
+    dataset = PictureDataset(TableRecords(tmp_path / "t.jsonl"), Prepare(Want(8)))
     assert {dataset[8 * epoch].caption for epoch in range(40)} == {"one", "two"}
     reasons = [dataset.examine(number)[1][0].reason for number in range(1, 9)]
     expected = ["line 2 is no JSON", "line 3 is no JSON object", "line 4 is no JSON", "caption", "column 'file_name'"]
@@ -134,7 +137,7 @@ def test_a_table_s_bad_rows_are_told_one_by_one(tmp_path: Path) -> None:
 def test_csv_text_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encoded(0))
     (tmp_path / "t.csv").write_bytes(b"image,text\n0.png,caf\xe9\n0.png,fine\n")
-    dataset = PictureDataset(TableRecords(tmp_path / "t.csv"), Prepare(8))
+    dataset = PictureDataset(TableRecords(tmp_path / "t.csv"), Prepare(Want(8)))
     assert "not UTF-8" in dataset.examine(0)[1][0].reason
     assert dataset[1].caption == "fine"
 
@@ -143,7 +146,7 @@ def read_table(path: Path, content: str) -> tuple[list[Any], list[str]]:
     """(captions of usable rows, reasons of the others) of a table with one picture."""
     (path.parent / "0.png").write_bytes(encoded(0))
     path.write_text(content, encoding="utf-8", newline="")
-    dataset = PictureDataset(TableRecords(path), Prepare(8))
+    dataset = PictureDataset(TableRecords(path), Prepare(Want(8)))
     states = [dataset.examine(number) for number in range(len(dataset))]
     return [s.caption for s, _ in states if s is not None], [notes[0].reason for s, notes in states if s is None]
 
@@ -214,7 +217,7 @@ def test_class_labels_become_words(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": label})
     made = datasets.Dataset.from_dict({"image": rows()["image"], "label": [0, 1, -1, 0]}, features)
     made.save_to_disk(str(tmp_path))
-    dataset = PictureDataset(HubRecords(str(tmp_path)), Prepare(8, template="a photo of a {}"))
+    dataset = PictureDataset(HubRecords(str(tmp_path)), Prepare(Want(8), template="a photo of a {}"))
     assert list(dataset.captions()) == [("a photo of a red fox",), ("a photo of a owl",), (), ("a photo of a red fox",)]
     assert [note.reason for note in dataset.examine(2)[1]] == ["has no caption"]
     with pytest.raises(ValueError, match="cannot be loaded"):
@@ -258,7 +261,7 @@ def test_a_cut_off_shard_gives_what_it_has(tmp_path: Path) -> None:
     make_shards(tmp_path)
     whole = (tmp_path / "001.tar").read_bytes()
     (tmp_path / "001.tar").write_bytes(whole[: 512 + 700])  # in the middle of its first picture
-    dataset = PictureDataset(ShardRecords([str(tmp_path)]), Prepare(8))
+    dataset = PictureDataset(ShardRecords([str(tmp_path)]), Prepare(Want(8)))
     states = [dataset.examine(number) for number in range(len(dataset))]
     assert [sample is not None for sample, _ in states[:2]] == [True, True]
     reasons = " | ".join(note.reason for _, notes in states for note in notes)

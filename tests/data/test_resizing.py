@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Prepare
 from imagen.data.fields import Paired
+from imagen.data.prepare import Prepare, Want
 from imagen.data.records import Record
 from imagen.data.transforms import resize_square
 
@@ -30,7 +30,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def prepared(pixels: np.ndarray, size: int, **options):  # type: ignore[no-untyped-def]
     record = Record("a.png", png(pixels), WORDS)
-    return Prepare(size, **options)("a", record, np.random.default_rng(0))[0]
+    return Prepare(Want(size, options.pop("lowres_size", None)), **options)("a", record, np.random.default_rng(0))[0]
 
 
 def shares(old: int, new: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_the_older_rule_is_pillows_bicubic_and_box(side: int) -> None:
 def test_a_conditioning_picture_is_reduced_by_the_same_rule() -> None:
     target, pair = picture(60, 60), picture(50, 50, seed=1)
     record = Record("a.png", png(target), WORDS, {"conditioning": png(pair)})
-    sample, _ = Prepare(32, kinds={"conditioning": Paired(16, 3)})("a", record, np.random.default_rng(0))
+    sample, _ = Prepare(Want(32, fields={"conditioning": Paired(16, 3)}))("a", record, np.random.default_rng(0))
     made = sample.fields["conditioning"]
     assert isinstance(made, torch.Tensor)
     levels = ((made + 1) * 127.5).permute(1, 2, 0).numpy()
@@ -97,5 +97,5 @@ def test_a_conditioning_picture_is_reduced_by_the_same_rule() -> None:
 
 
 def test_other_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="resize is 'nearest'; expected 'area' or 'bicubic'"):
-        Prepare(8, resize="nearest")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="resize is 'nearest'; expected one of area, bicubic"):
+        Prepare(Want(8), resize="nearest")  # type: ignore[arg-type]

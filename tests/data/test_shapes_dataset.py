@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imagen.data import ShapesDataset, StepSampler, collate
+from imagen.data import ShapesDataset
+from imagen.data.order import StepSampler
 from imagen.data.shapes.language import COLORS, HELDOUT_PAIRS, SHAPES, Facts, Thing, is_heldout, parse
 from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
+from imagen.data.sources import collate
 
 
 def same(a, b) -> bool:  # type: ignore[no-untyped-def]
@@ -20,10 +22,10 @@ def same(a, b) -> bool:  # type: ignore[no-untyped-def]
 
 def test_a_sample_is_a_function_of_seed_and_index() -> None:
     first, again, other = ShapesDataset(16, seed=1), ShapesDataset(16, seed=1), ShapesDataset(16, seed=2)
-    backwards = {index: again.sample(index) for index in reversed(range(20))}
-    assert all(same(first.sample(index), backwards[index]) for index in range(20))
-    assert sum(first.sample(i).caption == other.sample(i).caption for i in range(50)) < 10
-    assert len({first.sample(i).caption for i in range(200)}) > 150
+    backwards = {index: again[index] for index in reversed(range(20))}
+    assert all(same(first[index], backwards[index]) for index in range(20))
+    assert sum(first[i].caption == other[i].caption for i in range(50)) < 10
+    assert len({first[i].caption for i in range(200)}) > 150
     assert same(first[10**12], again[10**12])
     assert first.length is None
 
@@ -52,12 +54,12 @@ def test_the_scene_does_not_depend_on_the_stage() -> None:
     for index in range(10):
         facts = [stage.scene(index) for stage in stages]
         assert all(other == facts[0] for other in facts)
-        assert len({stage.sample(index).caption for stage in stages}) == 1
+        assert len({stage[index].caption for stage in stages}) == 1
 
 
 def test_values_and_shapes() -> None:
     for size, crop, lowres, shape in ((24, None, None, 24), (32, 16, 8, 16), (32, 16, None, 16)):
-        sample = ShapesDataset(size, crop=crop, lowres_size=lowres).sample(0)
+        sample = ShapesDataset(size, crop=crop, lowres_size=lowres)[0]
         assert sample.image.shape == (3, shape, shape)
         assert sample.image.dtype == torch.float32
         assert -1 <= sample.image.min() < sample.image.max() <= 1
@@ -70,11 +72,11 @@ def test_lowres_and_crop_are_windows_of_the_same_picture(size: int, crop: int, l
     scale = size // lowres
     for index in range(6):
         _, _, scene = dataset.scene(index)
-        x0, y0, x1, _ = dataset.window(index)
+        x0, y0, x1, _ = dataset.window(index, scene)
         left, top = round(x0 * lowres), round(y0 * lowres)
         assert (left / lowres, top / lowres) == (x0, y0), "the corner is not on the low-res grid"
         assert x1 - x0 == crop / size
-        sample = dataset.sample(index)
+        sample = dataset[index]
         assert sample.lowres is not None
         for tensor, side, factor in ((sample.lowres, lowres, 1), (sample.image, size, scale)):
             wide = crop * lowres // size * factor
@@ -86,10 +88,10 @@ def test_lowres_and_crop_are_windows_of_the_same_picture(size: int, crop: int, l
 
 def test_crops_aim_at_objects_and_still_vary() -> None:
     dataset = ShapesDataset(1024, seed=9, crop=256, lowres_size=256)
-    lows = [dataset.sample(i).lowres for i in range(60)]
+    lows = [dataset[i].lowres for i in range(60)]
     busy = np.mean([float(low.amax((1, 2)).sub(low.amin((1, 2))).max()) > 0.1 for low in lows])
     assert busy > 0.85
-    corners = np.array([dataset.window(i)[:2] for i in range(500)])
+    corners = np.array([dataset.window(i, dataset.scene(i)[2])[:2] for i in range(500)])
     assert corners.min() == 0
     assert corners.max() == 0.75
     assert (np.histogram2d(*corners.T, bins=3)[0] > 5).all()
@@ -97,7 +99,7 @@ def test_crops_aim_at_objects_and_still_vary() -> None:
 
 def test_patterns_have_one_phase_in_all_crops_that_must_invent_them() -> None:
     dataset = ShapesDataset(256, seed=9, crop=64, lowres_size=64)
-    corners = np.array([dataset.window(i)[:2] for i in range(200)]) * 8
+    corners = np.array([dataset.window(i, dataset.scene(i)[2])[:2] for i in range(200)]) * 8
     assert np.array_equal(corners, corners.round())
     assert len(np.unique(corners)) == 7
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagen.data import Prepare, Record, StreamBatches, StreamDataset, Unusable
+from imagen.data.decode import Unusable
+from imagen.data.pictures import StreamBatches, StreamDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import Record
 from imagen.data.sources import Note, Sample
 from imagen.data.streams import ShardLengths
 
@@ -33,9 +36,6 @@ class Same:
         for number in range(self.records):
             bad = self.every_bad and number % self.every_bad == 0
             yield f"{shard}-{number}", Unusable("bad") if bad else Record("", self.picture, ("a star",))
-
-    def captions(self, shard: int) -> Iterator[tuple[str, ...]]:
-        return iter(())
 
 
 class Told:
@@ -61,12 +61,12 @@ def test_every_record_of_every_lane_has_draws_of_its_own() -> None:
 
 def test_bad_records_of_all_lanes_are_replaced_by_different_ones() -> None:
     """Every second record of a block is bad: the places drawn for them are not the same in two lanes."""
-    source = StreamDataset(Same(3, 64, every_bad=2), Prepare(8), seed=1, lanes=LANES, block=64)
+    source = StreamDataset(Same(3, 64, every_bad=2), Prepare(Want(8)), seed=1, lanes=LANES, block=64)
     places: list[tuple[int, ...]] = []
     for number in range(LANES):
         lane = source.lane(number, ShardLengths(None))
         samples = [(draw, source.sample(number, draw)) for draw in itertools.islice(lane.draws(), 64)]
-        replaced = [sample.key.split("-")[1] for draw, sample in samples if draw.key != sample.key]
+        replaced = [sample.key.split("-")[1] for draw, sample in samples if draw.held[draw.place][0] != sample.key]
         assert len(replaced) == 32
         places.append(tuple(map(int, replaced)))
     assert len({*places}) == LANES
@@ -74,10 +74,11 @@ def test_bad_records_of_all_lanes_are_replaced_by_different_ones() -> None:
 
 
 def test_every_block_of_every_lane_is_shuffled_in_its_own_way() -> None:
-    source = StreamDataset(Same(LANES, 96), Prepare(8), seed=1, lanes=LANES, block=12)
+    source = StreamDataset(Same(LANES, 96), Prepare(Want(8)), seed=1, lanes=LANES, block=12)
     orders: list[tuple[int, ...]] = []
     for number in range(LANES):
-        keys = [draw.key for draw in itertools.islice(source.lane(number, ShardLengths(None)).draws(), 96)]
+        drawn = itertools.islice(source.lane(number, ShardLengths(None)).draws(), 96)
+        keys = [draw.held[draw.place][0] for draw in drawn]
         for start in range(0, 96, 12):
             orders.append(tuple(int(key.split("-")[1]) - start for key in keys[start : start + 12]))
     assert all(sorted(order) == list(range(12)) for order in orders)
@@ -85,7 +86,7 @@ def test_every_block_of_every_lane_is_shuffled_in_its_own_way() -> None:
 
 
 def test_windows_of_one_batch_are_drawn_apart_and_after_a_resume_as_before() -> None:
-    source = StreamDataset(Same(4, 40), Prepare(64, crop=4), seed=2, lanes=4, block=3)
+    source = StreamDataset(Same(4, 40), Prepare(Want(64), crop=4), seed=2, lanes=4, block=3)
     whole = list(StreamBatches(source, 16, 0, 3, accumulation=2))
     windows = torch.cat([batch["image"] for batch in whole]).flatten(1)
     assert len(windows.unique(dim=0)) > 40, "48 windows, of 61 x 61 that there are"

@@ -15,10 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.data import Prepare, Record, StreamBatches, StreamDataset, Unusable
+from imagen.data.decode import Unusable
 from imagen.data.hub import HubStream
-from imagen.data.shard_stream import ShardStream, expand_braces
+from imagen.data.pictures import StreamBatches, StreamDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import Record
 from imagen.data.streams import Lane, ShardLengths
+from imagen.data.tar import ShardStream, expand_braces
 
 
 class Numbers:
@@ -40,16 +43,13 @@ class Numbers:
             picture = np.full((2, 2, 3), number % 256, np.uint8)
             yield str(number), Unusable("bad") if number in self.bad else Record("", picture, (str(number),))
 
-    def captions(self, shard: int) -> Iterator[tuple[str, ...]]:
-        return (item.captions for _, item in self.read(shard) if isinstance(item, Record))
-
 
 def lane(stream: Any, number: int = 0, lanes: int = 1, seed: int = 0, block: int = 4, path: Path | None = None) -> Lane:
     return Lane(stream, number, lanes, seed, block, ShardLengths(path))
 
 
 def keys(of: Lane, start: int, count: int) -> list[str]:
-    return [draw.key for draw in itertools.islice(of.draws(start), count)]
+    return [draw.held[draw.place][0] for draw in itertools.islice(of.draws(start), count)]
 
 
 @pytest.mark.parametrize("lengths", [(7, 5, 9, 3), (24,), (23, 1)])
@@ -101,7 +101,7 @@ def test_counted_shards_before_the_start_are_not_opened(tmp_path: Path) -> None:
 
 
 def batches(stream: Any, rank: int = 0, world: int = 1, start: int = 0, **options: Any) -> list[dict[str, Any]]:
-    source = StreamDataset(stream, Prepare(2), seed=3, lanes=4, block=3)
+    source = StreamDataset(stream, Prepare(Want(2)), seed=3, lanes=4, block=3)
     made = StreamBatches(source, 8, start, 6, options.pop("accumulation", 1), rank, world, **options)
     return list(made)
 
@@ -125,32 +125,33 @@ def test_batches_are_those_of_any_number_of_processes_threads_and_starts(lengths
 
 
 def test_a_bad_record_is_told_and_replaced_by_one_held_with_it() -> None:
-    source = StreamDataset(Numbers(12, bad=(5,)), Prepare(2), block=4)
-    draw = next(draw for draw in source.lane(0, ShardLengths(None)).draws() if draw.key == "5")
+    source = StreamDataset(Numbers(12, bad=(5,)), Prepare(Want(2)), block=4)
+    draw = next(draw for draw in source.lane(0, ShardLengths(None)).draws() if draw.held[draw.place][0] == "5")
     sample = source.sample(0, draw)
     assert sample.key in {key for key, _ in draw.held} - {"5"}
     assert [tuple(note) for note in sample.notes] == [("5", "skipped", "bad")]
-    ruined = StreamDataset(Numbers(4, bad=(0, 1, 2, 3)), Prepare(2), block=4)
+    ruined = StreamDataset(Numbers(4, bad=(0, 1, 2, 3)), Prepare(Want(2)), block=4)
     with pytest.raises(ValueError, match="100 pictures in a row cannot be used; the last is .: bad"):
         ruined.sample(0, next(ruined.lane(0, ShardLengths(None)).draws()))
 
 
 @pytest.mark.parametrize("block", [1, 3])
 def test_a_bad_record_ends_no_stream_that_is_barely_shuffled(block: int) -> None:
-    source = StreamDataset(Numbers(40, 30, bad=(0, 7)), Prepare(2), block=block)
+    source = StreamDataset(Numbers(40, 30, bad=(0, 7)), Prepare(Want(2)), block=block)
     for start in (0, 5, 66):
         drawn = list(itertools.islice(source.lane(0, ShardLengths(None)).draws(start), 70))
         assert [draw.number for draw in drawn] == list(range(start, start + 70))
         samples = [source.sample(0, draw) for draw in drawn]
         told = {note.key for sample in samples for note in sample.notes}
         assert told == {"0", "7"}
-        assert all(s.key == d.key for s, d in zip(samples, drawn, strict=True) if d.key not in told)
+        asked = [draw.held[draw.place][0] for draw in drawn]
+        assert all(sample.key == key for sample, key in zip(samples, asked, strict=True) if key not in told)
         order = keys(source.lane(0, ShardLengths(None)), 0, start + 70)
-        assert [draw.key for draw in drawn] == order[start:]
+        assert asked == order[start:]
 
 
 def test_the_head_of_a_stream_is_read_once_in_order_whatever_its_lanes() -> None:
-    source = StreamDataset(Numbers(3, 4, bad=(1, 2)), Prepare(2), seed=5, lanes=4, block=2)
+    source = StreamDataset(Numbers(3, 4, bad=(1, 2)), Prepare(Want(2)), seed=5, lanes=4, block=2)
     samples = source.head(3)
     assert [sample.key for sample in samples] == ["0", "3", "4"]
     assert [[note.key for note in sample.notes] for sample in samples] == [[], ["1", "2"], []]
@@ -166,7 +167,7 @@ def test_the_head_of_a_stream_is_read_once_in_order_whatever_its_lanes() -> None
 )
 def test_parts_that_do_not_fit_are_refused(lanes: int, batch: int, world: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StreamBatches(StreamDataset(Numbers(4), Prepare(2), lanes=lanes), batch, world=world)
+        StreamBatches(StreamDataset(Numbers(4), Prepare(Want(2)), lanes=lanes), batch, world=world)
 
 
 def test_a_stream_without_records_is_refused() -> None:
@@ -212,8 +213,9 @@ def test_shards_are_read_from_files_and_urls_packed_or_not(tmp_path: Path) -> No
             assert isinstance(other, Record)
             assert (one.name, one.image, one.captions) == (other.name, other.image, other.captions)
             assert key == f"x-{8 + index:02d}.tar/{one.name[:-4]}"
-    assert list(local.captions(1)) == [(f"picture {number}",) for number in (27, 28, 29)]
-    batch = next(iter(StreamBatches(StreamDataset(remote, Prepare(4), lanes=2, block=2), 4)))
+    told = StreamDataset(ShardStream(local.urls[1:2]), Prepare(Want(4))).captions()
+    assert list(told) == [(f"picture {number}",) for number in (27, 28, 29)]
+    batch = next(iter(StreamBatches(StreamDataset(remote, Prepare(Want(4)), lanes=2, block=2), 4)))
     shown = ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     assert [f"picture {number}" for number in shown] == batch["caption"]
 
@@ -230,10 +232,10 @@ def test_a_cut_shard_keeps_what_is_before_the_cut(tmp_path: Path) -> None:
 
 
 def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path: Path, monkeypatch: Any) -> None:
-    from imagen.data import shard_stream
+    import imagen.data.tar as shards
 
     (tmp_path / "a.tar").write_bytes(shard(range(5)))
-    read_items, failures = shard_stream._read_items, [2, 4, 0]
+    read_items, failures = shards._read_items, [2, 4, 0]
 
     def flaky(url: str) -> Iterator[Any]:
         for number, item in enumerate(read_items(url)):
@@ -242,8 +244,8 @@ def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path
                 raise ConnectionResetError("gone")
             yield item
 
-    monkeypatch.setattr(shard_stream, "_read_items", flaky)
-    monkeypatch.setattr(shard_stream.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(shards, "_read_items", flaky)
+    monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
     stream = ShardStream([str(tmp_path)])
     expected = [f"a.tar/{n:03d}" for n in range(5)]
     assert [key for key, _ in stream.read(0)] == expected
@@ -282,6 +284,6 @@ def test_a_dataset_streams_what_it_holds(tmp_path: Path) -> None:
         assert one.captions == (("red fox",), ("cat",))[part % 2]
         assert other.captions == ()
         assert one.image == picture(2 * part)
-    assert list(stream.captions(1)) == [("cat",), ()]
-    samples = StreamDataset(stream, Prepare(4, captions="optional"), block=1).head(6)
-    assert len({sample.key for sample in samples}) == 6
+    source = StreamDataset(stream, Prepare(Want(4, captions="optional")), block=1)
+    assert list(source.captions()) == [("red fox",), (), ("cat",), (), ("red fox",), ()]
+    assert len({sample.key for sample in source.head(6)}) == 6

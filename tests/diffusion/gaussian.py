@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import X0Fn, make_x0_fn
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.schedules import Schedule, alpha_sigma
+from imagen.diffusion.schedules import Schedule, alpha_sigma, level_log_snrs
 from imagen.diffusion.thresholding import Thresholding
 
 

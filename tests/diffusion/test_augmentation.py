@@ -68,7 +68,7 @@ def test_other_modes() -> None:
 @pytest.mark.parametrize(
     ("shape", "size", "mode", "message"),
     [
-        ((1, 3, 4, 4), 8, "cubic", "mode='cubic'"),
+        ((1, 3, 4, 4), 8, "cubic", "mode is 'cubic'"),
         ((1, 3, 4, 4), 0, "auto", "size=0"),
         ((3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
     ],
@@ -122,7 +122,7 @@ def test_shapes_are_checked() -> None:
         augment_lowres(lowres, torch.zeros(2), lowres, 8, "upsampled")
     with pytest.raises(ValueError, match="one level per image"):
         augment_lowres(lowres, torch.zeros(1), lowres, 8)
-    with pytest.raises(ValueError, match="aug_space='pixel' is unknown"):
+    with pytest.raises(ValueError, match="aug_space is 'pixel'"):
         augment_lowres(lowres, torch.zeros(2), lowres, 8, "pixel")  # type: ignore[arg-type]
 
 

@@ -47,18 +47,6 @@ def test_guidance_is_equation_two() -> None:
     assert torch.equal(guide(noise[0], noise[1], 0.0), noise[1])
 
 
-def test_a_scale_per_image_acts_on_whole_images() -> None:
-    """As wide as the batch is large, so that values along the wrong axis would pass unseen."""
-    cond, uncond = torch.randn(2, 3, 2, 4, 3, generator=torch.Generator().manual_seed(1))
-    scales = [1.0, 2.5, 7.0]
-    each = torch.stack([guide(c, u, s) for c, u, s in zip(cond, uncond, scales, strict=True)])
-    assert torch.equal(guide(cond, uncond, torch.tensor(scales, dtype=torch.float64)), each)
-    for same in (torch.tensor(2.5), torch.tensor([2.5]), torch.full((3, 1, 1, 1), 2.5)):
-        assert torch.equal(guide(cond, uncond, same), guide(cond, uncond, 2.5))
-    with pytest.raises(ValueError, match="scale has 2 values for 3 images"):
-        guide(cond, uncond, torch.tensor([1.0, 2.0]))
-
-
 def test_classifier_free_guidance_moves_a_gaussian_along_the_line_of_the_means() -> None:
     """Of two Gaussians of equal spread w leads to the one at mean uncond + w (mean cond - mean uncond)."""
     cond = Gaussian.make(CosineSchedule())

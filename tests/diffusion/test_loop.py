@@ -12,7 +12,7 @@ from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.sampling import SAMPLERS, make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
-from imagen.diffusion.timesteps import named_timesteps
+from imagen.diffusion.timesteps import RESPACINGS, respace
 
 
 def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
@@ -53,7 +53,7 @@ def test_a_rule_whose_loop_was_stopped_is_as_a_new_one(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddim", "dpm++"])
 def test_a_rule_with_a_list_of_timesteps_begins_anew_with_the_list(kind: str) -> None:
-    listed = named_timesteps("fast27", 1000)
+    listed = respace(RESPACINGS["fast27"])
     used = rule(kind, listed)
     assert used.total == 27
     assert used.times == listed

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from imagen.diffusion.losses import LossWeighting, diffusion_loss, output_weight, weight
-from imagen.diffusion.parameterization import PREDICTION_TYPES, eps_from, q_sample, training_target
+from imagen.diffusion.losses import LossWeighting, diffusion_loss, output_weight
+from imagen.diffusion.parameterization import PREDICTION_TYPES, per_image, q_sample, training_target
 from imagen.diffusion.schedules import alpha_sigma
 
 LOG_SNR = torch.linspace(-20, 20, 41, dtype=torch.float64)
@@ -29,7 +29,7 @@ def test_eps_v_and_x0_forms_are_one_loss(weighting: LossWeighting) -> None:
     x0, eps, guess = torch.randn(3, 17, 3, 4, 4, generator=generator, dtype=torch.float64)
     alpha, sigma = alpha_sigma(log_snr)
     z = q_sample(x0, eps, log_snr)
-    noise_guess = eps_from("sample", guess, z, alpha, sigma)
+    noise_guess = (z - per_image(alpha, z) * guess) / per_image(sigma, z)
     losses = {
         kind: diffusion_loss(kind, training_target(kind, guess, noise_guess, alpha, sigma), x0, eps, log_snr, weighting)
         for kind in PREDICTION_TYPES
@@ -38,7 +38,7 @@ def test_eps_v_and_x0_forms_are_one_loss(weighting: LossWeighting) -> None:
         torch.testing.assert_close(losses[kind], losses["epsilon"], rtol=1e-9, atol=0)
     # And that loss is the stated weight times the mean squared error in eps.
     plain = (noise_guess - eps).square().mean(dim=(1, 2, 3))
-    stated = weight(weighting.kind, log_snr, weighting.gamma, weighting.low, weighting.bias)
+    stated = output_weight("epsilon", log_snr, weighting)
     torch.testing.assert_close(losses["epsilon"], stated * plain, rtol=1e-9, atol=0)
 
 
@@ -59,9 +59,11 @@ def test_min_snr_has_the_forms_of_the_literature() -> None:
 
 
 def test_clamped_snr_is_a_clamped_weight_on_x0() -> None:
-    on_x0 = output_weight("sample", LOG_SNR, LossWeighting("clamped_snr", gamma=5.0, low=0.05))
+    weighting = LossWeighting("clamped_snr", gamma=5.0, low=0.05)
+    on_x0 = output_weight("sample", LOG_SNR, weighting)
     torch.testing.assert_close(on_x0, LOG_SNR.exp().clamp(0.05, 5.0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(weight("clamped_snr", LOG_SNR, 5.0, 0.05), on_x0 / LOG_SNR.exp(), rtol=1e-12, atol=0)
+    on_eps = output_weight("epsilon", LOG_SNR, weighting)
+    torch.testing.assert_close(on_eps, on_x0 / LOG_SNR.exp(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
@@ -98,7 +100,7 @@ def test_half_precision_outputs_are_compared_in_float32() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "snr"}, "'snr' is unknown"),
+        ({"kind": "snr"}, "loss weighting is 'snr'"),
         ({"kind": "uniform", "gamma": 3.0}, "gamma=3.0 has no effect"),
         ({"kind": "min_snr", "low": 0.1}, "low=0.1 has no effect"),
         ({"kind": "min_snr", "gamma": -1.0}, "gamma=-1.0"),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from imagen.diffusion.parameterization import (
     PREDICTION_TYPES,
-    eps_from,
     per_image,
     q_sample,
     training_target,
@@ -29,12 +28,11 @@ def example() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_target_stands_for_the_x0_and_eps_it_was_made_of(prediction_type: str) -> None:
+def test_the_target_stands_for_the_x0_it_was_made_of(prediction_type: str) -> None:
     x0, eps, z, alpha, sigma = example()
     target = training_target(prediction_type, x0, eps, alpha, sigma)
-    # Dividing by alpha or sigma = 5e-4 multiplies the rounding of z by 2e3.
+    # Dividing by alpha = 5e-4 multiplies the rounding of z by 2e3.
     torch.testing.assert_close(x0_from(prediction_type, target, z, alpha, sigma), x0, rtol=0, atol=1e-11)
-    torch.testing.assert_close(eps_from(prediction_type, target, z, alpha, sigma), eps, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(("first", "second"), list(product(PREDICTION_TYPES, repeat=2)))
@@ -43,12 +41,12 @@ def test_any_output_survives_the_way_through_another_form(first: str, second: st
     output = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     middle = slice(1, 4)  # where no form is ill-conditioned
     z, output, alpha, sigma = z[middle], output[middle], alpha[middle], sigma[middle]
-    x0, eps = (f(first, output, z, alpha, sigma) for f in (x0_from, eps_from))
-    torch.testing.assert_close(per_image(alpha, z) * x0 + per_image(sigma, z) * eps, z, rtol=0, atol=1e-12)
-    other = training_target(second, x0, eps, alpha, sigma)
-    back = training_target(
-        first, x0_from(second, other, z, alpha, sigma), eps_from(second, other, z, alpha, sigma), alpha, sigma
-    )
+
+    def other_form(prediction_type: str, output: Tensor, wanted: str) -> Tensor:
+        x0 = x0_from(prediction_type, output, z, alpha, sigma)
+        return training_target(wanted, x0, (z - per_image(alpha, z) * x0) / per_image(sigma, z), alpha, sigma)
+
+    back = other_form(second, other_form(first, output, second), first)
     torch.testing.assert_close(back, output, rtol=0, atol=1e-11)
 
 
@@ -75,7 +73,6 @@ def test_unknown_prediction_types_are_refused() -> None:
     for call in (
         lambda: training_target("eps", x0, eps, alpha, sigma),
         lambda: x0_from("eps", eps, z, alpha, sigma),
-        lambda: eps_from("eps", eps, z, alpha, sigma),
     ):
-        with pytest.raises(ValueError, match="prediction_type='eps' is unknown"):
+        with pytest.raises(ValueError, match="prediction_type is 'eps'; expected one of epsilon, v_prediction, sample"):
             call()

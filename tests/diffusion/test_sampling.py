@@ -21,7 +21,6 @@ from diffusers import (
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
-from imagen.diffusion.levels import level_log_snrs
 from imagen.diffusion.loop import StepRule, sample_loop
 from imagen.diffusion.sampling import (
     SAMPLERS,
@@ -29,7 +28,7 @@ from imagen.diffusion.sampling import (
     make_scheduler,
     sampling_clone,
 )
-from imagen.diffusion.schedules import CosineSchedule, LinearSchedule, alpha_sigma, t_from_timestep
+from imagen.diffusion.schedules import CosineSchedule, LinearSchedule, alpha_sigma, level_log_snrs, t_from_timestep
 
 SUPPORTED = [
     ImagenDDPMScheduler,
@@ -293,9 +292,9 @@ def test_flow_matching_is_refused() -> None:
             lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 2), [torch.Generator()]),
             "1 generators for 2 images",
         ),
-        (lambda: make_scheduler("ddmp", CosineSchedule(), "epsilon"), "'ddmp' is unknown"),
+        (lambda: make_scheduler("ddmp", CosineSchedule(), "epsilon"), "sampler is 'ddmp'"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "epsilon", gamma=0.5), "gamma=0.5 has no effect"),
-        (lambda: make_scheduler("ddim", CosineSchedule(), "eps"), "'eps' is unknown"),
+        (lambda: make_scheduler("ddim", CosineSchedule(), "eps"), "prediction_type is 'eps'"),
         (lambda: ImagenDDPMScheduler(gamma=1.5), "gamma=1.5"),
         (lambda: ImagenDDPMScheduler(gamma=0.5, variance_type="learned_range"), "gamma=0.5 has no effect"),
         (lambda: ImagenDDPMScheduler(variance_type="fixed_large"), "gamma=1"),

@@ -20,7 +20,6 @@ from imagen.diffusion.schedules import (
     log_snr_at,
     log_snr_from_betas,
     make_schedule,
-    steepness,
     t_from_timestep,
     timestep_at,
     timestep_from_t,
@@ -175,8 +174,8 @@ def test_make_schedule() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "cosin"}, "'cosin' is unknown"),
-        ({"kind": "cosine", "beta_end": 0.1}, "no option 'beta_end'"),
+        ({"kind": "cosin"}, "schedule kind is 'cosin'"),
+        ({"kind": "cosine", "beta_end": 0.1}, "unknown key 'beta_end'"),
         ({"kind": "linear", "shift": 0.0}, "shift=0.0"),
         ({"kind": "linear", "shift": math.nan}, "shift=nan"),
         ({"kind": "cosine", "max_log_snr": -1.0}, "max_log_snr=-1.0"),
@@ -200,12 +199,12 @@ def test_steepness_is_the_slope() -> None:
     angle = (t + 0.008) / 1.008 * math.pi / 2
     expected = 2 * math.pi / (1.008 * torch.sin(2 * angle))
     for shift in (1.0, 0.25):
-        torch.testing.assert_close(steepness(CosineSchedule(shift=shift), t), expected)
+        torch.testing.assert_close(CosineSchedule(shift=shift).steepness(t), expected)
     rise = 0.1 * t + 9.95 * t**2
-    torch.testing.assert_close(steepness(LinearSchedule(), t), (0.1 + 19.9 * t) / (1 - torch.exp(-rise)))
+    torch.testing.assert_close(LinearSchedule().steepness(t), (0.1 + 19.9 * t) / (1 - torch.exp(-rise)))
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)  # both ends of both are beyond a clamp of 5
     for schedule in (CosineSchedule(max_log_snr=5.0), LinearSchedule(max_log_snr=5.0)):
-        assert steepness(schedule, ends).tolist() == [0, 0]
+        assert schedule.steepness(ends).tolist() == [0, 0]
 
 
 def test_steepness_of_levels_is_that_of_the_curve_they_lie_on() -> None:
@@ -216,23 +215,23 @@ def test_steepness_of_levels_is_that_of_the_curve_they_lie_on() -> None:
     rate = torch.sin(2 * angle) / math.cos(start) ** 2 * math.pi / 2 / 1.008
     curve = rate / (alpha_bar * (1 - alpha_bar))
     for shift in (1.0, 0.25):
-        found = steepness(DiscreteCosineSchedule(shift=shift), LEVELS)
+        found = DiscreteCosineSchedule(shift=shift).steepness(LEVELS)
         assert found.dtype == torch.float64
         torch.testing.assert_close(found[20:980], curve[20:980], rtol=1e-2, atol=0)
         torch.testing.assert_close(found[2:997], curve[2:997], rtol=0.15, atol=0)  # it doubles from level to level
         assert found.min() > 3
-    continuous = steepness(CosineSchedule(), LEVELS)
+    continuous = CosineSchedule().steepness(LEVELS)
     torch.testing.assert_close(found[100:980], continuous[100:980], rtol=0.03, atol=0)
 
 
 def test_steepness_of_levels_is_one_sided_at_the_ends_and_counts_the_clamp() -> None:
     levels = DiscreteCosineSchedule().levels()
-    found = steepness(DiscreteCosineSchedule(max_log_snr=100.0), LEVELS)
+    found = DiscreteCosineSchedule(max_log_snr=100.0).steepness(LEVELS)
     torch.testing.assert_close(found[0], 1000 * (levels[0] - levels[1]))
     torch.testing.assert_close(found[-1], 1000 * (levels[-2] - levels[-1]))
     torch.testing.assert_close(found[1:-1], 500 * (levels[:-2] - levels[2:]), rtol=1e-9, atol=0)
-    between = steepness(DiscreteCosineSchedule(max_log_snr=100.0), LEVELS[:-1] + 0.0005)
+    between = DiscreteCosineSchedule(max_log_snr=100.0).steepness(LEVELS[:-1] + 0.0005)
     torch.testing.assert_close(between[1:-1], ((found[:-1] + found[1:]) / 2)[1:-1], rtol=1e-9, atol=0)
     beyond = DiscreteCosineSchedule(max_log_snr=5.0)
-    assert steepness(beyond, LEVELS[[0, 10, -10, -1]]).tolist() == [0, 0, 0, 0]
-    assert torch.equal(steepness(beyond, LEVELS[400:600]), found[400:600])
+    assert beyond.steepness(LEVELS[[0, 10, -10, -1]]).tolist() == [0, 0, 0, 0]
+    assert torch.equal(beyond.steepness(LEVELS[400:600]), found[400:600])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagen.diffusion.thresholding import Thresholding, quantile, threshold
+from imagen.diffusion.thresholding import Thresholding, quantile
 
 
 @pytest.mark.parametrize("p", [1e-9, 0.003, 0.25, 0.5, 0.9, 0.95, 0.995, 0.9999, 1.0])
@@ -34,7 +34,7 @@ def test_quantile_takes_more_values_than_torchs() -> None:
 def test_dynamic_is_the_papers_figure() -> None:
     x0 = 3 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x0[2] *= 0.01
-    out = threshold(x0, "dynamic", 0.95)
+    out = Thresholding("dynamic", 0.95)(x0)
     for picture, result in zip(x0, out, strict=True):
         s = max(torch.quantile(picture.abs().flatten(), 0.95).item(), 1.0)
         torch.testing.assert_close(result, picture.clamp(-s, s) / s, rtol=0, atol=1e-12)
@@ -44,30 +44,29 @@ def test_dynamic_is_the_papers_figure() -> None:
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     x0 = 2 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x0[0] *= 10
-    together = threshold(x0)
+    together = Thresholding()(x0)
     for i in range(3):
-        assert torch.equal(together[i : i + 1], threshold(x0[i : i + 1]))
+        assert torch.equal(together[i : i + 1], Thresholding()(x0[i : i + 1]))
 
 
 def test_cap_and_static() -> None:
     x0 = 5 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(threshold(x0, "dynamic", 0.95, cap=1.0), x0.clamp(-1, 1))
-    assert torch.equal(threshold(x0, "dynamic", 0.95, cap=1.5), x0.clamp(-1.5, 1.5) / 1.5)
-    assert torch.equal(threshold(x0, "static"), x0.clamp(-1, 1))
-    assert threshold(x0, "none") is x0
+    assert torch.equal(Thresholding("dynamic", 0.95, cap=1.0)(x0), x0.clamp(-1, 1))
+    assert torch.equal(Thresholding("dynamic", 0.95, cap=1.5)(x0), x0.clamp(-1.5, 1.5) / 1.5)
+    assert torch.equal(Thresholding("static")(x0), x0.clamp(-1, 1))
+    assert Thresholding("none")(x0) is x0
 
 
 def test_the_default_is_the_papers() -> None:
     x0 = 2 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert Thresholding() == Thresholding("dynamic", 0.995, None)
-    assert torch.equal(Thresholding()(x0), threshold(x0, "dynamic", 0.995))
-    assert threshold(x0.bfloat16()).dtype == torch.bfloat16
+    assert Thresholding()(x0.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "dynamical"}, "'dynamical' is unknown"),
+        ({"kind": "dynamical"}, "thresholding is 'dynamical'; expected one of none, static, dynamic"),
         ({"p": 0.0}, "p=0.0"),
         ({"p": 99.5}, "p=99.5"),
         ({"p": float("nan")}, "p=nan"),
@@ -77,5 +76,3 @@ def test_the_default_is_the_papers() -> None:
 def test_bad_settings_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Thresholding(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        threshold(torch.zeros(1, 1, 2, 2), **options)  # type: ignore[arg-type]

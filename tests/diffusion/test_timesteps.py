@@ -12,23 +12,21 @@ from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
 from imagen.diffusion.sampling import SAMPLERS, make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
-from imagen.diffusion.timesteps import RESPACINGS, count_steps, named_timesteps, respace
+from imagen.diffusion.timesteps import RESPACINGS, chosen_timesteps, count_steps, respace
 
 LIST = [999, 700, 420, 77, 3]
 
 
 @pytest.mark.parametrize("name", RESPACINGS)
 def test_the_lists_are_those_released(name: str) -> None:
-    assert named_timesteps(name) == getattr(released, f"{name}_timesteps")
-    assert count_steps(name) == len(named_timesteps(name))
+    assert chosen_timesteps(name) == getattr(released, f"{name}_timesteps")
+    assert count_steps(name) == len(chosen_timesteps(name))
 
 
 def test_one_section_is_evenly_spaced_from_end_to_end() -> None:
     assert respace([4]) == [999, 666, 333, 0]
     assert respace([1, 1]) == [500, 0]
-    assert count_steps(7) == 7
-    with pytest.raises(ValueError, match="'smart5' is no list of timesteps; expected a number of steps or one of"):
-        named_timesteps("smart5")
+    assert count_steps(7) == chosen_timesteps(7) == 7
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "unipc"])

@@ -17,10 +17,9 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen.text.cache import build, store
 from imagen.text.cache.build import Encoding, build_cache, locked
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import MissingCaption, TextCache, caption_key, shard_path
 from imagen.text.encoder import encode, load_text_encoder
-from imagen.text.folders import local_folder
+from imagen.text.folders import fingerprint, local_folder
 from imagen.text.pretrain import train_tokenizer
 
 WIDTH, LENGTH = 16, 8
@@ -173,7 +172,7 @@ def test_what_an_interrupted_run_did_is_kept_when_the_next_one_asks_for_somethin
     result = fill(tmp_path, t5, captions, shard_size=4 if change == "shard_size" else 3)
     assert result.encoded == len(captions) + 1 - 6
     cache = TextCache(tmp_path)
-    assert len(cache) == len(captions) + 1
+    assert cache.manifest.captions == len(captions) + 1
     torch.testing.assert_close(cache(captions)[0], direct(t5, captions)[0], atol=1e-6, rtol=1e-5)
 
 
@@ -199,8 +198,7 @@ def test_a_damaged_shard_is_noticed_and_encoded_again(t5, tmp_path, damage):
 def test_a_missing_caption_is_named(t5, tmp_path):
     fill(tmp_path, t5)
     cache = TextCache(tmp_path)
-    assert CAPTIONS[0] in cache
-    assert CAPTIONS[0] + " " not in cache
+    assert cache.missing([CAPTIONS[0], CAPTIONS[0] + " "]) == [CAPTIONS[0] + " "]
     with pytest.raises(MissingCaption, match="lacks the caption 'a green circle'"):
         cache([CAPTIONS[0], "a green circle"])
     with pytest.raises(ValueError, match="captions is empty"):
@@ -211,7 +209,7 @@ def test_keys_that_end_in_zeros_are_found(t5, tmp_path):
     """numpy strips zeros off the end of byte strings."""
     text = next(text for text in map(str, range(10_000)) if caption_key(text)[-1] == 0)
     assert fill(tmp_path, t5, [text, *CAPTIONS]).encoded == len(CAPTIONS) + 2
-    assert text in TextCache(tmp_path)
+    assert not TextCache(tmp_path).missing([text])
     assert fill(tmp_path, t5, [text]).encoded == 0
 
 

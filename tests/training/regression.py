@@ -11,12 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imagen.data import Source, Want, collate, make_source
-from imagen.data.config import DataConfig
-from imagen.training.config.changes import Changes
-from imagen.training.config.migrate import migrate
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
+from imagen.data import Want, make_source
+from imagen.data.sources import Source, collate
+from imagen.training.config.resumed import Changes, migrate
+from imagen.training.config.sections import RunSettings
 from imagen.training.processes import Processes
 from imagen.training.randomness import draw_noise
 from imagen.training.state.ema import EMA
@@ -36,18 +34,10 @@ class MapConfig:
 
 
 @dataclass(frozen=True)
-class RegressionConfig:
+class RegressionConfig(RunSettings):
     """A run."""
 
-    run_dir: str
-    """folder"""
     map: MapConfig = field(default_factory=MapConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    grid: GridConfig = field(default_factory=GridConfig)
 
 
 class Linear(nn.Module):

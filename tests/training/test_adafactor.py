@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from imagen.errors import ConfigError
-from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.adafactor import Adafactor, factored_axes
 from imagen.training.optim.optimizers import make_optimizer, set_learning_rate
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from imagen.disk import MetricsFile
 from imagen.errors import ConfigError
 from imagen.training.state.checkpoint import State, StateFolder
-from imagen.training.telling.metrics import MetricsFile, Window
+from imagen.training.telling import Window
 
 
 def state(step: int) -> State:
@@ -121,12 +123,12 @@ def test_metrics_are_cut_back_to_the_step(tmp_path):
 
 def test_window_gives_means_per_quarter_and_survives_json():
     groups = ("t0", "t1", "t2", "t3")
-    window = Window(groups)
+    window = Window.of(groups)
     window.add([1.0, 0.0, 6.0, 0.0], [2.0, 0.0, 2.0, 0.0], 3.0)
-    window = Window(groups, json.loads(json.dumps(window.state())))
+    window = Window(**json.loads(json.dumps(asdict(window))))
     window.add([1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], 1.0)
-    assert window.means() == {
+    assert window.means(groups) == {
         "loss": 8 / 5, "loss_t0": 2 / 3, "loss_t1": None, "loss_t2": 3.0, "loss_t3": None, "grad_norm": 2.0,
     }  # fmt: skip
-    assert Window(groups).means()["loss"] is None
-    assert Window(()).means() == {"loss": None, "grad_norm": None}
+    assert Window.of(groups).means(groups)["loss"] is None
+    assert Window.of(()).means(()) == {"loss": None, "grad_norm": None}

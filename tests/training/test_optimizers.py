@@ -13,8 +13,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from imagen.errors import ConfigError
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import TrainConfig
+from imagen.training.config.sections import OptimConfig, TrainConfig
 from imagen.training.optim.optimizers import (
     MuonAdamW,
     make_optimizer,
@@ -135,7 +134,8 @@ def test_what_is_not_on_muon_is_updated_as_by_adamw():
         module.hidden.requires_grad_(False)
     config = OptimConfig(lr=0.01, weight_decay=0.1)
     trained(first, make_optimizer(first, config))
-    both = MuonAdamW(make_optimizer(second, config).param_groups, lr=0.01, betas=config.betas, fused=True)
+    groups = make_optimizer(second, config).param_groups
+    both = MuonAdamW(groups, lr=0.01, betas=config.betas, eps=config.eps, fused=True)
     trained(second, both)
     for name, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, msg=name, atol=0, rtol=0)

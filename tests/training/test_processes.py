@@ -1,14 +1,17 @@
-"""Work that processes share out: every turn is somebody's, nobody's twice, and the parts add up."""
+"""Work that processes share out, its batch too: every turn is somebody's, nobody's twice, and the parts add up."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 
-from imagen.training.processes import Processes
+from imagen.errors import ConfigError
+from imagen.training.processes import Processes, check_processes
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -47,3 +50,32 @@ def test_the_processes_of_a_launch_add_their_parts_up() -> None:
     assert torch.equal(processes.add(torch.tensor([5.0, 0.0, 0.0])), torch.tensor([5.0, 3.0, 4.0]))
     alone: Any = Launched(0, 1, others)
     assert Processes.of(alone) == Processes()
+
+
+def check(batch_size: int, accumulation: int, world: int, kind: DistributedType = DistributedType.MULTI_CPU) -> None:
+    config: Any = SimpleNamespace(train=SimpleNamespace(batch_size=batch_size, accumulation=accumulation))
+    launched: Any = SimpleNamespace(distributed_type=kind, num_processes=world)
+    check_processes(config, launched)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "world", "unit"),
+    [(6, 1, 4, 4), (6, 4, 1, 4), (6, 2, 2, 4), (9, 3, 2, 6), (4, 1, 8, 8)],
+)
+def test_a_batch_is_shared_out_over_steps_and_processes(
+    batch_size: int, accumulation: int, world: int, unit: int
+) -> None:
+    message = f"{batch_size} is not divisible by {accumulation} accumulation steps x {world} processes: .* of {unit}$"
+    with pytest.raises(ConfigError, match=message):
+        check(batch_size, accumulation, world)
+    for times in (1, 3):
+        check(times * unit, accumulation, world)
+
+
+@pytest.mark.parametrize("kind", list(DistributedType))
+def test_only_data_parallel_launches_are_supported(kind: DistributedType) -> None:
+    if kind in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        check(4, 1, 2, kind)
+    else:
+        with pytest.raises(ConfigError, match=f"launched with {kind.value}, but sharded weights are not supported"):
+            check(4, 1, 2, kind)

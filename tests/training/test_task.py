@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 
 from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
-from imagen.training.config.optim import OptimConfig
 from imagen.training.config.parsing import parse, to_yaml
-from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
-from imagen.training.telling.metrics import Progress
+from imagen.training.config.sections import EmaConfig, GridConfig, OptimConfig, TrainConfig, ValidationConfig
+from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer, TrainingStopped
 from tests.training.regression import MapConfig, RegressionConfig, RegressionTask
 

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from tests.unets.helpers import BASE, draw, image_inputs, make, run
 from unets import BaseUNet
-from unets.attention import Attention, XformersAttention, sdpa
+from unets.attention import Attention, sdpa, xformers_attention
+from unets.options import Options
 from unets.unet import coordinates
 
 
 def attention(**options) -> Attention:  # type: ignore[no-untyped-def]
-    layer = Attention(8, 4, 6, norm_groups=4, qk_norm=True, **options).double()
+    layer = Attention(8, Options(head_dim=4, text_dim=6, norm_groups=4, qk_norm=True), **options).double()
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = draw(number, *parameter.shape)
     return layer
@@ -58,7 +59,7 @@ def test_normed_attention_does_not_saturate_when_its_weights_grow() -> None:
         linear.weight.mul_(1000)
         linear.bias.mul_(1000)
     assert torch.allclose(layer(x, text), before, rtol=1e-4, atol=1e-4)  # but for the norm's epsilon
-    plain = Attention(8, 4, 6, norm_groups=4)
+    plain = Attention(8, Options(head_dim=4, text_dim=6, norm_groups=4))
     assert {name for name, _ in layer.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
         "norm_q.weight", "norm_k.weight", "norm_added_k.weight",
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v = draw(1, 2, 5, 8), draw(2, 2, 7, 8), draw(3, 2, 7, 8)
     for mask in (None, torch.arange(7)[None] < torch.tensor([[7], [3]])):
-        got = XformersAttention("an op")(q, k, v, 2, mask)  # type: ignore[arg-type]
+        got = xformers_attention(q, k, v, 2, mask, "an op")  # type: ignore[arg-type]
         assert torch.allclose(got, sdpa(q, k, v, 2, mask), atol=1e-12)
 
 

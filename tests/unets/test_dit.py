@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.optimizers import make_optimizer
 from tests.unets.helpers import DIT, draw, image_inputs, make, redraw, run
 from unets import DiT

@@ -12,6 +12,7 @@ from tests.unets.helpers import BASE, KINDS, draw, image_inputs, make
 from unets import BaseUNet, TextContext
 from unets.attention import Attention
 from unets.conditioning import AttentionPooling, TextPooling, TextWhitening, trim
+from unets.options import Options
 
 TOLERANCE = {
     "base": 1e-12,
@@ -128,7 +129,7 @@ def test_a_row_without_any_real_token_is_finite(kind: str) -> None:
 
 @torch.no_grad()
 def test_attention_is_softmax_over_text_then_image() -> None:
-    layer = Attention(8, 4, 6, norm_groups=2).double()
+    layer = Attention(8, Options(head_dim=4, text_dim=6, norm_groups=2)).double()
     for p in layer.parameters():
         p.copy_(draw(p.numel(), *p.shape) * 0.5)
     x, text, mask = draw(11, 2, 8, 3, 3), draw(12, 2, 4, 6), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]]).bool()
@@ -198,7 +199,7 @@ def test_wrong_text_is_refused() -> None:
     unet = BaseUNet(**BASE)
     given = {"sample": torch.zeros(1, 3, 8, 8), "timestep": 1}
     text = torch.zeros(1, 3, 24)
-    with pytest.raises(ValueError, match="width 5, this network expects text_dim 24"):
+    with pytest.raises(ValueError, match=r"text has shape \(1, 3, 5\); give \(B, L, 24\)"):
         unet(text=torch.zeros(1, 3, 5))
     for shape in ((1, 0, 24), (3, 24)):  # no token at all would give NaN
         for inputs in ({}, given):

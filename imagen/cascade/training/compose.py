@@ -6,33 +6,33 @@ import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, config_errors, require
+from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import INDEX, SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, slot_named
-from imagen.text.reading import TextDefaults
-
-if TYPE_CHECKING:
-    from imagen.pipeline import ImagenPipeline
+from imagen.text.encoder import load_text_encoder
+from imagen.text.kinds import check_max_length, text_width
 
 
 def check_chain(stages: Mapping[str, SavedStage]) -> None:
-    """Raises ConfigError where a stage does not start from the size that the one before it makes."""
-    for (before, made), (slot, stage) in pairwise((slot, stage) for slot, stage in stages.items()):
+    """Raises ConfigError where stages cannot be one pipeline.
+
+    That is where one does not start from the size that the one before it makes, is an adapter without its network,
+    reads text otherwise, or keeps something else of a condition.
+    """
+    for (before, made), (slot, stage) in pairwise(stages.items()):
         if stage.defaults.lowres_size != made.defaults.size:
             raise ConfigError(
                 f"{slot} starts from {stage.defaults.lowres_size} px but {before} makes {made.defaults.size} px: "
                 "train one anew"
             )
-
-
-def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
-    """How all stages read text. Raises: ConfigError where two differ, or one is an adapter without its network."""
     first = next(iter(stages.values()))
+    conditions: dict[str, Any] = {}
     for slot, stage in stages.items():
         if stage.adapter_of is not None:
             raise ConfigError(
@@ -41,7 +41,9 @@ def text_reading(stages: Mapping[str, SavedStage]) -> TextDefaults:
             )
         if stage.text != first.text:
             raise ConfigError(f"{first.slot} reads text as {first.text}, {slot} as {stage.text}: train one anew")
-    return first.text
+        for name, stored in stage.conditions.items():
+            if conditions.setdefault(name, stored) != stored:
+                raise ConfigError(f"{slot} was trained with {name} {stored}, a stage before it with {conditions[name]}")
 
 
 def read_source(slot: str, folder: Path) -> SavedStage:
@@ -50,10 +52,8 @@ def read_source(slot: str, folder: Path) -> SavedStage:
     Raises:
         ConfigError: no such stage there.
     """
-    try:
+    with config_errors(f"--{slot}: "):
         found = read_saved(folder)
-    except ValueError as error:
-        raise ConfigError(f"--{slot}: {error}") from error
     if slot in found:
         return found[slot]
     if not (folder / INDEX).is_file():
@@ -73,67 +73,42 @@ def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dt
     Raises:
         ConfigError: no such stage, sizes that do not meet, or different text encoders.
     """
-    from imagen.pipeline import ImagenPipeline
-
     given = {slot_named(name): folder for name, folder in stages.items()}
     saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
-    if not saved:
-        raise ConfigError("no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
+    require(bool(saved), "no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
     check_chain(saved)
-    reading = text_reading(saved)
     components = _text_parts(saved, text, dtype)
     before: Any = None
     for slot, stage in saved.items():
-        try:
+        with config_errors(f"--{slot}: "):
             unet, components[f"{slot}_scheduler"] = load_network(stage.unet, dtype), load_scheduler(stage.scheduler)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         _check_meets(slot, unet, before, components.get("text_encoder"))
         before = components[f"{slot}_unet"] = unet
     return ImagenPipeline(
         **components,
         stages={slot: stage.defaults for slot, stage in saved.items()},
         max_length=max(stage.max_length for stage in saved.values()),
-        text=reading.to_dict(),
-        conditions=_stored_conditions(saved),
+        text=next(iter(saved.values())).text.to_dict(),
+        conditions={name: stored for stage in saved.values() for name, stored in stage.conditions.items()},
     )
-
-
-def _stored_conditions(saved: Mapping[str, SavedStage]) -> dict[str, Any]:
-    """What all stages keep of their conditions. Raises: ConfigError where two stages keep different things of one."""
-    found: dict[str, Any] = {}
-    for slot, stage in saved.items():
-        for name, stored in stage.conditions.items():
-            if found.setdefault(name, stored) != stored:
-                raise ConfigError(f"{slot} was trained with {name} {stored}, a stage before it with {found[name]}")
-    return found
 
 
 def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Tokenizer and text encoder of the stages, none for stages without text. Raises: ConfigError where they differ."""
-    from imagen.text.encoder import load_text_encoder
-    from imagen.text.kinds import check_max_length
-
     trained = {stage.encoder for stage in saved.values() if stage.encoder is not None}
-    if text is None and len(trained) > 1:
-        raise ConfigError(
-            f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text"
-        )
+    one = text is not None or len(trained) <= 1
+    require(one, f"the stages were trained with different encoders ({', '.join(sorted(trained))}): pass --text")
     source = text or next(iter(trained), None)
     if source is None:
         return {}
-    try:
+    with config_errors("--text: "):
         tokenizer, encoder = load_text_encoder(source)
         check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)
-    except ValueError as error:
-        raise ConfigError(f"--text: {error}") from error
     return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype)}
 
 
 def _check_meets(slot: str, unet: Any, before: Any, encoder: Any) -> None:
     """Raises ConfigError where a network does not fit the text encoder, or the network of the stage before it."""
-    from imagen.text.kinds import text_width
-
     width = unet.config.text_dim
     if width is not None and encoder is not None and (found := text_width(encoder.config)) != width:
         raise ConfigError(f"the text encoder has width {found}, {slot} needs {width}: pass --text")
@@ -155,17 +130,14 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        pipeline.save_pretrained(
-            partial, safe_serialization=True, **({"max_shard_size": max_shard_size} if max_shard_size else {})
-        )
-        out.mkdir(parents=True, exist_ok=True)
-        old.mkdir()
-        for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
-            if (out / child.name).exists():
-                (out / child.name).rename(old / child.name)
-            child.rename(out / child.name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {' '.join(str(error).split())}") from error
+        with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError):
+            pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
+            out.mkdir(parents=True, exist_ok=True)
+            old.mkdir()
+            for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
+                if (out / child.name).exists():
+                    (out / child.name).rename(old / child.name)
+                child.rename(out / child.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -173,8 +145,7 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
 
 def check_out(pipeline: Any, out: Path) -> None:
     """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or is not possible."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
+    require(out.is_dir() or not out.exists(), f"--out {str(out)!r} is a file: give a folder")
     lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
     if lost:
         stages = {f"{slot}_unet": slot for slot in SLOTS}

@@ -7,18 +7,11 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from imagen.cascade.training.config.stage import StageConfig
+from imagen.cascade.training.config.sections import StageConfig
 from imagen.cascade.training.inputs.batches import Batch
 from imagen.diffusion.losses import LossWeighting, diffusion_loss
 from imagen.diffusion.parameterization import q_sample, x0_from
-from imagen.diffusion.schedules import (
-    NUM_TIMESTEPS,
-    alpha_sigma,
-    level_time,
-    make_schedule,
-    steepness,
-    timestep_from_t,
-)
+from imagen.diffusion.schedules import NUM_TIMESTEPS, alpha_sigma, level_time, make_schedule, timestep_from_t
 from imagen.diffusion.variance import vlb_term
 
 
@@ -42,7 +35,7 @@ class Objective:
         said, v = output[:, : image.shape[1]], output[:, image.shape[1] :]
         loss = diffusion_loss(prediction, said, image, batch.noise, log_snr, self.weighting)
         if self.stage.loss.per == "log_snr":
-            loss = loss * (steepness(self.schedule, t) / 2).to(loss.dtype)
+            loss = loss * (self.schedule.steepness(t) / 2).to(loss.dtype)
         if v.shape[1] == 0:  # no variance is learned
             return loss
         estimate = x0_from(prediction, said.to(z.dtype), z, *alpha_sigma(log_snr.double()))

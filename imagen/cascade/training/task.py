@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imagen.cascade.training.config.resumed import as_begun, may_change, migrate
+from imagen.cascade.adapters import check_targets
+from imagen.cascade.plan import check_sampler
+from imagen.cascade.runner import Stage
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.export import export_stage
-from imagen.cascade.training.grids.samples import GridMaker
-from imagen.cascade.training.inputs.batches import Batch, BatchMaker
-from imagen.cascade.training.inputs.cached import with_cache
-from imagen.cascade.training.inputs.conditions import make_conditions
-from imagen.cascade.training.inputs.draws import draw_batch
-from imagen.cascade.training.inputs.source import make_source
-from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.export import export_stage, stage_defaults, stage_scheduler
+from imagen.cascade.training.grids import GridMaker, find_stages
+from imagen.cascade.training.inputs.batches import Batch, BatchMaker, draw_batch
+from imagen.cascade.training.inputs.source import make_conditions, make_source
+from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.objective import Objective
-from imagen.cascade.training.start.check import check_before_loading
-from imagen.cascade.training.start.network import prepare_unet, set_checkpointing
-from imagen.cascade.training.start.origin import with_origin
-from imagen.cascade.training.start.whitening import fit_whitening
+from imagen.cascade.training.start.network import fit_whitening, make_unet, prepare_unet, set_checkpointing
+from imagen.cascade.training.start.origin import Origin, differences, with_origin
 from imagen.cascade.training.validation import Validation
-from imagen.training.config.changes import Changes
+from imagen.errors import ConfigError, config_errors
+from imagen.stages.spec import EARLIER_NAMES
+from imagen.training.config import resumed as general
+from imagen.training.config.resumed import Changes
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
 
 QUARTERS = 4
+
+
+def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the configuration in the keys of today, what its owner should know) of a stage's config.yaml of any version."""
+    tree, notes = general.migrate(saved)
+    stage = tree.get("stage") or {}
+    if stage.get("name") in EARLIER_NAMES:
+        tree["stage"] = {**stage, "name": EARLIER_NAMES[stage["name"]]}
+    return tree, notes
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """`config`, what it leaves open filled in as the run that goes on in its folder began, or else as a new one."""
+    stored = general.read_stored(Path(config.run_dir), migrate)
+    return general.with_resize(config, None if stored is None else stored[0])
+
+
+def check_before_loading(config: RunConfig, origin: Origin) -> None:
+    """Everything that can be wrong with a configuration, found without data, encoder or memory for weights.
+
+    Args:
+        origin: what train.init_from says of itself. An adapter is for that stage as it is; all weights together may
+            learn to be another, with a warning.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    start, adapter, text = config.train.init_from, config.lora.rank is not None, config.text
+    unet = make_unet(config, device="meta")
+    set_checkpointing(unet, config.train.gradient_checkpointing)
+    assert isinstance(unet, nn.Module)
+    with config_errors("lora.targets: "):
+        check_targets(unet, config.lora.targets if adapter else ())
+    others = differences(config, origin)
+    if others and adapter:
+        raise ConfigError(f"{others[0]}, as train.init_from {start!r} was trained")
+    if others:
+        warnings.warn(f"train.init_from {start!r} was trained otherwise: {'; '.join(others)}", stacklevel=3)
+    with config_errors("stage: "):
+        Objective(config.stage)
+        make_conditions(config, Texts(config))
+        scheduler = stage_scheduler(config)
+    with config_errors("sampling: "):
+        check_sampler(Stage(config.stage.name, unet, scheduler, stage_defaults(config)))
+    if config.grid.every and config.grid.cascade is not None:
+        find_stages(config)
+    encoder = text.encoder if text.cache is None and text.encoder else ""  # a cache stands in for it
+    a_path = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
+    if a_path and not Path(encoder).is_dir():
+        raise ConfigError(f"text.encoder {encoder!r} does not exist: give a folder or Hub id of a T5 or a CLIP")
 
 
 class StageTask:
@@ -42,6 +93,7 @@ class StageTask:
 
     weights = "unet"
     groups = tuple(f"t{number}" for number in range(QUARTERS))
+    migrate = staticmethod(migrate)
 
     def __init__(self, config: RunConfig) -> None:
         config, self.origin = with_origin(with_cache(config))
@@ -50,25 +102,21 @@ class StageTask:
         self.objective = Objective(config.stage)
         self.texts = Texts(config)
         self.conditions = make_conditions(config, self.texts)
-        self.validation: Validation | None = None
 
     @property
     def changes(self) -> Changes:
-        """Of a stage's sections."""
-        return may_change(self.config)
+        """Of a stage's sections. An adapter's run keeps nothing of the network under it, so that stays."""
+        start = ("train.init_from",) if self.config.lora.rank is None else ()
+        return Changes(("train.gradient_checkpointing", "sampling", *start), ("text.encoder", "text.cache"))
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> tuple[str, ...]:
         """That a learned variance is left behind."""
         if not self.config.train.drop_variance:
             return ()
         channels = self.unet.config.out_channels
         words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
         return (f"{words}; the stage samples with the small fixed one",)
-
-    def migrate(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """A stage's config.yaml of any version."""
-        return migrate(saved)
 
     def load(self, device: torch.device, processes: Processes, saved: Mapping[str, Tensor] | None) -> Loaded:
         """Data, encoder, network, and what is measured and drawn meanwhile."""
@@ -81,8 +129,7 @@ class StageTask:
         if saved is None and config.train.init_from is None:
             fit_whitening(self.unet, config, source, self.texts)
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
-        if config.validation.every:
-            self.validation = Validation(config, self.objective, self.batch_maker)
+        self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None
         self.grids = GridMaker(config, self.objective, self.texts, device, processes)
         assert isinstance(self.unet, nn.Module)
         return Loaded(self.unet, source, self.unet.end_layers)
@@ -91,7 +138,7 @@ class StageTask:
         """Pictures with their noise, levels and conditions."""
         train = self.config.train
         draws = draw_batch(train.seed, step, train.batch_size, self.config.stage.text_dropout, train.stratified_t)
-        return self.batch_maker(raw, draws.rows(rows.start, len(rows)), step, rows)
+        return self.batch_maker(raw, draws.rows(rows), step, rows)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B,) float32, weighted."""

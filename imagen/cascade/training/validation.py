@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig
-from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.draws import Draws, draw_batch
+from imagen.cascade.training.inputs.batches import BatchMaker, Draws, draw_batch
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.objective import Objective
-from imagen.data import Note, StreamDataset, collate
-from imagen.errors import ConfigError, require
+from imagen.data.pictures import StreamDataset
+from imagen.data.sources import Note, collate
+from imagen.errors import config_errors, require
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
-from unets.contract import Network
+from unets.network import Network
 
 
 def validation_source(config: RunConfig) -> Any:
@@ -30,10 +30,8 @@ def validation_source(config: RunConfig) -> Any:
     settings = config.validation
     assert settings.data is not None
     alone = replace(config, data=settings.data, validation=LossPerLevelConfig())
-    try:
+    with config_errors("validation."):
         source = make_source(alone, derive_seed(settings.seed, "validation"))
-    except ConfigError as error:
-        raise ConfigError(f"validation.{error}") from error
     found = source.head(settings.samples) if isinstance(source, StreamDataset) else source
     length = len(found) if isinstance(found, list) else found.length
     require(
@@ -58,7 +56,7 @@ class Validation:
         self.settings, self.objective = config.validation, objective
         self.source = validation_source(config)
         self.seed = derive_seed(config.validation.seed, "validation")
-        self.batch_maker = batch_maker.seeded(self.seed)
+        self.batch_maker = BatchMaker(batch_maker.conditions, self.seed, batch_maker.dtype, batch_maker.device)
         count = self.settings.levels
         self.t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         self.keys = [f"val_loss/log_snr_{value:+.2f}" for value in objective.schedule.log_snr(self.t).tolist()]
@@ -67,12 +65,11 @@ class Validation:
 
     def _draws(self, level: int, rows: range) -> Draws:
         drawn = draw_batch(self.seed, level, self.settings.samples, text_dropout=0.0, stratified=False)
-        return replace(drawn, t=self.t[level].expand(self.settings.samples)).rows(rows.start, len(rows))
+        return drawn._replace(t=self.t[level].expand(self.settings.samples)).rows(rows)
 
     @torch.no_grad()
-    def table(self, unet: Network, processes: Processes | None = None) -> Tensor:
+    def table(self, unet: Network, processes: Processes) -> Tensor:
         """(levels, samples) losses of `unet` as it is, float64 on its device; the processes of a run share the work."""
-        processes = processes or Processes()
         training = unet.training
         unet.eval()
         samples, size = self.settings.samples, self.settings.batch_size

@@ -5,15 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from math import cos, gcd, pi, sin
+from typing import get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from imagen.checks import check_choice
 
 from ..fields import ClassName, Kind, Label
 from ..records import NOTHING
 from ..sources import Sample
+from ..transforms import to_tensor
 from .language import COLORS, SHAPES, Category, Facts, Split, caption, sample_facts
 from .layout import Scene, place
 from .render import LEAST_PERIOD, PERIOD, WHOLE, Window, render
@@ -49,6 +52,8 @@ class ShapesDataset(Dataset[Sample]):
         ValueError: sizes that do not fit each other, a negative seed, or a field that no scene has.
     """
 
+    length = None  # no end
+
     def __init__(
         self,
         size: int,
@@ -62,8 +67,7 @@ class ShapesDataset(Dataset[Sample]):
     ) -> None:
         if size < 1 or seed < 0:
             raise ValueError(f"size is {size} and seed is {seed}; expected size >= 1 and seed >= 0")
-        if split not in ("train", "heldout"):
-            raise ValueError(f"split is {split!r}; expected 'train' or 'heldout'")
+        check_choice("split", split, get_args(Split))
         if lowres_size is not None and (lowres_size < 1 or size % lowres_size):
             raise ValueError(f"lowres_size is {lowres_size}; expected a divisor of size, which is {size}")
         self.size, self.seed, self.split, self.category = size, seed, split, category
@@ -84,14 +88,6 @@ class ShapesDataset(Dataset[Sample]):
                 f"crop is {crop}; expected a multiple of {max(1, size // self.cells)} up to size, which is {size}: a "
                 "crop covers whole low-res pixels, and whole periods of patterns that the low-res picture cannot show"
             )
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    @property
-    def length(self) -> int | None:
-        """None: the source has no end."""
-        return None
 
     def _grid(self) -> int:
         """On how many cells per side of the picture the crops' corners lie."""
@@ -114,11 +110,8 @@ class ShapesDataset(Dataset[Sample]):
         facts = sample_facts(rng, self.split, self.category)
         return facts, caption(facts, rng), place(facts, rng)
 
-    def window(self, index: int) -> Window:
+    def window(self, index: int, scene: Scene) -> Window:
         """The part of the picture that the sample shows, as (x0, y0, x1, y1) in units of the picture's side."""
-        return self._window(index, self.scene(index)[2])
-
-    def _window(self, index: int, scene: Scene) -> Window:
         if self.crop == self.size:
             return WHOLE
         rng = self._rng(index, 1)
@@ -130,28 +123,27 @@ class ShapesDataset(Dataset[Sample]):
             x = thing.x + radius * cos(angle) - side * rng.random()
             y = thing.y + radius * sin(angle) - side * rng.random()
         last = self.cells - self.crop * self.cells // self.size
-        column, row = (min(max(int(c * self.cells), 0), last) for c in (x, y))
-        x0, y0 = column / self.cells, row / self.cells
+        x0, y0 = (min(max(int(corner * self.cells), 0), last) / self.cells for corner in (x, y))
         return (x0, y0, x0 + side, y0 + side)
 
-    def sample(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         """The sample of an index (>= 0): image (3, crop, crop), lowres (3, crop · lowres_size / size, same) or None,
         and fields.
         """
         facts, text, scene = self.scene(index)
-        window = self._window(index, scene)
+        window = self.window(index, scene)
         lowres = None
         if self.lowres_size is not None:
-            lowres = _tensor(render(scene, self.crop * self.lowres_size // self.size, window))
-        image = _tensor(render(scene, self.crop, window))
+            lowres = _shown(scene, self.crop * self.lowres_size // self.size, window)
         fields = {}
         for name, (fact, kind) in self.facts.items():
             word = getattr(facts.things[0], fact)
             fields[name] = kind.read(ClassName(FACTS[fact].index(word), word), name)
-        return Sample(f"shapes/{self.split}/{self.seed}/{index}", image, text, lowres, fields=fields)
+        return Sample(
+            f"shapes/{self.split}/{self.seed}/{index}", _shown(scene, self.crop, window), text, lowres, fields=fields
+        )
 
 
-def _tensor(picture: np.ndarray) -> Tensor:
-    """(H, W, 3) in [0, 1] → (3, H, W) float32 in [-1, 1]."""
-    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
-    return torch.from_numpy(planes * np.float32(2) - np.float32(1))
+def _shown(scene: Scene, size: int, window: Window) -> Tensor:
+    """(3, size, size) float32 in [-1, 1]."""
+    return to_tensor(render(scene, size, window) * np.float32(2) - np.float32(1))

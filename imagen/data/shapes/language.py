@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,26 +48,13 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "hexagon", "ring", "c
 PATTERNS = ("striped", "dotted", "checkered")
 SIZES = ("small", "large")
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
-INVERSE = {
-    "above": "below",
-    "below": "above",
-    "to the left of": "to the right of",
-    "to the right of": "to the left of",
-}
+INVERSE = {"above": "below", "below": "above", "to the left of": "to the right of", "to the right of": "to the left of"}
 RELATIONS = tuple(INVERSE)
 INVISIBLE = {("black", "navy"), ("white", "cream")}  # (colour, background) pairs that do not occur
 
+# of each shape, in order, one colour
 HELDOUT_PAIRS = frozenset(
-    {
-        ("purple", "circle"),
-        ("orange", "square"),
-        ("pink", "triangle"),
-        ("cyan", "star"),
-        ("green", "heart"),
-        ("red", "hexagon"),
-        ("yellow", "ring"),
-        ("blue", "cross"),
-    }
+    zip(("purple", "orange", "pink", "cyan", "green", "red", "yellow", "blue"), SHAPES, strict=True)
 )
 # one caption in two starts bare, as in the grammar above; the others are paraphrases
 _PREFIXES = ("a picture of ", "an image of ", "a drawing of ", "there is ", "we see ")
@@ -120,25 +108,26 @@ def is_heldout(facts: Facts) -> bool:
     return zlib.crc32(name.encode()) % 10 == 0
 
 
-def _choice(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
+def choice(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of them, all as likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def _sample_thing(rng: np.random.Generator, qualified: bool = True) -> Thing:
-    color, shape = _choice(rng, list(COLORS)), _choice(rng, SHAPES)
-    size = _choice(rng, SIZES) if qualified and rng.random() < 0.4 else None
+    color, shape = choice(rng, list(COLORS)), choice(rng, SHAPES)
+    size = choice(rng, SIZES) if qualified and rng.random() < 0.4 else None
     # black and its half-dark twin look the same, so a pattern on black is never asked for
     patterned = qualified and color != "black" and rng.random() < 0.3
-    return Thing(color, shape, _choice(rng, PATTERNS) if patterned else None, size)
+    return Thing(color, shape, choice(rng, PATTERNS) if patterned else None, size)
 
 
 def _draw(rng: np.random.Generator, category: Category | None) -> Facts:
     kind = category or ("single", "relation", "relation", "counting", "counting", "counting")[int(rng.integers(6))]
     background = None
     if category == "background" or (category is None and rng.random() < 0.4):
-        background = _choice(rng, list(BACKGROUNDS))
+        background = choice(rng, list(BACKGROUNDS))
     if kind == "relation":
-        return Facts((_sample_thing(rng), _sample_thing(rng)), relation=_choice(rng, RELATIONS), background=background)
+        return Facts((_sample_thing(rng), _sample_thing(rng)), relation=choice(rng, RELATIONS), background=background)
     if kind == "counting":
         return Facts((_sample_thing(rng, qualified=False),), count=int(rng.integers(2, 6)), background=background)
     return Facts((_sample_thing(rng),), background=background)
@@ -156,12 +145,7 @@ def sample_facts(rng: np.random.Generator, split: Split = "train", category: Cat
 
     With ``category=None`` half are numbers, which are the hardest, a third relations and a sixth single things; a
     background is named in 40 %.
-
-    Raises:
-        ValueError: unknown split.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split is {split!r}; expected 'train' or 'heldout'")
     while True:
         facts = _draw(rng, category)
         if _occurs(facts) and is_heldout(facts) == (split == "heldout"):
@@ -195,14 +179,13 @@ def caption(facts: Facts, rng: np.random.Generator | None = None) -> str:
     if facts.background is not None:
         text += f" on {_article(facts.background)} background"
     if rng is not None and rng.random() < 0.5:
-        prefix = _choice(rng, _PREFIXES)
+        prefix = choice(rng, _PREFIXES)
         text = (prefix.replace(" is ", " are ") if facts.count > 1 else prefix) + text
     return text
 
 
-_THING = (
-    rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"  # 4 groups
-)
+# four groups
+_THING = rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
 _GRAMMAR = re.compile(
     rf"(?:{'|'.join(_PREFIXES)}|there are )?"
     rf"(?:{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})?"

@@ -12,7 +12,7 @@ from math import hypot
 
 import numpy as np
 
-from .language import BACKGROUNDS, COLORS, Facts, Rgb, allowed_backgrounds
+from .language import BACKGROUNDS, COLORS, Facts, Rgb, allowed_backgrounds, choice
 
 MARGIN = 0.02  # least distance of a bounding circle from the picture's border
 GAP = 0.03  # least distance between two bounding circles: two pixels at 64 px
@@ -60,24 +60,18 @@ def place(facts: Facts, rng: np.random.Generator) -> Scene:
     if facts.relation is not None:
         radii = [_radius(rng, thing.size, RELATION_RADIUS) for thing in facts.things]
         centres = _related(rng, radii, facts.relation)
-        things = facts.things
     elif facts.count > 1:
         radii = [float(rng.uniform(*COUNTING_RADII))] * facts.count
         centres = _scattered(rng, radii)
-        things = facts.things * facts.count
     else:
         radii = [_radius(rng, facts.things[0].size)]
         centres = _uniform(rng, radii)
-        things = facts.things
-    name = facts.background
-    if name is None:
-        names = allowed_backgrounds(facts)
-        name = names[int(rng.integers(len(names)))]
+    background = facts.background or choice(rng, allowed_backgrounds(facts))
     objects = tuple(
         Placed(x, y, radius, COLORS[thing.color], thing.shape, thing.pattern)
-        for (x, y), radius, thing in zip(centres, radii, things, strict=True)
+        for (x, y), radius, thing in zip(centres, radii, facts.things * facts.count, strict=True)
     )
-    return Scene(objects, BACKGROUNDS[name])
+    return Scene(objects, BACKGROUNDS[background])
 
 
 def _radius(rng: np.random.Generator, size: str | None, largest: float = 1.0) -> float:

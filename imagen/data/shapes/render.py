@@ -84,9 +84,7 @@ SDF: dict[str, Callable[[Array, Array], Array]] = {
     "heart": _heart,
     "hexagon": _polygon([(0, sqrt(0.75)), _corner(30), _corner(90), _corner(150), (0, -sqrt(0.75))]),
     "ring": _ring,
-    "cross": _polygon(
-        [(0, _A), (_B, _A), (_B, _B), (_A, _B), (_A, -_B), (_B, -_B), (_B, -_A), (0, -_A)],
-    ),
+    "cross": _polygon([(0, _A), (_B, _A), (_B, _B), (_A, _B), (_A, -_B), (_B, -_B), (_B, -_A), (0, -_A)]),
 }
 
 

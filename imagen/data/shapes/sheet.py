@@ -7,6 +7,7 @@ python -m imagen.data.shapes.sheet --out stages.png --count 3 --stages
 from __future__ import annotations
 
 import argparse
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,52 +20,45 @@ from torch import Tensor
 from .dataset import ShapesDataset
 from .language import Split
 
-_LINE, _GAP = 13, 8  # height of a line of text and width of the gaps, in pixels
+_LINE = 13  # height of a line of text, in pixels
 
 
 def tile(image: Tensor, text: str, side: int) -> Image.Image:
     """One picture (3, H, W) in [-1, 1], enlarged or reduced to ``side`` pixels, with up to four lines of text below."""
     pixels = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
-    enlarging = image.shape[-1] < side
-    filter_ = Image.Resampling.NEAREST if enlarging else Image.Resampling.BOX
+    kernel = Image.Resampling.NEAREST if image.shape[-1] < side else Image.Resampling.BOX
     picture = Image.new("RGB", (side, side + 4 * _LINE + 4), "white")
-    picture.paste(Image.fromarray(pixels).resize((side, side), filter_))
+    picture.paste(Image.fromarray(pixels).resize((side, side), kernel))
     lines = textwrap.wrap(text, max(8, side // 6))[:4]
     ImageDraw.Draw(picture).multiline_text((2, side + 2), "\n".join(lines), fill="black", spacing=2)
     return picture
 
 
-def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Tiles of one size, row by row, on white."""
-    width, height = tiles[0].width + _GAP, tiles[0].height + _GAP
+def arrange(tiles: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
+    """Tiles of one size, row by row, on white, ``gap`` pixels between them and around."""
+    width, height = tiles[0].width + gap, tiles[0].height + gap
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
     for number, image in enumerate(tiles):
-        sheet.paste(image, (_GAP + number % columns * width, _GAP + number // columns * height))
+        sheet.paste(image, (gap + number % columns * width, gap + number // columns * height))
     return sheet
 
 
-def samples(count: int, seed: int, split: Split, side: int) -> list[Image.Image]:
-    """The first ``count`` samples at 256 px."""
-    dataset = ShapesDataset(256, seed, split)
-    return [tile(dataset[i].image, dataset[i].caption, side) for i in range(count)]
-
-
-def stages(count: int, seed: int, split: Split, side: int) -> list[Image.Image]:
-    """Samples with a patterned object, three tiles each: at 64 px, at 256 px, and a quarter of the 1024-px picture."""
-    views = {
-        "64 px": ShapesDataset(64, seed, split),
-        "256 px": ShapesDataset(256, seed, split, lowres_size=64),
-        "256 of 1024 px": ShapesDataset(1024, seed, split, crop=256, lowres_size=256),
-    }
-    tiles: list[Image.Image] = []
-    index = 0
-    while len(tiles) < 3 * count:
-        if any(thing.pattern for thing in views["64 px"].scene(index)[0].things):
-            drawn = [(name, view[index]) for name, view in views.items()]
-            tiles += [tile(sample.image, f"{name}: {sample.caption}", side) for name, sample in drawn]
-        index += 1
-    return tiles
+def draw(count: int, seed: int, split: Split, side: int, stages: bool) -> list[Image.Image]:
+    """The first ``count`` samples at 256 px; with ``stages`` those with a patterned object, three tiles each: at 64 px,
+    at 256 px, and a quarter of the 1024-px picture.
+    """
+    views = {"": ShapesDataset(256, seed, split)}
+    if stages:
+        views = {
+            "64 px: ": ShapesDataset(64, seed, split),
+            "256 px: ": ShapesDataset(256, seed, split, lowres_size=64),
+            "256 of 1024 px: ": ShapesDataset(1024, seed, split, crop=256, lowres_size=256),
+        }
+    first = next(iter(views.values()))
+    wanted = (n for n in itertools.count() if not stages or any(thing.pattern for thing in first.scene(n)[0].things))
+    drawn = ((name, view[index]) for index in itertools.islice(wanted, count) for name, view in views.items())
+    return [tile(sample.image, name + sample.caption, side) for name, sample in drawn]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
         parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
-    make, columns = (stages, 3) if options.stages else (samples, options.columns)
+    tiles = draw(options.count, options.seed, options.split, options.side, options.stages)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    arrange(make(options.count, options.seed, options.split, options.side), columns).save(options.out, optimize=True)
+    arrange(tiles, 3 if options.stages else options.columns).save(options.out, optimize=True)
     print(f"wrote {options.out}")
 
 

@@ -12,21 +12,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import DTYPES, Identity, Manifest, Shard, caption_key, shard_path, write_shard
 from imagen.text.encoder import encode, load_text_encoder
-from imagen.text.folders import component_folders, local_folder
-from imagen.text.kinds import TextEncoder, check_max_length, encoder_config, text_width
+from imagen.text.folders import component_folders, fingerprint, local_folder
+from imagen.text.kinds import check_max_length, encoder_config, text_width
 
 START = "spawn"  # how processes are started: a fork would inherit threads and a GPU's context
 
@@ -77,9 +74,8 @@ class Encoder:
     """A loaded encoder that turns tasks into shards."""
 
     def __init__(self, encoding: Encoding, device: str) -> None:
-        self.encoding = encoding
-        self.tokenizer: PreTrainedTokenizerBase
-        self.model: TextEncoder
+        assert encoding.dtype is not None
+        self.encoding, self.dtype = encoding, DTYPES[encoding.dtype]
         self.tokenizer, self.model = load_text_encoder(encoding.encoder, DTYPES[encoding.compute_dtype])
         self.model.to(device)
 
@@ -90,24 +86,20 @@ class Encoder:
             ValueError: an embedding that is not finite, or too large for the dtype it is to be stored in.
         """
         encoding, captions = self.encoding, task.captions
-        assert encoding.dtype is not None
-        dtype = DTYPES[encoding.dtype]
         untrimmed = [len(ids) for ids in self.tokenizer(captions, truncation=False, verbose=False).input_ids]
-        lengths = [min(length, encoding.max_length) for length in untrimmed]
-        by_length = sorted(range(len(captions)), key=lambda i: lengths[i])  # batches of like lengths, little padding
+        # batches of like lengths, little padding
+        by_length = sorted(range(len(captions)), key=lambda i: min(untrimmed[i], encoding.max_length))
         rows: dict[int, torch.Tensor] = {}
         for first in range(0, len(captions), encoding.batch_size):
             batch = by_length[first : first + encoding.batch_size]
             hidden, mask = encode(self.tokenizer, self.model, [captions[i] for i in batch], encoding.max_length)
-            stored, mask = hidden.to(dtype).cpu(), mask.cpu()
+            stored, mask = hidden.to(self.dtype).cpu(), mask.cpu()
             for i, row, real in zip(batch, stored, mask, strict=True):
                 rows[i] = row[real]
                 if not bool(torch.isfinite(row).all()):
-                    raise ValueError(f"the embedding of {captions[i]!r} is not finite in {dtype}: use bfloat16")
-        lengths = [len(rows[i]) for i in range(len(captions))]
-        embeddings = torch.cat([rows[i] for i in range(len(captions))])
+                    raise ValueError(f"the embedding of {captions[i]!r} is not finite in {self.dtype}: use bfloat16")
         cut = sum(length > encoding.max_length for length in untrimmed)
-        write_shard(task.path, embeddings, lengths, [caption_key(caption) for caption in captions], cut)
+        write_shard(task.path, [rows[i] for i in range(len(captions))], list(map(caption_key, captions)), cut)
         return len(captions)
 
 
@@ -206,19 +198,17 @@ def plan(
         ours = [Shard(shard_path(folder, number)) for number in range(manifest.shards)]
     except ValueError:
         return plan(folder, replace(manifest, shards=0, complete=False), wanted, shard_size)
-    for key in (key for shard in ours for key in shard.keys.tolist()):
-        wanted.pop(_padded(key), None)
-    order = sorted(wanted)
-    parts = [order[i : i + shard_size] for i in range(0, len(order), shard_size)]
-    paths = [shard_path(folder, manifest.shards + i) for i in range(len(parts))]
+    held = {key for shard in ours for key in shard.key_bytes()}
+    order = sorted(wanted.keys() - held)
+    starts = enumerate(range(0, len(order), shard_size), manifest.shards)
+    expected = {shard_path(folder, number): order[i : i + shard_size] for number, i in starts}
     finished = {}
     for path in sorted(folder.glob("captions-*.safetensors")):
         if path >= shard_path(folder, manifest.shards):
             try:
-                finished[path] = [_padded(key) for key in Shard(path).keys.tolist()]
+                finished[path] = Shard(path).key_bytes()
             except ValueError:
                 path.unlink()  # damaged
-    expected = dict(zip(paths, parts, strict=True))
     if any(expected.get(path) != keys for path, keys in finished.items()):
         for number, path in enumerate(finished, manifest.shards):
             path.replace(shard_path(folder, number))
@@ -226,12 +216,7 @@ def plan(
         manifest.write(folder)
         return plan(folder, manifest, wanted, shard_size)
     tasks = [Task(path, [wanted[key] for key in part]) for path, part in expected.items() if path not in finished]
-    return manifest, tasks, len(parts)
-
-
-def _padded(key: bytes) -> bytes:
-    """numpy takes the zeros off the end of a key."""
-    return key.ljust(16, b"\0")
+    return manifest, tasks, len(expected)
 
 
 def count_shards(folder: Path, manifest: Manifest, shards: int) -> Manifest:
@@ -256,26 +241,16 @@ def work(tasks: Sequence[Task], encoding: Encoding, processes: int) -> Iterator[
     """Write the shards of ``tasks``; gives the number of captions of each as it is finished, in any order."""
     processes = min(processes, len(tasks))
     if processes <= 1:
-        encoder = Encoder(encoding, encoding.device) if tasks else None
-        yield from (encoder(task) for task in tasks if encoder is not None)
+        if tasks:  # or else no encoder is loaded
+            yield from map(Encoder(encoding, encoding.device), tasks)
         return
     context = multiprocessing.get_context(START)
     threads = max(1, torch.get_num_threads() // processes)
     start = (encoding, threads, context.Value("i", 0))
     with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=start) as pool:
-        running: set[Future[int]] = set()
-        waiting = iter(tasks)
         try:
-            while True:
-                # two tasks a process: none waits for its next one, and few captions are under way
-                for task in waiting:
-                    running.add(pool.submit(_work, task))
-                    if len(running) >= 2 * processes:
-                        break
-                if not running:
-                    return
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ended)
+            for future in as_completed([pool.submit(_work, task) for task in tasks]):
+                yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -289,15 +264,13 @@ def _start_worker(encoding: Encoding, threads: int, started: Any) -> None:
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     device = encoding.device
-    if device == "cuda":
-        device = f"cuda:{number % torch.cuda.device_count()}"
-    _encoder = Encoder(encoding, device)
+    _encoder = Encoder(encoding, f"cuda:{number % torch.cuda.device_count()}" if device == "cuda" else device)
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for([parent.sentinel])
+    parent.join()
     os._exit(1)
 
 

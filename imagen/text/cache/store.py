@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imagen.disk import sync, write_text
-from imagen.text.cache.fingerprint import Fingerprint
+from imagen.text.folders import Fingerprint
 
 FORMAT_VERSION = 1
 KEY_BYTES = 16  # of SHA-256: among a billion captions, two share a key with a probability near 1e-21
@@ -52,16 +52,11 @@ class Identity:
 
     def differences(self, other: Identity) -> list[str]:
         """Why embeddings of ``other`` may not stand beside ours, one entry each; another name alone is no reason."""
-        ours, theirs = self.fingerprint, other.fingerprint
-        files = [("encoder", ours.encoder, theirs.encoder), ("tokenizer", ours.tokenizer, theirs.tokenizer)]
-        values = [
-            ("max_length", ours.max_length, theirs.max_length),
-            ("compute dtype", self.compute_dtype, other.compute_dtype),
-            ("stored dtype", self.dtype, other.dtype),
-        ]
-        return [f"the {name}'s files differ" for name, one, two in files if one != two] + [
-            f"{name} {one} there, {two} here" for name, one, two in values if one != two
-        ]
+        ours, theirs = (asdict(one) | asdict(one.fingerprint) for one in (self, other))
+        told = {name: f"the {name}'s files differ" for name in ("encoder", "tokenizer")}
+        values = {"max_length": "max_length", "compute_dtype": "compute dtype", "dtype": "stored dtype"}
+        told |= {name: f"{words} {ours[name]} there, {theirs[name]} here" for name, words in values.items()}
+        return [words for name, words in told.items() if ours[name] != theirs[name]]
 
 
 @dataclass(frozen=True)
@@ -116,17 +111,17 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"captions-{number:05d}.safetensors"
 
 
-def write_shard(path: Path, embeddings: Tensor, lengths: Sequence[int], keys: Sequence[bytes], cut: int) -> None:
+def write_shard(path: Path, embeddings: Sequence[Tensor], keys: Sequence[bytes], cut: int) -> None:
     """Write a shard whole or not at all.
 
     Args:
-        embeddings: (sum of lengths, D), the captions' tokens one after the other, without padding.
-        lengths: tokens of each of n captions; keys: theirs, in rising order.
+        embeddings: (tokens, D) of each of n captions, without padding; they are stored one after the other.
+        keys: theirs, in rising order.
         cut: how many of them had more tokens than are kept.
     """
     tensors = {
-        "embeddings": embeddings,
-        "offsets": torch.tensor([0, *lengths]).cumsum(0),
+        "embeddings": torch.cat(list(embeddings)),
+        "offsets": torch.tensor([0, *map(len, embeddings)]).cumsum(0),
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), KEY_BYTES),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -160,6 +155,10 @@ class Shard:
         self.keys: NDArray[np.bytes_] = np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0]
         self.bytes = path.stat().st_size
 
+    def key_bytes(self) -> list[bytes]:
+        """The keys as :func:`caption_key` gives them; numpy takes the zeros off their end."""
+        return [key.ljust(KEY_BYTES, b"\0") for key in self.keys.tolist()]
+
 
 class TextCache:
     """A finished cache: captions -> embeddings, as the encoder would give them, without an encoder.
@@ -183,12 +182,6 @@ class TextCache:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
         self._ends = np.cumsum([len(shard.keys) for shard in self._shards])
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, caption: str) -> bool:
-        return bool(self._find([caption])[1].all())
 
     def _find(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Positions in the index, and whether that is truly the caption's."""

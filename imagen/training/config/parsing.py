@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
+import json
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", bound=RunSettings)
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
@@ -82,17 +82,6 @@ def _check_arguments(cls: type, arguments: Sequence[str]) -> None:
             _check_file(path, known)
 
 
-def build_parser(cls: type, prog: str, description: str, helps: Mapping[str, str]) -> ArgumentParser:
-    """The command line of what reads a configuration of this class; arguments as those of :func:`parse`."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with the sections below")
-    parser.add_class_arguments(cls)
-    for key, words in helps.items():
-        parser._option_string_actions[f"--{key}"].help = words
-    return parser
-
-
 def one_line(error: Exception) -> str:
     """What argparse, jsonargparse or a constructor says, as one line for the user."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -123,25 +112,23 @@ def parse(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _check_arguments(cls, words)
-    parser = build_parser(cls, prog, description, helps or {})
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with the sections below")
+    parser.add_class_arguments(cls)
+    for key, meaning in (helps or {}).items():
+        parser._option_string_actions[f"--{key}"].help = meaning
     try:
         settings = parser.instantiate(parser.parse_args(words))
-        return cls(**{name: getattr(settings, name) for name in inspect.signature(cls).parameters})
-    except ConfigError:
-        raise
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
-        raise (cause if isinstance(cause, ConfigError) else ConfigError(one_line(error))) from None
+        raise (cause or ConfigError(one_line(error))) from None
 
 
 def to_yaml(config: RunSettings) -> str:
     """A resolved configuration, a dataclass, as YAML that `parse` reads back equal."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

@@ -5,12 +5,61 @@ Nothing here imports torch, so that a misspelt key is reported before anything h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+import math
+from dataclasses import dataclass, field
+from typing import Literal
 
 from imagen.data.config import DataConfig
-from imagen.errors import require
-from imagen.training.config.optim import OptimConfig
+from imagen.errors import require, require_reader
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and the learning rate."""
+
+    kind: Literal["adamw", "adafactor", "adam8bit"] = "adamw"
+    """adamw (with muon_lr: Muon and AdamW), adafactor (the paper's base stage) or adam8bit (AdamW with 8-bit
+    running means: needs bitsandbytes and a CUDA GPU)"""
+    lr: float = 1e-4
+    """peak learning rate (the paper: 1e-4 for every stage); adafactor multiplies it by each parameter's root mean
+    square"""
+    muon_lr: float | None = None
+    """peak learning rate of Muon, which then trains all weights of two or more axes but those of the first and the
+    last convolution; null: AdamW trains everything"""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """decay of the running mean and of the running square of the gradient (the paper's SR stages: 0.9, 0.999); not of
+    adafactor, which has its own"""
+    momentum: float | None = None
+    """for adafactor: average updates with this decay, at the cost of a copy of the weights; null (the paper): none"""
+    eps: float = 1e-8
+    """added to the root of the running square; not of adafactor, which has its own"""
+    weight_decay: float = 0.0
+    """decoupled decay, on weights of two or more axes only (biases and norms are left alone)"""
+    warmup: int = 1000
+    """steps of linear warm-up (the paper: 10,000)"""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """shape of the learning rate after the warm-up"""
+    hold: int = 0
+    """steps at the peak between the warm-up and the decay"""
+    clip_norm: float | None = 1.0
+    """gradients are scaled down to this global norm; null for no clipping"""
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0 and math.isfinite(self.lr), f"optim.lr {self.lr} must be zero or a positive number")
+        muon = self.muon_lr
+        right = muon is None or 0 < muon < math.inf
+        require(right, f"optim.muon_lr {muon} must be a positive number, or null for AdamW alone")
+        require(self.eps > 0 and math.isfinite(self.eps), f"optim.eps {self.eps} must be a positive number, as 1e-8")
+        require(all(0 <= b < 1 for b in self.betas), f"optim.betas {self.betas} must lie in [0, 1)")
+        momentum = self.momentum
+        require(momentum is None or 0 <= momentum < 1, f"optim.momentum {momentum} must lie in [0, 1), or be null")
+        for name in ("weight_decay", "warmup", "hold"):
+            require(getattr(self, name) >= 0, f"optim.{name} {getattr(self, name)} must not be negative")
+        clip = self.clip_norm
+        require(clip is None or clip > 0, f"optim.clip_norm {clip} must be positive or null")
+        adam = ("adamw", "adam8bit")
+        readers = {"muon_lr": ("adamw",), "betas": adam, "eps": adam, "momentum": ("adafactor",)}
+        require_reader("optim", self, self.kind, readers)
 
 
 @dataclass(frozen=True)
@@ -66,14 +115,9 @@ class TrainConfig:
             require(getattr(self, name) > 0, f"train.{name} {getattr(self, name)} must be positive")
         for name in ("num_workers", "max_skipped", "max_skipped_in_a_row", "seed"):
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)} must not be negative")
-        require(
-            self.batch_size % self.accumulation == 0,
-            f"train.batch_size {self.batch_size} must be a multiple of train.accumulation ({self.accumulation})",
-        )
-        require(
-            self.time_limit is None or self.time_limit > 0,
-            f"train.time_limit {self.time_limit} must be positive minutes or null",
-        )
+        size, parts, limit = self.batch_size, self.accumulation, self.time_limit
+        require(size % parts == 0, f"train.batch_size {size} must be a multiple of train.accumulation ({parts})")
+        require(limit is None or limit > 0, f"train.time_limit {limit} must be positive minutes or null")
         require(
             self.dtype == "float32" or self.mixed_precision == "no",
             "train.dtype float64 and train.mixed_precision bf16 exclude each other: set mixed_precision to no",
@@ -117,35 +161,15 @@ class GridConfig:
         require(self.every >= 0, f"grid.every {self.every} must not be negative: 0 draws none")
 
 
-class RunSettings(Protocol):
-    """What the trainer reads of a run's configuration, a frozen dataclass; the rest is its task's."""
+@dataclass(frozen=True)
+class RunSettings:
+    """A run: what the trainer reads of its configuration. A task's own is one of these with further sections."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def run_dir(self) -> str:
-        """Folder of the run."""
-
-    @property
-    def data(self) -> DataConfig:
-        """The pictures."""
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimizer."""
-
-    @property
-    def ema(self) -> EmaConfig:
-        """The average."""
-
-    @property
-    def train(self) -> TrainConfig:
-        """The loop."""
-
-    @property
-    def validation(self) -> ValidationConfig:
-        """The held-out pictures."""
-
-    @property
-    def grid(self) -> GridConfig:
-        """The samples."""
+    run_dir: str
+    """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    grid: GridConfig = field(default_factory=GridConfig)

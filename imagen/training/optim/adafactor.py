@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen.training.optim.grouped import GroupedOptimizer
+MIN_DIM, DECAY, CLIP, EPS = 128, 0.8, 1.0, (1e-30, 1e-3)  # optax's defaults
 
 
-class Adafactor(GroupedOptimizer):
+class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer & Stern 2018) as `optax.adafactor` has it: a gradient over its root mean square, in updates
     that are relative to the size of the parameter.
 
-    The mean square of a tensor whose two largest axes have at least `min_dim` elements is kept as its means over either
+    The mean square of a tensor whose two largest axes have at least `MIN_DIM` elements is kept as its means over either
     of them. torch's own class takes the last two axes of any tensor: of a convolution (O, I, 3, 3) that is the kernel,
     and two thirds of the memory stay; here it is O and I, and about 9 (O + I) numbers do.
 
     With g the gradient, v the mean square, t = 1, 2, ... and rms the root mean square of a tensor's elements:
 
-        v <- b v + (1 - b) (g^2 + eps[0]),   b = 1 - t^-decay
-        u = g / sqrt(v);   u <- u / max(1, rms(u) / clip)
-        u <- lr max(rms(parameter), eps[1]) u, averaged with `momentum` where there is one
+        v <- b v + (1 - b) (g^2 + EPS[0]),   b = 1 - t^-DECAY
+        u = g / sqrt(v);   u <- u / max(1, rms(u) / CLIP)
+        u <- lr max(rms(parameter), EPS[1]) u, averaged with `momentum` where there is one
         parameter <- parameter - u - lr weight_decay parameter
 
     The last term is decoupled decay as AdamW has it; optax's is not multiplied by the learning rate.
@@ -32,38 +31,31 @@ class Adafactor(GroupedOptimizer):
         params: parameters, or groups of them.
         lr: relative step: 1e-4 moves a parameter by up to 1e-4 of its root mean square.
         momentum: decay of the running mean of the updates, without correction of its start; None: none is kept.
-        weight_decay, min_dim, decay, clip, eps: as above; optax's defaults.
+        weight_decay: as above.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        momentum: float | None = None,
-        weight_decay: float = 0.0,
-        min_dim: int = 128,
-        decay: float = 0.8,
-        clip: float = 1.0,
-        eps: tuple[float, float] = (1e-30, 1e-3),
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "min_dim": min_dim}
-        super().__init__(params, {**defaults, "decay": decay, "clip": clip, "eps": eps})
+    def __init__(self, params: Any, lr: float, momentum: float | None = None, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            assert p.grad is not None
-            self._update_one(p, p.grad, group)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is not evaluated again"
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
 
-    def _update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
-        axes = factored_axes(p.shape, group["min_dim"])
+        axes = factored_axes(p.shape)
         if not state:
             self._start(p, axes, group["momentum"])
         state["step"] += 1
-        fresh = float(state["step"]) ** -group["decay"]  # the share of this gradient: all of it at first
-        update = grad * scale(state, grad.square().add_(group["eps"][0]), axes, fresh)
-        update.div_((rms(update) / group["clip"]).clamp_(min=1.0))
-        update.mul_(group["lr"] * rms(p).clamp_(min=group["eps"][1]))
+        fresh = float(state["step"]) ** -DECAY  # the share of this gradient: all of it at first
+        update = grad * scale(state, grad.square().add_(EPS[0]), axes, fresh)
+        update.div_((rms(update) / CLIP).clamp_(min=1.0))
+        update.mul_(group["lr"] * rms(p).clamp_(min=EPS[1]))
         if group["momentum"] is not None:
             update = state["momentum"].lerp_(update, 1 - group["momentum"])
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update)
@@ -80,10 +72,10 @@ class Adafactor(GroupedOptimizer):
             state["momentum"] = torch.zeros_like(p)
 
 
-def factored_axes(shape: torch.Size, min_dim: int = 128) -> tuple[int, int] | None:
-    """The two largest axes; None where there is one, or the smaller has fewer than `min_dim` elements."""
+def factored_axes(shape: torch.Size) -> tuple[int, int] | None:
+    """The two largest axes; None where there is one, or the smaller has fewer than `MIN_DIM` elements."""
     order = sorted(range(len(shape)), key=lambda axis: shape[axis])
-    if len(shape) < 2 or shape[order[-2]] < min_dim:
+    if len(shape) < 2 or shape[order[-2]] < MIN_DIM:
         return None
     return order[-1], order[-2]
 

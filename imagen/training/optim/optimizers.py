@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
-from imagen.training.config.optim import OptimConfig
+from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.adafactor import Adafactor
-from imagen.training.optim.grouped import GroupedOptimizer
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] = ()) -> torch.optim.Optimizer:
@@ -55,7 +54,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] =
     return kind(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-class MuonAdamW(GroupedOptimizer):
+class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, AdamW for the others; both are torch's.
 
     Muon replaces the momentum of a weight by the nearest orthogonal matrix. torch has it for matrices: here a
@@ -63,25 +62,21 @@ class MuonAdamW(GroupedOptimizer):
     usually has (Liu et al. 2025), so the two learning rates are of one unit.
 
     Args:
-        params: groups of parameters.
-        lr, betas, eps, weight_decay: of AdamW; Muon reads lr and weight_decay.
+        params: groups of parameters, each with its weight_decay.
+        lr, betas, eps: of AdamW; Muon reads lr alone.
         fused: AdamW's kernel in one pass.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        fused: bool | None = None,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused, "muon": False}
-        super().__init__(params, defaults)
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, fused: bool) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": fused, "muon": False})
 
-    def _update(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        (self._muon if group["muon"] else self._adamw)(params, group)
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is not evaluated again"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["muon"] else self._adamw)(params, group)
 
     def _state(self, params: Sequence[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The tensor of that name of each parameter's state, made by `start` at first use."""
@@ -113,22 +108,12 @@ class MuonAdamW(GroupedOptimizer):
                 tensor.copy_(matrix.view(tensor.shape))
 
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
-        adamw(
-            list(params),
-            [p.grad for p in params if p.grad is not None],
-            self._state(params, "exp_avg", torch.zeros_like),
-            self._state(params, "exp_avg_sq", torch.zeros_like),
-            [],
-            self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device)),
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-            fused=group["fused"],
-        )
+        gradients = [p.grad for p in params if p.grad is not None]
+        means, squares = (self._state(params, name, torch.zeros_like) for name in ("exp_avg", "exp_avg_sq"))
+        steps = self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device))
+        how = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
+        how["beta1"], how["beta2"] = group["betas"]
+        adamw(list(params), gradients, means, squares, [], steps, amsgrad=False, maximize=False, **how)
 
 
 def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:

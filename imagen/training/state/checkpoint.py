@@ -83,17 +83,12 @@ class StateFolder:
         files = sorted(partial.iterdir())
         for file in files:
             sync(file)
-        record = {
-            "format_version": FORMAT_VERSION,
-            "step": state.step,
-            "facts": dict(state.facts),
-            "files": {file.name: checksum(file) for file in files},
-        }
+        sums = {file.name: checksum(file) for file in files}
+        record = {"format_version": FORMAT_VERSION, "step": state.step, "facts": dict(state.facts), "files": sums}
         write_text(partial / "state.json", json.dumps(record, indent=1))
         sync(partial)
         final = self.path(state.step)
-        if final.exists():
-            shutil.rmtree(final)
+        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync(self.root)
         self._prune()
@@ -144,13 +139,9 @@ class StateFolder:
             raise ConfigError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update imagen")
         if changed:
             raise Damaged(f"{changed[0]} is not what was written")
-        names = [name for name in files if name.endswith(".safetensors")]
-        return State(
-            step=record["step"],
-            tensors={name.removesuffix(".safetensors"): load_file(path / name) for name in names},
-            optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-            facts=record["facts"],
-        )
+        tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        return State(record["step"], tensors, optimizer, record["facts"])
 
     def _prune(self) -> None:
         for step in self.steps()[: -self.keep_last]:

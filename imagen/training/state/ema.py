@@ -41,15 +41,15 @@ class EMA:
     def __init__(self, module: Weights, decay: float = 0.9999, warmup: bool = True) -> None:
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.average = {
-            name: value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True)
-            if value.is_floating_point()
-            else value.detach().clone()
+            name: value.detach().to(
+                torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype, copy=True
+            )
             for name, value in trained_state(module).items()
         }
         parameters = {name for name, _ in module.named_parameters()}
         self._moving = [name for name in self.average if name in parameters]
         self._copied = [name for name in self.average if name not in parameters]
-        self._last_fingerprint, self._last_updates = self._fingerprint(), 0
+        self._checked = 0, self._norms()
 
     def decay_at(self, updates: int) -> float:
         """The decay used by the update that follows `updates` earlier ones."""
@@ -72,14 +72,10 @@ class EMA:
         weights = trained_state(module)
         kept = {name: value.detach().clone() for name, value in weights.items()}
         try:
-            with torch.no_grad():
-                for name, value in weights.items():
-                    value.copy_(self.average[name])
+            _copy(self.average, weights)
             yield
         finally:
-            with torch.no_grad():
-                for name, value in weights.items():
-                    value.copy_(kept[name])
+            _copy(kept, weights)
 
     def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Take over a saved average and its count of updates.
@@ -87,15 +83,13 @@ class EMA:
         Raises:
             ValueError: where names or shapes differ from the network's.
         """
-        here = {name: tuple(value.shape) for name, value in self.average.items()}
-        saved = {name: tuple(value.shape) for name, value in tensors.items()}
+        here, saved = ({name: value.shape for name, value in state.items()} for state in (self.average, tensors))
         if here != saved:
             odd = sorted(name for name in here.keys() | saved.keys() if here.get(name) != saved.get(name))
             raise ValueError(f"the saved average does not fit this network: {odd[0]} differs (and {len(odd) - 1} more)")
-        for name, value in self.average.items():
-            value.copy_(tensors[name])
+        _copy(tensors, self.average)
         self.updates = updates
-        self._last_fingerprint, self._last_updates = self._fingerprint(), updates
+        self._checked = updates, self._norms()
 
     def check_moved(self, module: Weights) -> None:
         """Assert that updates since the last check changed the average, as long as it differs from the weights.
@@ -103,19 +97,19 @@ class EMA:
         Raises:
             RuntimeError: the average stood still. It is what a run exports, so such a run would be lost.
         """
-        fingerprint = self._fingerprint()
-        if self.updates > self._last_updates and fingerprint == self._last_fingerprint:
+        (updates, norms), self._checked = self._checked, (self.updates, self._norms())
+        if self.updates > updates and self._checked[1] == norms:
             weights = trained_state(module)
             far = any(not torch.allclose(self.average[n], weights[n].to(self.average[n].dtype)) for n in self._moving)
             if far:
-                raise RuntimeError(
-                    f"the EMA did not move in {self.updates - self._last_updates} updates: this is a bug"
-                )
-        self._last_fingerprint, self._last_updates = fingerprint, self.updates
+                raise RuntimeError(f"the EMA did not move in {self.updates - updates} updates: this is a bug")
 
-    def _fingerprint(self) -> float:
-        if not self._moving:
-            return 0.0
-        norms = torch._foreach_norm([self.average[name] for name in self._moving])
-        weights = torch.arange(1, len(norms) + 1, dtype=torch.float64)
-        return float((torch.stack(list(norms)).double().cpu() * weights).sum())
+    def _norms(self) -> list[float]:
+        moving = [self.average[name] for name in self._moving]
+        return torch.stack(list(torch._foreach_norm(moving))).tolist() if moving else []
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(values[name])

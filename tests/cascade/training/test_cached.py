@@ -12,15 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
-from imagen.cascade.training.config.resumed import may_change
-from imagen.cascade.training.inputs.cached import with_cache
+from imagen.cascade.training.inputs.texts import with_cache
 from imagen.cascade.training.task import StageTask
 from imagen.cli.text_cache import main as encode_captions
 from imagen.cli.train import main as train
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
 from imagen.text.reading import TextDefaults
-from imagen.training.config.changes import changed_keys
+from imagen.training.config.resumed import changed_keys
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH
 
@@ -111,7 +110,7 @@ def test_resuming_is_exact(config, read_metrics, cache, tmp_path):
 def test_a_run_may_go_on_with_the_cache_of_its_encoder(config, cache, t5):
     live = config(**{**TEXT, "text.encoder": t5})
     cached = with_cache(config(**{**TEXT, "text.cache": str(cache)}))
-    assert changed_keys(asdict(live), cached, may_change(cached)) == ([f"text.cache None -> {cache}"], [])
+    assert changed_keys(asdict(live), cached, StageTask(cached).changes) == ([f"text.cache None -> {cache}"], [])
 
 
 def stop_after(trainer: Trainer, step: int):

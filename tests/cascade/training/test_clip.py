@@ -16,8 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.cached import with_cache
-from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.task import StageTask
 from imagen.cli.compose import main
 from imagen.cli.sample import main as sample
@@ -25,9 +24,9 @@ from imagen.cli.text_cache import main as encode_captions
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
-from imagen.text.cache.fingerprint import fingerprint
 from imagen.text.cache.store import TextCache
 from imagen.text.encoder import encode, load_text_encoder
+from imagen.text.folders import fingerprint
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, tiny_clip, tiny_clip_tokenizer, tiny_whole_clip
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.inputs.conditions import lowres_condition
+from imagen.cascade.training.inputs.source import lowres_condition
 from imagen.data.fields import Paired
 
 KINDS = ("cosine", "linear", "cosine_discrete")

@@ -10,14 +10,14 @@ import yaml
 
 from imagen.cascade.adapters import check_targets
 from imagen.cascade.training.config.parsing import parse
-from imagen.cascade.training.config.resumed import may_change
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.start.network import make_unet
+from imagen.cascade.training.task import StageTask
 from imagen.cli.train import main
 from imagen.convert.configs import unet_arguments
 from imagen.errors import ConfigError
-from imagen.training.config.changes import changed_keys, flatten
 from imagen.training.config.parsing import known_keys, to_yaml
+from imagen.training.config.resumed import changed_keys, flatten
 from tests.convert.released import IF_I_XL
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -118,7 +118,7 @@ def test_unknown_key_in_the_file_names_file_and_nearest(write_config):
 
 
 def changed(saved, config):
-    return changed_keys(saved, config, may_change(config))
+    return changed_keys(saved, config, StageTask(config).changes)
 
 
 def test_which_changes_may_be_made_to_a_run(config):
@@ -157,7 +157,7 @@ def test_every_shipped_configuration_builds_on_the_meta_device(path):
     if not config.unet:  # taken from train.init_from, a stage of DeepFloyd IF
         config = replace(config, unet={"kind": "BaseUNet", **unet_arguments(IF_I_XL, "published"), "out_channels": 3})
     unet = make_unet(config, device="meta")
-    check_targets(unet, config.lora.targets if config.lora.used else ())
+    check_targets(unet, () if config.lora.rank is None else config.lora.targets)
     assert sum(parameter.numel() for parameter in unet.parameters()) > 0
     assert "#" in path.read_text()[:2], "the head comment says command, hardware, cost and expected result"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from imagen.cascade.training.inputs.draws import draw_batch
+from imagen.cascade.training.inputs.batches import draw_batch
 
 
 def test_draws_repeat_and_differ_between_steps_and_seeds():

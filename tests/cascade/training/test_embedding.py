@@ -67,7 +67,7 @@ def test_where_none_fits_the_run_ends_in_one_line(
     changes = {"data.path": str(pictures), "data.embedding": "t5", "unet.text_dim": 8, "train.num_workers": workers}
     assert main(["--config", str(write_config(**{**SETTINGS, **changes}))]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("train.py: stopped: 100 pictures in a row cannot be used; the last is ")
+    assert error.startswith("train.py: error: 100 pictures in a row cannot be used; the last is ")
     assert "expected (1 to 16 tokens, 8); mend the data" in error
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from imagen.cascade.training.config.run import RunConfig, StageGridConfig
-from imagen.cascade.training.config.stage import SamplingConfig, ScheduleConfig, StageConfig
-from imagen.cascade.training.grids.samples import GridMaker
+from imagen.cascade.training.config.sections import SamplingConfig, ScheduleConfig, StageConfig
+from imagen.cascade.training.grids import GridMaker
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.conditions.text import Words
 from imagen.data.config import DataConfig
+from imagen.training.processes import Processes
 from tests.factories import WIDTH, seeded, tiny_sr
 
 STAGE: dict[str, Any] = {
@@ -46,7 +47,7 @@ def grid(stage: dict[str, Any], sampling: dict[str, Any], given: dict[str, Any],
         grid=StageGridConfig(**{"num_inference_steps": 3, **given}),
     )
     device = torch.device("cpu")
-    maker = GridMaker(config, Objective(config.stage), Texts(config).load(device), device)
+    maker = GridMaker(config, Objective(config.stage), Texts(config).load(device), device, Processes())
     embedding = torch.randn(3, 4, WIDTH, generator=seeded(1))
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
     words = Words(["a", "b", "c"], embedding, mask)

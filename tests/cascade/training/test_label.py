@@ -11,8 +11,7 @@ from imagen.cascade.training.compose import compose
 from imagen.cascade.training.task import StageTask
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_command
-from imagen.conditions.condition import Draw
-from imagen.conditions.given import Target
+from imagen.conditions.condition import Draw, Target
 from imagen.conditions.label import Label, Labels, make_labels
 from imagen.data.shapes.language import SHAPES
 from imagen.errors import ConfigError
@@ -41,7 +40,7 @@ def test_dropped_labels_are_the_null_and_no_other():
 def test_every_picture_sees_its_label_and_the_unconditional_branch_none(numbers):
     network = tiny_base(classes=CLASSES)
     branches = ("unconditional", "conditional")
-    given = Labels(numbers, CPU).given(Target(network, branches, (16, 16), 4, 2))
+    given = Labels(numbers, CPU).given(Target(network, branches, (16, 16), 4))
     expected = [3, 3, 3, 3] if len(numbers) == 1 else [3, 3, 5, 5]
     seen = given.select(given.stacked(branches, torch.arange(4))).named["label"].tolist()
     assert seen == [5, 5, 5, 5, *expected]
@@ -125,7 +124,7 @@ def labelled(config):
     )
 
 
-def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsys):
+def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsys, monkeypatch):
     settings = labelled(grid={"every": 3, "count": 3, "num_inference_steps": 2})
     trainer = Trainer(StageTask(settings))
     table = trainer.task.unet.class_tables["label"].weight
@@ -147,7 +146,10 @@ def test_all_the_way_from_the_data_to_the_command_line(labelled, tmp_path, capsy
     assert settings["label"] == SHAPES[1]
     assert f"--label {SHAPES[1]}" in settings["command"]
     assert Image.open(file).size == (8, 8)
-    assert sample_command([*words, "--label", "nothing"]) == 1 or "label is 'nothing'" in capsys.readouterr().err
+    monkeypatch.setattr("imagen.cli.sample.load", None)  # told before the model is loaded
+    for label, message in (("nothing", "label is 'nothing'; expected one of"), ("99", "label is 99; expected an")):
+        assert sample_command([*words, "--label", label]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_network_and_configuration_must_agree(labelled, config):

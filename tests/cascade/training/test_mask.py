@@ -12,11 +12,10 @@ from imagen.cascade.training.compose import compose
 from imagen.cascade.training.task import StageTask
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_command
-from imagen.conditions.condition import Draw
-from imagen.conditions.given import Target
+from imagen.conditions.condition import Draw, Target
 from imagen.conditions.mask import Mask, Masked, make_masked, masked, rectangles
 from imagen.data.fields import Paired
-from imagen.data.make import Want
+from imagen.data.prepare import Want
 from imagen.errors import ConfigError
 from imagen.training.trainer import Trainer
 from tests.factories import Calls, sample, seeded, tiny_base, tiny_pipeline
@@ -66,7 +65,7 @@ def test_a_call_s_picture_is_masked_at_the_stage_s_size_and_hidden_colours_count
     picture = torch.full((4, 32, 32), 0.5)
     picture[3] = 1
     picture[:, :, 13:] = torch.tensor([-1.0, 1, 1, -1]).reshape(4, 1, 1)  # transparent, with colours behind
-    target = Target(network, ("unconditional", "conditional"), (8, 8), 2, 2)
+    target = Target(network, ("unconditional", "conditional"), (8, 8), 2)
     given = Masked((picture,)).given(target)
     seen = given.select(given.stacked(target.branches, torch.arange(2))).named["mask"]
     assert seen.shape == (4, 4, 8, 8)
@@ -89,7 +88,7 @@ def test_each_prompt_s_pictures_see_its_mask_in_every_branch():
     network = tiny_base(extra_channels=CHANNELS)
     pictures = torch.rand(2, 4, 8, 8, generator=seeded()) * 2 - 1
     branches = ("unconditional", "conditional")
-    given = Masked(tuple(pictures)).given(Target(network, branches, (8, 8), 4, 2))
+    given = Masked(tuple(pictures)).given(Target(network, branches, (8, 8), 4))
     seen = given.select(given.stacked(branches, torch.arange(4))).named["mask"]
     first, second = (masked(one[None, :3], (one[None, 3:] <= 0).float()) for one in pictures)
     torch.testing.assert_close(seen, torch.cat([first, first, second, second] * 2))

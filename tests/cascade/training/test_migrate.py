@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from imagen.cascade.training.config.resumed import as_begun, migrate
-from imagen.cascade.training.task import StageTask
+from imagen.cascade.training.task import StageTask, as_begun, migrate
 from imagen.cli import check_data
 from imagen.errors import ConfigError
 from imagen.training.trainer import Trainer

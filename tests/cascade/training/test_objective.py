@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from imagen.cascade.training.config.stage import LossConfig, ScheduleConfig, StageConfig
+from imagen.cascade.training.config.sections import LossConfig, ScheduleConfig, StageConfig
 from imagen.cascade.training.inputs.batches import Batch
 from imagen.cascade.training.objective import Objective
 from imagen.diffusion.parameterization import q_sample, x0_from

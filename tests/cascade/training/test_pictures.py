@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from imagen.cli.check_data import main as check
 from imagen.cli.train import main as train
-from imagen.training.telling.skipped import SkipFile
+from imagen.training.telling import SkipFile
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_shards_that_cannot_be_opened_stop_the_run_in_one_line(write_config, cap
     changes = {"data.kind": "shards", "data.streaming": True, "data.path": "nowhere://bucket/{0..1}.tar"}
     assert train(["--config", str(write_config(**changes)), "--train.num_workers", workers]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("train.py: stopped: shard 'nowhere://bucket/")
+    assert last.startswith("train.py: error: shard 'nowhere://bucket/")
     assert "cannot be opened: Protocol not known: nowhere" in last
 
 
 def test_processes_share_one_skip_file(tmp_path):
-    from imagen.data import Note
+    from imagen.data.sources import Note
 
     path = tmp_path / "skipped.jsonl"
     one, other = SkipFile(path, 10, 0.1), SkipFile(path, 10, 0.1)

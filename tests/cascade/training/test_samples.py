@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
-from imagen.cascade.training.grids.samples import picture_generators
+from imagen.cascade.training.grids import picture_generators
 from imagen.cascade.training.task import StageTask
 from imagen.data.shapes.language import SHAPES
 from imagen.diffusion.augmentation import resize
@@ -243,7 +243,7 @@ def test_a_base_whose_label_the_stage_does_not_read_is_drawn_without_one(config,
         "unet.classes": {"label": 99},
         "grid": {**GRID, "cascade": folder},
     }
-    with pytest.raises(ConfigError, match=f"has {len(shapes)} classes of label, this run's unet 99"):
+    with pytest.raises(ConfigError, match=f"trained with classes of label {len(shapes)}, this run with 99"):
         Trainer(StageTask(labelled([], **SR, **more, run_dir=str(tmp_path / "other"))))
 
 
@@ -257,6 +257,6 @@ def test_a_cascade_that_does_not_fit_is_told_before_training(config, sr_folder, 
     assert "do not meet base (" in message(**{"stage.size": 12})
     with_text = tiny_sr(2)
     with_text.save_config(sr_folder / "sr256_unet")
-    assert "has text_dim 16, this run's unet None" in message()
+    assert "was trained with text_dim 16, this run with None" in message()
     assert config(grid={**GRID, "every": 0, "cascade": "nowhere"}).grid.cascade == "nowhere"
     Trainer(StageTask(replace(config(), grid=replace(config().grid, every=0, cascade="nowhere"))))

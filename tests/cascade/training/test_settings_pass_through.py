@@ -18,15 +18,13 @@ from diffusers import DDIMScheduler
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose, save
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.stage import SamplingConfig, StageConfig
-from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.conditions import make_conditions
-from imagen.cascade.training.inputs.draws import Draws
+from imagen.cascade.training.config.sections import SamplingConfig, StageConfig
+from imagen.cascade.training.inputs.batches import BatchMaker, Draws
+from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.task import StageTask
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.schedules import make_schedule
+from imagen.diffusion.schedules import level_log_snrs, make_schedule
 from imagen.stages.spec import StageDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, sample, seeded, tiny_sr

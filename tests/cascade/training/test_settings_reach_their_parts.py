@@ -18,12 +18,11 @@ import torch
 from PIL import Image
 
 from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
-from imagen.cascade.training.config.stage import StageConfig
+from imagen.cascade.training.config.sections import StageConfig
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.task import StageTask
 from imagen.data.config import DataConfig
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import EmaConfig
+from imagen.training.config.sections import EmaConfig, OptimConfig
 from imagen.training.loader import make_loader
 from imagen.training.trainer import Trainer
 from tests.cascade.training.conftest import TINY

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from imagen.cli.train import main
-from imagen.data import sample_index
+from imagen.data.order import sample_index
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, BATCH = 6, 4

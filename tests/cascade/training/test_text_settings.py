@@ -40,7 +40,7 @@ def read(t5: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Any]
         seen.append(captions)
         return encode(tokenizer, encoder, captions, *rest, **given)
 
-    monkeypatch.setattr("imagen.text.encoder.encode", spy)
+    monkeypatch.setattr("imagen.cascade.training.inputs.texts.encode", spy)
     config = RunConfig("run", unet={"text_dim": WIDTH}, text=TextConfig(encoder=t5, **{"max_length": 7, **settings}))
     texts = Texts(config).load(torch.device("cpu"))
     encoded = texts(Words(["A red CIRCLE", "two blue star"]))

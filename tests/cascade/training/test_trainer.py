@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from imagen.cascade.training.inputs.batches import Batch
 from imagen.cascade.training.task import StageTask
 from imagen.cli.train import main
-from imagen.data import micro_positions
+from imagen.data.order import micro_positions
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
 from imagen.training.trainer import Trainer, TrainingStopped, sums_by_group

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
-from imagen.cascade.training.inputs.conditions import make_conditions
+from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet
@@ -48,7 +48,7 @@ def redrawn(settings: RunConfig):
 def test_two_processes_measure_what_one_does(config):
     settings = config(**CHANGES)
     unet = redrawn(settings).train()
-    whole = make(settings).table(unet)
+    whole = make(settings).table(unet, Processes())
     assert unet.training
     assert (whole > 0).all()
     parts = [make(settings).table(unet.eval(), Processes(rank, 2)) for rank in range(2)]
@@ -62,15 +62,15 @@ def test_the_seed_alone_decides(config):
     unet = redrawn(settings)
     first = make(settings)
     torch.manual_seed(5)
-    table = first.table(unet)
+    table = first.table(unet, Processes())
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1)), "nothing is drawn from torch's own generator"
-    assert torch.equal(table, first.table(unet))
+    assert torch.equal(table, first.table(unet, Processes()))
     other = replace(settings, train=replace(settings.train, seed=9, batch_size=2))
-    assert torch.equal(table, make(other).table(unet)), "nor from the run's seed"
+    assert torch.equal(table, make(other).table(unet, Processes())), "nor from the run's seed"
     reseeded = replace(settings, validation=replace(settings.validation, seed=1))
-    assert not torch.equal(table, make(reseeded).table(unet))
+    assert not torch.equal(table, make(reseeded).table(unet, Processes()))
 
 
 def test_every_picture_meets_every_level(config):
@@ -82,7 +82,7 @@ def test_every_picture_meets_every_level(config):
         return batch.t
 
     validation.objective = spy  # type: ignore[assignment]
-    table = validation.table(make_unet(settings))
+    table = validation.table(make_unet(settings), Processes())
     levels = torch.tensor([1 / 6, 3 / 6, 5 / 6], dtype=torch.float64)
     torch.testing.assert_close(table, levels[:, None].expand(3, 7))
     pictures = torch.cat([image for t, image, _ in seen if t[0] < 0.2])
@@ -113,7 +113,7 @@ def test_training_does_not_notice(config, read_metrics, tmp_path):
     unet = make_unet(watched)
     unet.load_state_dict(load_file(tmp_path / "watched" / WEIGHTS))
     validation = make(watched)
-    assert measured[-1] == {"step": 6, **validation.record(validation.table(unet))}
+    assert measured[-1] == {"step": 6, **validation.record(validation.table(unet, Processes()))}
     path = Path(watched.run_dir) / "metrics.jsonl"
     assert read_curve(path, "val_loss")[1] == [line["val_loss"] for line in measured]
     assert keys_under(path, "val_loss/") == validation.keys
@@ -130,8 +130,8 @@ def test_super_resolution_has_the_same_noise_on_its_input_every_time(config):
         }
     )
     unet = redrawn(settings)
-    table = make(settings).table(unet)
-    assert torch.equal(table, make(settings).table(unet))
+    table = make(settings).table(unet, Processes())
+    assert torch.equal(table, make(settings).table(unet, Processes()))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.errors import ConfigError
+from imagen.errors import ConfigError, require
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import parsing
 from imagen.training.config.parsing import one_line, unknown_key
@@ -34,33 +33,23 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", descri
     """
     helps = {f"sampling.{name}": declared.help for name, declared in SETTINGS.items()}  # in their one declaration
     config = parsing.parse(RunConfig, arguments, prog, description, helps)
-    if config.unet:  # left out, it is that of train.init_from
-        check_unet_kind(config.unet)
+    kind = config.unet.get("kind")
+    known = kind in NETWORKS or not config.unet  # left out, it is that of train.init_from
+    require(known, f"unet.kind {kind!r} is unknown; expected {' or '.join(NETWORKS)}")
     return config
-
-
-def check_unet_kind(section: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless the unet section names a known kind."""
-    kind = section.get("kind")
-    if kind not in NETWORKS:
-        near = difflib.get_close_matches(str(kind), NETWORKS, n=1)
-        raise ConfigError(f"unet.kind {kind!r} is unknown; expected {near[0] if near else ' or '.join(NETWORKS)}")
 
 
 def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
     """Check the unet section's keys against the constructor's signature.
 
     Raises:
-        ConfigError: a key that the constructor lacks, or a missing one that it requires.
+        ConfigError: a key that the constructor lacks, or a value of another type.
     """
     parameters = {n: p for n, p in inspect.signature(constructor).parameters.items() if n not in ("self", "kwargs")}
     known = {f"unet.{name}" for name in parameters} | {"unet.kind"}
     for key in section:
         if f"unet.{key}" not in known:
             raise unknown_key(f"unet.{key}", known, f"the arguments of {section['kind']}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in section:
-            raise ConfigError(f"unet.{name} is missing: {section['kind']} requires it")
     parser = ArgumentParser(exit_on_error=False)
     for name, parameter in parameters.items():
         parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)

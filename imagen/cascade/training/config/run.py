@@ -5,17 +5,15 @@ Nothing here imports torch, so that a misspelt key is reported before anything h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.cascade.training.config.conditions import ConditionsConfig
-from imagen.cascade.training.config.lora import LoraConfig
-from imagen.cascade.training.config.stage import SamplingConfig, StageConfig, check_pictures
-from imagen.cascade.training.config.text import TextConfig
 from imagen.data.config import DataConfig
 from imagen.errors import require
-from imagen.training.config.optim import OptimConfig
-from imagen.training.config.sections import EmaConfig, GridConfig, TrainConfig, ValidationConfig
+from imagen.training.config.sections import GridConfig, RunSettings, TrainConfig, ValidationConfig
+
+from .sections import ConditionsConfig, LoraConfig, SamplingConfig, StageConfig, TextConfig
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,15 @@ class StageGridConfig(GridConfig):
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(RunSettings):
     """One training run: one stage, one folder."""
 
-    run_dir: str
-    """folder of the run: config.yaml, metrics.jsonl, state/, model/, samples/"""
     unet: dict[str, Any] = field(default_factory=dict)
     """kind (a name of unets.NETWORKS) and its constructor's arguments; left out: those of train.init_from"""
     stage: StageConfig = field(default_factory=StageConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     text: TextConfig = field(default_factory=TextConfig)
     conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
     train: StageTrainConfig = field(default_factory=StageTrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     validation: LossPerLevelConfig = field(default_factory=LossPerLevelConfig)
@@ -97,14 +90,15 @@ class RunConfig:
         self._check_embedding()
         require(bool(self.run_dir), "run_dir is missing: add it to the YAML file or pass --run_dir DIR")
         self._check_start()
-        check_pictures("data", self.data, self.stage.size, self.stage.lowres_size)
+        self._check_pictures()
+        other = self.data.kind == "shapes" or self.validation.data != self.data
+        require(other, "validation.data equals data: these pictures are trained on, name others")
+
+    @property
+    def pictures(self) -> dict[str, DataConfig]:
+        """The sections that name pictures: data and, where there are held-out ones, validation.data."""
         held_out = self.validation.data
-        if held_out is not None:
-            check_pictures("validation.data", held_out, self.stage.size, self.stage.lowres_size)
-            require(
-                held_out.kind == "shapes" or held_out != self.data,
-                "validation.data equals data: these pictures are trained on, name others",
-            )
+        return {"data": self.data, **({} if held_out is None else {"validation.data": held_out})}
 
     @property
     def reads_text(self) -> bool:
@@ -113,26 +107,40 @@ class RunConfig:
 
     def _check_embedding(self) -> None:
         """What embeddings that come with the pictures exclude: nothing can be encoded as they were."""
-        given, held_out = self.data.embedding, self.validation.data
-        if given is None:
+        if self.data.embedding is None:
             return
-        require(
-            not self.text.used,
-            f"data.embedding {given!r} and text.encoder or text.cache both say what the network reads: set one",
-        )
-        require(
-            self.text.padding == "masked" and self.text.unconditional == "zero" and not self.text.lowercase,
-            f"data.embedding {given!r} is read as it is: leave text.padding, text.unconditional and text.lowercase out",
-        )
+        given = f"data.embedding {self.data.embedding!r}"
+        require(not self.text.used, f"{given} and text.encoder or text.cache both say what the network reads: set one")
+        as_it_is = self.text.padding == "masked" and self.text.unconditional == "zero" and not self.text.lowercase
+        require(as_it_is, f"{given} is read as it is: leave text.padding, text.unconditional and text.lowercase out")
         require(
             not (self.grid.every and self.grid.prompts),
-            f"grid.prompts cannot be encoded, texts come from data.embedding {given!r}: leave them out, and the grids "
-            "show held-out pictures' texts",
+            f"grid.prompts cannot be encoded, texts come from {given}: leave them out, and the grids show held-out "
+            "pictures' texts",
         )
-        require(
-            held_out is None or held_out.embedding is not None,
-            f"validation.data.embedding is missing: texts come from data.embedding {given!r}",
-        )
+        everywhere = all(data.embedding is not None for data in self.pictures.values())
+        require(everywhere, f"validation.data.embedding is missing: texts come from {given}")
+
+    def _check_pictures(self) -> None:
+        """Sections that do not fit the stage's sizes."""
+        size, low = self.stage.size, self.stage.lowres_size
+        for name, data in self.pictures.items():
+            paired = data.conditioning is not None
+            require(
+                low != size or paired,
+                f"stage.lowres_size {low} equals stage.size: such a stage needs paired pictures, {name}.conditioning",
+            )
+            require(
+                low is not None or not paired,
+                f"{name}.conditioning {data.conditioning!r}, but this stage takes no low-res input: "
+                "train it as sr256 or sr1024 with stage.lowres_size",
+            )
+            if data.crop is not None and low is not None:
+                unit = size // math.gcd(low, size)
+                require(
+                    data.crop <= size and data.crop % unit == 0,
+                    f"{name}.crop {data.crop} must be at most stage.size ({size}) and a multiple of {unit}",
+                )
 
     def _check_start(self) -> None:
         """What can only be done to a network that was trained before."""
@@ -140,7 +148,5 @@ class RunConfig:
         where = "give train.init_from, a run/model folder or a pipeline's network such as models/if/base_unet"
         require(rank is None or start is not None, f"lora.rank {rank} adapts a trained network: {where}")
         require(not self.train.drop_variance or start is not None, f"train.drop_variance needs a learned one: {where}")
-        require(
-            self.lora.base_dtype == "float32" or self.train.dtype == "float32",
-            f"lora.base_dtype {self.lora.base_dtype} and train.dtype {self.train.dtype} exclude each other",
-        )
+        base, dtype = self.lora.base_dtype, self.train.dtype
+        require("float32" in (base, dtype), f"lora.base_dtype {base} and train.dtype {dtype} exclude each other")

@@ -1,18 +1,45 @@
-"""From what the loader gives to what the objective needs: the training device, the noise, the conditions."""
+"""What is random about a global batch, and what the loader gives -> what the objective needs, on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from imagen.cascade.training.inputs.draws import Draws
-from imagen.conditions.condition import Condition, Draw
-from imagen.conditions.given import arguments
-from imagen.training.randomness import draw_noise, row_seeds
+from imagen.conditions.condition import Condition, Draw, arguments
+from imagen.training.randomness import derive_seed, draw_noise, row_seeds
+
+
+class Draws(NamedTuple):
+    """The random numbers of some rows of a global batch, on the CPU.
+
+    t (B,) float64 in [0, 1); drop (B,) bool, True where the text is dropped; aug_level (B,) float64 in [0, 1).
+    """
+
+    t: Tensor
+    drop: Tensor
+    aug_level: Tensor
+
+    def rows(self, rows: range) -> Draws:
+        """The draws of these rows."""
+        return Draws(*(part[rows.start : rows.stop] for part in self))
+
+
+def draw_batch(seed: int, step: int, batch_size: int, text_dropout: float, stratified: bool) -> Draws:
+    """The draws of a whole global batch.
+
+    With `stratified`, the batch's times are one uniform draw in each of batch_size equal intervals, in random order:
+    each is still uniform on [0, 1), and a batch covers every noise level (our choice: the paper is silent).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "batch", step))
+    uniform = torch.rand(3, batch_size, generator=generator, dtype=torch.float64)
+    t = uniform[0]
+    if stratified:
+        t = (torch.randperm(batch_size, generator=generator) + t) / batch_size
+    return Draws(t=t, drop=uniform[1] < text_dropout, aug_level=uniform[2])
 
 
 @dataclass(frozen=True)
@@ -44,10 +71,6 @@ class BatchMaker:
     ) -> None:
         self.conditions, self.seed, self.dtype, self.device = conditions, seed, dtype, device
         self.generator = torch.Generator(device)
-
-    def seeded(self, seed: int) -> BatchMaker:
-        """One with other noise."""
-        return BatchMaker(self.conditions, seed, self.dtype, self.device)
 
     def __call__(self, raw: Mapping[str, Any], draws: Draws, step: int, rows: range) -> Batch:
         """`rows` are the positions of this micro-batch in the global batch of `step`."""

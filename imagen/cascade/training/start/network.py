@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from imagen.cascade.adapters import attach
-from imagen.cascade.training.config.parsing import check_unet_arguments, check_unet_kind
+from imagen.cascade.training.config.parsing import check_unet_arguments
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.stage import LossConfig
-from imagen.cascade.training.inputs.conditions import named_conditions
-from imagen.cascade.training.start.origin import no_network, read_origin
-from imagen.errors import ConfigError
+from imagen.cascade.training.config.sections import LossConfig
+from imagen.cascade.training.inputs.source import named_conditions
+from imagen.cascade.training.inputs.texts import Texts
+from imagen.cascade.training.start.origin import no_network, unet_section
+from imagen.conditions.text import Words
+from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import network_folder
+from imagen.training.loader import make_loader
 from imagen.training.state.ema import trained_state
-from unets.contract import Facts, Network, facts, network_class
+from unets.contract import Facts, facts, network_class
+from unets.network import Network
+
+CAPTIONS = 2048
 
 
 def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
@@ -26,114 +33,96 @@ def make_unet(config: RunConfig, device: str | torch.device = "cpu") -> Network:
     Raises:
         ConfigError: an unknown argument, a value that the constructor refuses, or channels that do not fit the stage.
     """
-    check_unet_kind(config.unet)
-    cls: Any = network_class(config.unet["kind"])
+    with config_errors("unet."):
+        cls: Any = network_class(config.unet.get("kind"))
     check_unet_arguments(config.unet, cls.__init__)
     arguments = {key: value for key, value in config.unet.items() if key != "kind"}
     torch.manual_seed(config.train.seed)
-    try:
-        with torch.device(device):
-            unet: Network = cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"unet: {' '.join(str(error).split())}") from error
+    with config_errors("unet: ", also=TypeError), torch.device(device):
+        unet: Network = cls(**arguments)
     check_fit(config, unet.facts)
     return unet
 
 
 def check_fit(config: RunConfig, unet: Facts) -> None:
-    """Raises ConfigError where the network's inputs do not fit the stage."""
-    stage = config.stage
-    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
-        if data is not None and data.kind == "shapes" and unet.in_channels != 3:
-            raise ConfigError(
-                f"unet.in_channels {unet.in_channels}, but the pictures of {section}.kind shapes have three channels: "
-                f"set it to 3, or {section} to other pictures"
-            )
-    if stage.lowres_size is None and unet.lowres_channels:
-        raise ConfigError(f"unet.lowres_channels {unet.lowres_channels}: {stage.name} has no low-res input, use 0")
-    if stage.lowres_size is not None and not unet.lowres_channels:
-        raise ConfigError(f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
-    if unet.lowres_channels not in (0, unet.in_channels) and config.data.conditioning is None:
-        raise ConfigError(
-            f"unet.lowres_channels {unet.lowres_channels}, but the low-res picture is the picture itself, made "
-            f"smaller: set it to unet.in_channels ({unet.in_channels}), or data.conditioning to other pictures"
+    """Raises ConfigError where the network's inputs and outputs do not fit the stage, or its strides the pictures."""
+    stage, unit, width, given = config.stage, unet.divisor, unet.text_dim, config.data.embedding
+    channels, out, low = unet.in_channels, unet.out_channels, unet.lowres_channels
+    for section, data in config.pictures.items():
+        require(
+            data.kind != "shapes" or channels == 3,
+            f"unet.in_channels {channels}, but the pictures of {section}.kind shapes have three channels: set it to 3, "
+            f"or {section} to other pictures",
         )
+        name, side = (f"{section}.crop", data.crop) if data.crop else ("stage.size", stage.size)
+        require(
+            side % unit == 0, f"{name} {side} is not a multiple of {unit}, the network's stride: change one of them"
+        )
+    if stage.lowres_size is None:
+        require(not low, f"unet.lowres_channels {low}: {stage.name} has no low-res input, use 0")
+    else:
+        require(low > 0, f"unet.lowres_channels is 0: {stage.name} needs the low-res picture's channels, usually 3")
+    require(
+        low in (0, channels) or config.data.conditioning is not None,
+        f"unet.lowres_channels {low}, but the low-res picture is the picture itself, made smaller: set it to "
+        f"unet.in_channels ({channels}), or data.conditioning to other pictures",
+    )
     cell = config.sampling.lowres_consistency
-    if cell and unet.lowres_channels != unet.in_channels:
-        raise ConfigError(
-            f"sampling.lowres_consistency {cell}: pictures of {unet.in_channels} channels are made from "
-            f"{unet.lowres_channels}, which gives no colours to keep; leave it out"
-        )
-    if not config.reads_text and unet.text_dim is not None:
-        raise ConfigError(
-            f"unet.text_dim {unet.text_dim}, but text.encoder is null: give an encoder's folder (or "
-            "data.embedding), or text_dim null"
-        )
-    if config.reads_text and unet.text_dim is None:
-        source = (
-            f"text.encoder {config.text.encoder!r}" if config.text.used else f"data.embedding {config.data.embedding!r}"
-        )
-        raise ConfigError(f"unet.text_dim is null: {source} needs its width there")
+    require(
+        not cell or low == channels,
+        f"sampling.lowres_consistency {cell}: pictures of {channels} channels are made from {low}, which gives no "
+        "colours to keep; leave it out",
+    )
+    require(
+        config.reads_text or width is None,
+        f"unet.text_dim {width}, but text.encoder is null: give an encoder's folder (or data.embedding), or "
+        "text_dim null",
+    )
+    source = f"text.encoder {config.text.encoder!r}" if given is None else f"data.embedding {given!r}"
+    require(not config.reads_text or width is not None, f"unet.text_dim is null: {source} needs its width there")
     _check_named(config, unet)
-    if not unet.learns_variance:
-        if unet.out_channels != unet.in_channels:
-            raise ConfigError(
-                f"unet.out_channels {unet.out_channels} with in_channels {unet.in_channels}: give as many, or twice as "
-                "many for a learned variance"
-            )
-        if stage.loss.vlb_weight != LossConfig.vlb_weight:
-            raise ConfigError(
-                f"stage.loss.vlb_weight {stage.loss.vlb_weight} has no effect: this network learns no variance "
-                f"(unet.out_channels {unet.out_channels}); leave it out"
-            )
-    elif config.train.drop_variance:
-        raise ConfigError(
-            f"train.drop_variance is true, but unet.out_channels is {unet.out_channels}: set it to {unet.in_channels}"
+    if unet.learns_variance:
+        require(
+            not config.train.drop_variance,
+            f"train.drop_variance is true, but unet.out_channels is {out}: set it to {channels}",
+        )
+    else:
+        require(
+            out == channels,
+            f"unet.out_channels {out} with in_channels {channels}: give as many, or twice as many for a learned "
+            "variance",
+        )
+        weight = stage.loss.vlb_weight
+        require(
+            weight == LossConfig.vlb_weight,
+            f"stage.loss.vlb_weight {weight} has no effect: this network learns no variance (unet.out_channels {out}); "
+            "leave it out",
         )
 
 
 def _check_named(config: RunConfig, unet: Facts) -> None:
     """Raises ConfigError where the network reads a condition by name that the configuration lacks, or the reverse."""
-    given = {condition.name for condition in named_conditions(config)}
-    for option, names in (("classes", unet.classes), ("extra_channels", unet.extra_channels)):
-        for name in names:
-            if name not in given:
-                raise ConfigError(
-                    f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it"
-                )
-    for condition in named_conditions(config):
-        name, (option, number) = condition.name, condition.needs(unet.in_channels)
+    given = {condition.name: condition for condition in named_conditions(config)}
+    read = [(option, name) for option in ("classes", "extra_channels") for name in getattr(unet, option)]
+    for option, name in read:
+        require(name in given, f"unet.{option} has {name!r}, but nothing gives it: add conditions.{name}, or drop it")
+    for name, condition in given.items():
+        option, count = condition.needs(unet.in_channels)
         built = getattr(unet, option).get(name)
-        if built is None:
-            raise ConfigError(
-                f"conditions.{name} is given, but the network does not read it: set unet.{option}.{name} to {number}"
-            )
-        if built != number:
-            raise ConfigError(f"unet.{option}.{name} is {built}, but conditions.{name} gives {number}: set it to that")
-
-
-def check_size(config: RunConfig, unet: Network) -> None:
-    """Raises ConfigError where the network's strides do not divide the training pictures."""
-    for section, data in (("data", config.data), ("validation.data", config.validation.data)):
-        crop = None if data is None else data.crop
-        side = crop or config.stage.size
-        if side % unet.facts.divisor:
-            name = f"{section}.crop" if crop else "stage.size"
-            raise ConfigError(
-                f"{name} {side} is not a multiple of {unet.facts.divisor}, the network's stride: change one of them"
-            )
+        require(
+            built is not None,
+            f"conditions.{name} is given, but the network does not read it: set unet.{option}.{name} to {count}",
+        )
+        require(built == count, f"unet.{option}.{name} is {built}, but conditions.{name} gives {count}: set it to that")
 
 
 def set_checkpointing(unet: Network, levels: bool | tuple[int, ...]) -> None:
     """Turn on what train.gradient_checkpointing says. Raises ConfigError for a level that the network lacks."""
-    if isinstance(levels, bool):
-        if levels:
-            unet.enable_gradient_checkpointing()
-        return
-    try:
-        unet.checkpoint_levels(levels)
-    except ValueError as error:
-        raise ConfigError(f"train.gradient_checkpointing {list(levels)}: {error}") from error
+    if levels is True:
+        unet.enable_gradient_checkpointing()
+    elif levels:
+        with config_errors(f"train.gradient_checkpointing {list(levels)}: "):
+            unet.checkpoint_levels(levels)
 
 
 def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Network:
@@ -146,18 +135,16 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Netwo
         ConfigError: train.init_from does not fit, or lora.targets names no layer of the network.
     """
     start, lora = config.train.init_from, config.lora
-    unet = make_unet(config, device="meta" if lora.used else "cpu")
+    unet = make_unet(config, device="cpu" if lora.rank is None else "meta")
     assert isinstance(unet, torch.nn.Module)
-    if start is not None and (saved is None or lora.used):
+    if start is not None and (saved is None or lora.rank is not None):
         load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
     if config.train.dtype == "float64":
         torch.nn.Module.to(unet, torch.float64)
     if lora.rank is not None:
         torch.manual_seed(config.train.seed)
-        try:
+        with config_errors("lora: "):
             attach(unet, lora.rank, lora.scale, lora.targets)
-        except ValueError as error:
-            raise ConfigError(f"lora: {error}") from error
         for parameter in unet.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, config.train.dtype))
@@ -188,22 +175,17 @@ def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.d
     Raises:
         ConfigError: nothing there, or weights that do not fit.
     """
-    from safetensors.torch import load_file
-
     root = network_folder(folder)
     files = sorted(root.glob("*.safetensors"))
     if not files:
         raise no_network(folder)
     without_memory = next(unet.parameters()).is_meta
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        loaded = load_file(file)
-        tensors.update({name: value.to(dtype) for name, value in loaded.items()} if without_memory else loaded)
+    tensors = {n: v.to(dtype) if without_memory else v for file in files for n, v in load_file(file).items()}
     if drop_variance:
         tensors.update(first_half(tensors, unet, folder))
-    section = read_origin(folder).unet
+    section = unet_section(root)
     try:
-        if section is not None:
+        if section:
             known, ours = facts(section), unet.facts
             tensors = unet.grown(tensors, known)
             if without_memory and (known.classes, known.extra_channels) != (ours.classes, ours.extra_channels):
@@ -225,3 +207,26 @@ def first_half(tensors: Mapping[str, Tensor], unet: Network, folder: str) -> dic
             f"{there} rows, {2 * rows} were expected): set it false"
         )
     return {f"{output}.{part}": tensors[f"{output}.{part}"][:rows].clone() for part in ("weight", "bias")}
+
+
+def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -> None:
+    """Fit `unet.whitening`, where there is one, to the tokens of the first :data:`CAPTIONS` captions or all there are.
+
+    The same on every process: each reads the whole of the first batches by itself.
+
+    Raises:
+        ConfigError: too few tokens for the width of the text.
+    """
+    if unet.whitening is None:
+        return
+    count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
+    batches = iter(make_loader(config, source, 0, rank=0, world=1))
+    while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
+        words = Words.of(next(batches))
+        read += len(words)
+        encoded, mask = texts(words)
+        tokens = encoded[mask.bool()].double()
+        count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
+    mean = total / count  # a text has one token at least
+    with config_errors("unet.text_whitening: "):
+        unet.whitening.fit(count, mean, products / count - torch.outer(mean, mean))

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from diffusers import DDPMScheduler
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.stage import ScheduleConfig
-from imagen.diffusion.levels import level_log_snrs
-from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, make_schedule
-from imagen.errors import ConfigError
+from imagen.cascade.training.config.sections import ScheduleConfig
+from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, level_log_snrs, make_schedule
+from imagen.diffusion.vocabulary import ScheduleKind
+from imagen.errors import ConfigError, config_errors
 from imagen.stages.folder import SavedStage, network_folder, stage_beside
 
 #: What makes a scheduler's levels.
 LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A trained stage; what its folder does not say is None.
+class Origin(NamedTuple):
+    """A trained stage; what its folder does not say is empty, or None.
 
     Attributes:
         unet: kind and arguments of its network, as in a configuration.
@@ -32,8 +31,8 @@ class Origin:
         stage: what is stored of it.
     """
 
-    unet: Mapping[str, Any] | None = None
-    scheduler: Mapping[str, Any] | None = None
+    unet: Mapping[str, Any] = {}
+    scheduler: Mapping[str, Any] = {}
     stage: SavedStage | None = None
 
 
@@ -47,12 +46,19 @@ def no_network(folder: str) -> ConfigError:
     return ConfigError(f"train.init_from {folder!r} holds no exported network: give a run/model folder")
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def unet_section(network: Path) -> dict[str, Any]:
+    """Kind and arguments of a saved network, as in a configuration; nothing where its folder does not say."""
+    config = _json(network / "config.json")
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {"kind": config.get("_class_name"), **arguments} if config else {}
 
 
 def read_origin(folder: str) -> Origin:
@@ -62,16 +68,10 @@ def read_origin(folder: str) -> Origin:
         ConfigError: entries that no stage has.
     """
     place = network_folder(folder)
-    config = _json(place / "config.json")
-    unet = None
-    if config is not None:
-        unet = {"kind": config.get("_class_name"), **{k: v for k, v in config.items() if not k.startswith("_")}}
-    try:
+    with config_errors(f"train.init_from {folder!r} is no stage of imagen: "):
         stage = stage_beside(place)
-    except ValueError as error:
-        raise ConfigError(f"train.init_from {folder!r} is no stage of imagen: {error}") from error
     scheduler = place.parent / "scheduler" if stage is None else stage.scheduler
-    return Origin(unet, _json(scheduler / "scheduler_config.json"), stage)
+    return Origin(unet_section(place), _json(scheduler / "scheduler_config.json"), stage)
 
 
 def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
@@ -88,7 +88,7 @@ def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
         return config, origin
     if start is None:
         raise ConfigError("unet is missing: add its kind and arguments, or train.init_from to take those of a stage")
-    if origin.unet is None:
+    if not origin.unet:
         raise no_network(start)
     unet = dict(origin.unet)
     if dropped and unet.get("out_channels") == 2 * unet.get("in_channels", 0):
@@ -105,16 +105,14 @@ def levels_error(schedule: ScheduleConfig, scheduler: Mapping[str, Any]) -> floa
 
 
 def _schedule_difference(config: RunConfig, scheduler: Mapping[str, Any]) -> list[str]:
-    if scheduler.get("num_train_timesteps") != NUM_TIMESTEPS:
-        return []
-    error = levels_error(config.stage.schedule, scheduler)
+    ours = config.stage.schedule
+    error = levels_error(ours, scheduler) if scheduler.get("num_train_timesteps") == NUM_TIMESTEPS else 0.0
     if error <= MAX_EXPORT_ERROR:
         return []
-    known = [ScheduleConfig(kind="cosine"), ScheduleConfig(kind="linear"), ScheduleConfig(kind="cosine_discrete")]
-    fits = [one.kind for one in known if levels_error(one, scheduler) <= MAX_EXPORT_ERROR]
-    ours = config.stage.schedule.kind
+    kinds = get_args(ScheduleKind)
+    fits = [kind for kind in kinds if levels_error(ScheduleConfig(kind=kind), scheduler) <= MAX_EXPORT_ERROR]
     remedy = f"set stage.schedule.kind {fits[0]}" if fits else "set stage.schedule as in the run that made it"
-    return [f"stage.schedule ({ours}) is another than the network's (by {error:.2g} in log-SNR): {remedy}"]
+    return [f"stage.schedule ({ours.kind}) is another than the network's (by {error:.2g} in log-SNR): {remedy}"]
 
 
 def differences(config: RunConfig, origin: Origin) -> list[str]:
@@ -128,7 +126,7 @@ def differences(config: RunConfig, origin: Origin) -> list[str]:
             ("text.lowercase", text.lowercase, there.text.lowercase),
             ("text.max_length", text.max_length, there.max_length),
         ]
-    if origin.scheduler is not None:
+    if origin.scheduler:
         pairs.append(("stage.prediction_type", stage.prediction_type, origin.scheduler.get("prediction_type")))
     if there is not None and there.defaults.lowres_size is not None and stage.lowres_size is not None:
         pairs += [
@@ -137,4 +135,4 @@ def differences(config: RunConfig, origin: Origin) -> list[str]:
             ("stage.aug_schedule.kind", stage.aug_schedule.kind, there.defaults.aug_schedule.get("kind", "cosine")),
         ]
     found = [f"{key} is {ours!r}: set {key} {theirs}" for key, ours, theirs in pairs if ours != theirs]
-    return found + ([] if origin.scheduler is None else _schedule_difference(config, origin.scheduler))
+    return found + _schedule_difference(config, origin.scheduler)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,40 +17,45 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from imagen.cascade.route import route
 from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.export import stage_defaults
-from imagen.cascade.training.grids.cascade_grid import load_others
-from imagen.cascade.training.inputs.conditions import lowres_condition, named_conditions
-from imagen.cascade.training.inputs.source import make_source
+from imagen.cascade.training.inputs.source import lowres_condition, make_source, named_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.start.origin import unet_section
 from imagen.conditions.call import CALLED, called
-from imagen.conditions.given import Sampled
+from imagen.conditions.condition import Sampled
 from imagen.conditions.text import Words
-from imagen.data import NothingUsable, StreamDataset, collate
+from imagen.data.decode import NothingUsable
+from imagen.data.pictures import StreamDataset
+from imagen.data.sources import Sample, collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
+from imagen.errors import ConfigError, config_errors, require
+from imagen.stages.folder import SavedStage, read_saved
+from imagen.stages.load import load_network, load_scheduler
+from imagen.stages.spec import SLOTS
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
 from imagen.training.state.ema import EMA
-from unets.contract import Network
+from unets.contract import facts
+from unets.network import Network
 
 GAP = 2  # pixels between pictures
 
 
-def held_out(config: RunConfig) -> list[Any]:
+def held_out(config: RunConfig) -> list[Sample]:
     """grid.count samples: ones that training does not see of the shapes world, the first ones of stored pictures."""
-    source = make_source(config, seed=config.train.seed + 1)
-    if isinstance(source, StreamDataset):
-        found = source.head(config.grid.count)
-        if not found:
-            raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
-        return found
-    return [source[index] for index in range(config.grid.count)]
+    source, count = make_source(config, seed=config.train.seed + 1), config.grid.count
+    found = source.head(count) if isinstance(source, StreamDataset) else [source[index] for index in range(count)]
+    if not found:
+        raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
+    return found
 
 
 def picture_generators(seed: int, purpose: str, rows: range) -> list[torch.Generator]:
@@ -66,25 +71,16 @@ class GridMaker:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        objective: Objective,
-        texts: Texts,
-        device: torch.device,
-        processes: Processes | None = None,
+        self, config: RunConfig, objective: Objective, texts: Texts, device: torch.device, processes: Processes
     ) -> None:
-        self.config, self.texts, self.lowres, self.device = config, texts, lowres_condition(config), device
-        self.processes = processes or Processes()
-        self.dtype = {"float32": torch.float32, "float64": torch.float64}[config.train.dtype]
+        self.config, self.texts, self.lowres = config, texts, lowres_condition(config)
+        self.device, self.processes, self.dtype = device, processes, getattr(torch, config.train.dtype)
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
-        self._held: list[Any] | None = None
-        grid = config.grid
-        self.cascade = load_others(config) if grid.every and grid.cascade else {}
+        self.cascade = load_others(config) if config.grid.every and config.grid.cascade else {}
 
-    def _held_out(self) -> list[Any]:
-        if self._held is None:
-            self._held = held_out(self.config)
-        return self._held
+    @cached_property
+    def _held_out(self) -> list[Sample]:
+        return held_out(self.config)
 
     @torch.no_grad()
     def write(self, unet: Network, ema: EMA, path: Path) -> None:
@@ -110,13 +106,13 @@ class GridMaker:
     def _words(self) -> Words:
         """grid.prompts, or without any the texts of held-out pictures."""
         prompts = list(self.config.grid.prompts)
-        return Words(prompts) if prompts else Words.of(collate(self._held_out()))
+        return Words(prompts) if prompts else Words.of(collate(self._held_out))
 
     def _given(self) -> tuple[Words, Tensor | None, Tensor | None]:
         """Texts, and for super-resolution the inputs (B, C, h, w) and true pictures (B, C, H, W)."""
         if self.lowres is None:
             return self._words(), None, None
-        held = collate(self._held_out())
+        held = collate(self._held_out)
         truth = held["image"].to(self.device, self.dtype)
         return Words.of(held), self.lowres.picture(held, truth), truth
 
@@ -127,12 +123,9 @@ class GridMaker:
         """
         grid, stored = self.config.grid, stage_defaults(self.config)
         scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
-        weak = "weak" in parse_guidance(stored.guidance).branches
+        guidance = "cfg" if "weak" in parse_guidance(stored.guidance).branches else stored.guidance
         settings = replace(
-            stored,
-            num_inference_steps=grid.num_inference_steps,
-            guidance_scale=scale,
-            guidance="cfg" if weak else stored.guidance,
+            stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale, guidance=guidance
         )
         return Stage(self.config.stage.name, unet, self.scheduler, settings)
 
@@ -153,38 +146,32 @@ class GridMaker:
         """
         count, seed = len(words), self.config.train.seed
         size = min(self.config.grid.batch_size, -(-count // self.processes.world))
-        tables = [
-            torch.zeros(count, stage.channels, *stage.shape, dtype=stage.dtype, device=self.device) for stage in stages
-        ]
+        tables = [torch.zeros(count, one.channels, *one.shape, dtype=one.dtype, device=self.device) for one in stages]
         for rows in self.processes.turns(count, size):
             part = slice(rows.start, rows.stop)
             seeds = picture_seeds(picture_generators(seed, purpose, rows), len(rows))
             held = part if start is not None or not self.config.grid.prompts else None
-            job = Job([*self._text(words[part]), *self._named(held, stages)], 1, seeds, self.device)
+            job = Job(self._conditions(words[part], held, stages), seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
                 table[part] = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
-    def _named(self, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
-        """Conditions beside the text: those of these held-out samples or, with prompts, their nulls.
+    def _conditions(self, words: Words, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
+        """Both halves of the text, and the other conditions of these held-out samples or, with prompts, their nulls.
 
         Of those that other stages of a cascade read and this run's does not, the nulls.
         """
         conditions = named_conditions(self.config)
-        raw = None if held is None or not conditions else collate(self._held_out()[held])
+        raw = None if held is None or not conditions else collate(self._held_out[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
         own = [condition.sampled(raw, image) for condition in conditions]
+        if self.config.reads_text:
+            prompt = self.texts(words)
+            own.append(pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device))
         nulls = called(dict.fromkeys(CALLED), {}, [stage.unet.facts for stage in stages], self.device)
         return [*own, *(null for null in nulls if null.name not in {one.name for one in own})]
-
-    def _text(self, words: Words) -> list[Sampled]:
-        """Both halves of the text, where there is one."""
-        if not self.config.reads_text:
-            return []
-        prompt = self.texts(words)
-        return [pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device)]
 
     def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""
@@ -224,3 +211,64 @@ def tile(rows: list[Tensor]) -> Image.Image:
             colour = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
             canvas[y * side : y * side + side - GAP, x * side : x * side + side - GAP] = colour
     return Image.fromarray(canvas)
+
+
+def find_stages(config: RunConfig) -> dict[str, SavedStage | None]:
+    """The stages that run with this run's own among those of grid.cascade, by slot and in order; None for its own.
+
+    Reads configurations, no weights.
+
+    Raises:
+        ConfigError: no pipeline and no stage there, or none that meets this stage's sizes, text or channels.
+    """
+    folder, own = Path(str(config.grid.cascade)), config.stage.name
+    with config_errors("grid.cascade: "):
+        saved = read_saved(folder)
+        stages = {slot: stage.defaults for slot, stage in saved.items()} | {own: stage_defaults(config)}
+        slots = route({slot: stages[slot] for slot in SLOTS if slot in stages})
+    if own not in slots or len(slots) == 1:
+        made = " -> ".join(f"{stages[slot].size} px" for slot in slots)
+        raise ConfigError(
+            f"grid.cascade {str(folder)!r}: its stages do not meet {own} ({stages[own].lowres_size} to "
+            f"{stages[own].size} px); what runs is {made}"
+        )
+    for slot in slots:
+        if slot != own:
+            _check_shared(config, saved[slot])
+    return {slot: None if slot == own else saved[slot] for slot in slots}
+
+
+def _check_shared(config: RunConfig, stage: SavedStage) -> None:
+    """Raises ConfigError where another stage reads or makes something else than this run's under the same name."""
+    with config_errors("grid.cascade: "):
+        ours, theirs = facts(config.unet), facts(unet_section(stage.unet))
+    stored = {condition.name: condition.stored for condition in named_conditions(config)}
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in ("text_dim", "in_channels")]
+    pairs += [(f"classes of {name}", there, ours.classes.get(name, there)) for name, there in theirs.classes.items()]
+    pairs += [(name, there, stored.get(name, there)) for name, there in stage.conditions.items()]
+    for name, there, here in pairs:
+        require(
+            there == here,
+            f"grid.cascade: {stage.slot} was trained with {name} {there}, this run with {here}: a cascade's stages "
+            "share their text encoder, channels and what their conditions mean",
+        )
+
+
+def load_others(config: RunConfig) -> dict[str, Stage | None]:
+    """The stages of grid.cascade, loaded on the CPU, by slot and in order; None for this run's own.
+
+    They sample with their own scheduler and stored settings, in grid.num_inference_steps steps. The text is the run's:
+    its encoder must be the one they were trained with.
+
+    Raises:
+        ConfigError: as :func:`find_stages`, or weights that are not whole.
+    """
+
+    def loaded(saved: SavedStage) -> Stage:
+        settings = replace(saved.defaults, num_inference_steps=config.grid.num_inference_steps)
+        unet = load_network(saved.unet).eval().requires_grad_(False)
+        return Stage(saved.slot, unet, load_scheduler(saved.scheduler), settings)
+
+    stages = find_stages(config)
+    with config_errors("grid.cascade: "):
+        return {slot: None if saved is None else loaded(saved) for slot, saved in stages.items()}

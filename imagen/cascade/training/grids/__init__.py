@@ -1,1 +1,0 @@
-"""The grids of samples drawn while training."""
