@@ -87,9 +87,23 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         sr1024_weak_unet: AnyNetwork | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> None:
-        given = locals()  # every component may be left out, so these are all of them
         super().__init__()
-        self.register_modules(**{name: part for name, part in given.items() if name in self._optional_components})
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            base_unet=base_unet,
+            base_scheduler=base_scheduler,
+            sr256_unet=sr256_unet,
+            sr256_scheduler=sr256_scheduler,
+            sr1024_unet=sr1024_unet,
+            sr1024_scheduler=sr1024_scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            watermarker=watermarker,
+            base_weak_unet=base_weak_unet,
+            sr256_weak_unet=sr256_weak_unet,
+            sr1024_weak_unet=sr1024_weak_unet,
+        )
         stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
         max_length = check_max_length(max_length, getattr(text_encoder, "config", None))
         reading = TextDefaults.from_dict(text).to_dict()

@@ -239,7 +239,7 @@ def test_callback_after_every_step_of_every_stage(pipe):
     def note(p, step, timestep, tensors):
         assert p is pipe
         assert 0 <= timestep < 1000
-        seen.append((p.stage, step, *(t.shape[-1] for t in tensors.values())))
+        seen.append((p.stage, step, p.num_timesteps, p.guidance_scale, *(t.shape[-1] for t in tensors.values())))
 
     inputs = ["z", "x0"]
     sample(
@@ -250,10 +250,10 @@ def test_callback_after_every_step_of_every_stage(pipe):
         callback_on_step_end_tensor_inputs=inputs,
     )
     assert seen == [
-        ("base", 0, 16, 16),
-        ("base", 1, 16, 16),
-        ("sr256", 0, 32, 32),
-        ("sr1024", 0, 64, 64),
+        ("base", 0, 2, 3.0, 16, 16),
+        ("base", 1, 2, 3.0, 16, 16),
+        ("sr256", 0, 1, 3.0, 32, 32),
+        ("sr1024", 0, 1, 3.0, 64, 64),
     ]
     assert pipe.stage is None
 

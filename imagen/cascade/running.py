@@ -58,7 +58,7 @@ def step_callback(
             if any(value is not tensors.get(name) for name, value in changed.items() if name != "z"):
                 raise ValueError(f"callback_on_step_end returned {sorted(changed)}; only z can be replaced")
             state.z = changed.get("z", state.z)
-        state.stop = pipe._interrupt
+        state.stop = pipe.interrupt
 
     return after_step
 
@@ -67,11 +67,29 @@ class RunningMixin:
     """Runs stages under progress bars, with what a pipeline holds to check and mark pictures."""
 
     _interrupt: bool = False
-    """A callback sets it to stop the running call (as in diffusers)."""
-    stage: str | None = None
-    """Slot of the stage that runs, for callbacks; None between calls."""
+    _stage: Stage | None = None
     progress_bar: Callable[..., Any]  # of diffusers' DiffusionPipeline
     maybe_free_model_hooks: Callable[[], None]
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Steps of the stage that runs; None between calls."""
+        return None if self._stage is None else self._stage.settings.steps
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance of the stage that runs; None between calls."""
+        return None if self._stage is None else self._stage.settings.guidance_scale
+
+    @property
+    def stage(self) -> str | None:
+        """Slot of the stage that runs, for callbacks; None between calls."""
+        return None if self._stage is None else self._stage.slot
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call was asked to stop; a callback sets ``pipe._interrupt = True`` (as in diffusers)."""
+        return self._interrupt
 
     def run_stages(
         self,
@@ -87,7 +105,7 @@ class RunningMixin:
         self._interrupt = False
         try:
             for stage in stages:
-                self.stage, size = stage.slot, stage.settings.size
+                self._stage, size = stage, stage.settings.size
                 with self.progress_bar(total=stage.settings.steps) as bar:
                     title = getattr(self, "_progress_bar_config", {}).get("desc")
                     bar.set_description(" ".join(filter(None, [title, stage.slot, f"{size}px"])))
@@ -105,6 +123,6 @@ class RunningMixin:
                 if self._interrupt:
                     break
         finally:
-            self.stage = None
+            self._stage = None
             self.maybe_free_model_hooks()
         return made

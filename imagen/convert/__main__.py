@@ -7,16 +7,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
+from imagen.errors import Parser, run_command
 from imagen.stages.spec import SAFETY
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def build_parser() -> Parser:
@@ -25,11 +18,13 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     text = "deepfloyd-if SRC [SRC2] DST: stage I, stage II or both -> one folder for ImagenPipeline and sample.py"
     into = commands.add_parser("deepfloyd-if", help=text, description=text)
+    into.set_defaults(run=_into)
     into.add_argument("folders", nargs="+", metavar="SRC ... DST", help="one or two folders or Hub ids; the new folder")
     into.add_argument("--variant", help="of the weights to take, as fp16; default: plain ones, or the only ones there")
     into.add_argument("--without", action="append", default=[], choices=SAFETY, help="leave this part behind (repeat)")
     text = "export-deepfloyd-if SRC DST: back again, DST/IF-I for IFPipeline, DST/IF-II for IFSuperResolutionPipeline"
     back = commands.add_parser("export-deepfloyd-if", help=text, description=text)
+    back.set_defaults(run=_back)
     back.add_argument("source", metavar="SRC", type=Path, help="a folder of ImagenPipeline")
     back.add_argument("target", metavar="DST", type=Path, help="the new folder")
     return parser
@@ -57,11 +52,6 @@ def _back(args: argparse.Namespace) -> None:
     print("\n".join(f"{args.target / name}" for name in names))
 
 
-def _terminated(*_: Any) -> NoReturn:
-    """As Ctrl-C, so that a half-written folder is removed."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -69,20 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         its exit code: 0; 2 for wrong input, with one line on stderr; 1 when the machine fails; 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
-    try:
-        (_into if args.command == "deepfloyd-if" else _back)(args)
-    except ValueError as error:
-        print(f"imagen.convert: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"imagen.convert: error: {error}; nothing was written", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("imagen.convert: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("imagen.convert", lambda: args.run(args), after="; nothing was written")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that a half-written folder is removed
     sys.exit(main())

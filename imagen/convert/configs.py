@@ -8,6 +8,8 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
+from imagen.checks import check_choice, check_int, check_number
+
 PLAIN_DOWN, TEXT_DOWN = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
 PLAIN_UP, TEXT_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
 #: What every network of the family has where UNet2DConditionModel's default is another.
@@ -18,12 +20,24 @@ FIXED = {
     "resnet_time_scale_shift": "scale_shift",
     "cross_attention_norm": "group_norm",
 }
+#: Entries that are arguments of BaseUNet under another name.
+RENAMED = {
+    "layers_per_block": "num_res_blocks",
+    "attention_head_dim": "head_dim",
+    "encoder_hid_dim": "text_dim",
+    "cross_attention_dim": "text_proj_dim",
+    "addition_embed_type_num_heads": "pool_heads",
+    "time_embedding_dim": "time_embed_dim",  # both make 4 times the channels of the first level of null
+    "act_fn": "activation",
+    "dropout": "dropout",
+    "norm_num_groups": "norm_groups",
+}
 #: What differs from network to network; all else has the default.
 READ = {
-    *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types"),
-    *("up_block_types", "attention_head_dim", "cross_attention_dim", "encoder_hid_dim", "class_embed_type"),
-    *("addition_embed_type_num_heads", "act_fn", "norm_num_groups", "dropout", "resnet_skip_time_act"),
-    *("time_embedding_act_fn", "time_embedding_dim", "resnet_out_scale_factor", "mid_block_scale_factor"),
+    *RENAMED,
+    *("sample_size", "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types"),
+    *("class_embed_type", "resnet_skip_time_act", "time_embedding_act_fn"),
+    *("resnet_out_scale_factor", "mid_block_scale_factor"),
 }
 LEVELS = 1000
 
@@ -57,31 +71,26 @@ def _complete(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 INTEGERS = ("sample_size", "in_channels", "out_channels", "encoder_hid_dim", "norm_num_groups")
-LISTS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
 
 
 def _check_types(values: Mapping[str, Any], where: str) -> None:
     """Numbers are numbers and lists are lists of what they should be."""
     for name in (*INTEGERS, "addition_embed_type_num_heads"):
-        if isinstance(values[name], bool) or not isinstance(values[name], int) or values[name] < 1:
-            raise ValueError(f"{where}: {name} is {values[name]!r}, expected a positive integer")
-    for name, kind in LISTS.items():
-        entries = values[name]
-        if not isinstance(entries, list) or not entries or not all(isinstance(entry, kind) for entry in entries):
-            raise ValueError(f"{where}: {name} is {entries!r}, expected a list of {kind.__name__}")
-    for name, low in (("resnet_out_scale_factor", 1e-6), ("dropout", 0.0)):
-        if isinstance(values[name], bool) or not isinstance(values[name], int | float) or values[name] < low:
-            raise ValueError(f"{where}: {name} is {values[name]!r}, expected a number of at least {low:g}")
+        check_int(f"{where}: {name}", values[name], 1)
+    for name in ("block_out_channels", "down_block_types"):
+        if not isinstance(values[name], list) or not values[name]:
+            raise ValueError(f"{where}: {name} is {values[name]!r}, expected a list")
+    for width in values["block_out_channels"]:
+        check_int(f"{where}: block_out_channels", width, 1)
+    check_number(f"{where}: resnet_out_scale_factor", values["resnet_out_scale_factor"], 1e-6)
+    check_number(f"{where}: dropout", values["dropout"], 0)
     depths, count = values["layers_per_block"], len(values["down_block_types"])
     each = depths if isinstance(depths, list) else [depths] * count
     if len(each) != count or not all(isinstance(depth, int) and depth >= 1 for depth in each):
         raise ValueError(f"{where}: layers_per_block is {depths!r}, expected one number, or {count}")
-    if values["act_fn"] not in ("silu", "gelu"):
-        raise ValueError(f"{where}: act_fn is {values['act_fn']!r}, expected 'gelu' (or 'silu')")
+    check_choice(f"{where}: act_fn", values["act_fn"], ("gelu", "silu"))
     if values["class_embed_type"] not in (None, "timestep"):
         raise ValueError(f"{where}: class_embed_type is {values['class_embed_type']!r}, expected null or 'timestep'")
-    if min(values["block_out_channels"]) < 1:
-        raise ValueError(f"{where}: block_out_channels is {values['block_out_channels']}, expected positive numbers")
 
 
 def _uniform(values: Mapping[str, Any], name: str, where: str) -> int:
@@ -128,6 +137,7 @@ def unet_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     values = _complete(config, where)
     _check_agreement(values, where)
+    values |= {name: _uniform(values, name, where) for name in ("attention_head_dim", "cross_attention_dim")}
     channels = values["block_out_channels"]
     image = values["out_channels"] // 2
     return {
@@ -136,19 +146,11 @@ def unet_arguments(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "lowres_channels": 0 if values["class_embed_type"] is None else image,
         "model_channels": channels[0],
         "channel_mult": [width // channels[0] for width in channels],
-        "num_res_blocks": values["layers_per_block"],
         "attention_levels": [i for i, block in enumerate(values["down_block_types"]) if block == TEXT_DOWN],
-        "head_dim": _uniform(values, "attention_head_dim", where),
-        "text_dim": values["encoder_hid_dim"],
-        "text_proj_dim": _uniform(values, "cross_attention_dim", where),
         "text_norm": "group",
         "text_pooling": "attention",
-        "pool_heads": values["addition_embed_type_num_heads"],
-        "time_embed_dim": values["time_embedding_dim"],  # both make 4 * channels[0] of null
-        "activation": values["act_fn"],
-        "dropout": values["dropout"],
-        "norm_groups": values["norm_num_groups"],
         "residual_scale": 1 / values["resnet_out_scale_factor"],
+        **{ours: values[theirs] for theirs, ours in RENAMED.items()},
     }
 
 
@@ -187,23 +189,15 @@ def unet2d_config(config: Mapping[str, Any], sample_size: int, where: str) -> di
         "in_channels": image + lowres,
         "out_channels": 2 * image,
         "block_out_channels": [config["model_channels"] * mult for mult in config["channel_mult"]],
-        "layers_per_block": config["num_res_blocks"],
         "down_block_types": [TEXT_DOWN if i in attention else PLAIN_DOWN for i in range(count)],
         "up_block_types": [TEXT_UP if i in attention else PLAIN_UP for i in reversed(range(count))],
-        "attention_head_dim": config["head_dim"],
-        "cross_attention_dim": config["text_proj_dim"],
-        "encoder_hid_dim": config["text_dim"],
-        "addition_embed_type_num_heads": config["pool_heads"],
-        "act_fn": config["activation"],
-        "dropout": config["dropout"],
-        "norm_num_groups": config["norm_groups"],
-        "time_embedding_dim": config["time_embed_dim"],
         "resnet_out_scale_factor": factor,
         "mid_block_scale_factor": factor,
         # ours applies the activation to the embedding once for all blocks; said here as each stage was released
         "resnet_skip_time_act": bool(lowres),
         "time_embedding_act_fn": config["activation"] if lowres else None,
         "class_embed_type": "timestep" if lowres else None,
+        **{theirs: config[ours] for theirs, ours in RENAMED.items()},
         **FIXED,
     }
 

@@ -6,7 +6,8 @@ that is to read them. What changes is the description: the network's configurati
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from diffusers.pipelines.deepfloyd_if import IFSafetyChecker, IFWatermarker
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
 
 from imagen.convert.configs import stage_settings, unet_arguments
-from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
+from imagen.convert.folder import check_new, copy_component, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
+from imagen.errors import one_line
 from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import find_folder
 from imagen.stages.spec import SAFETY
@@ -28,7 +30,15 @@ SLOT_OF = {"IFPipeline": "base", "IFSuperResolutionPipeline": "sr256"}
 STAGE_NAMES = {"base": "stage I", "sr256": "stage II"}
 MAX_LENGTH = 77
 TEXT = {"padding": "visible", "null": "empty", "lowercase": True}
-DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+#: Parts that our folder and diffusers' hold alike, and the stem of their weights.
+SHARED = {
+    "tokenizer": None,
+    "text_encoder": "model",
+    "safety_checker": "model",
+    "feature_extractor": None,
+    "watermarker": DIFFUSERS_STEM,
+}
 #: Fetched of a Hub id: the plain weights, or those of a variant with the plain ones of the small parts.
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.md", "LICENSE*", "LICENCE*"]
 
@@ -92,11 +102,17 @@ def _patterns(variant: str | None) -> list[str]:
 
 def on_meta(cls: Any, where: Path, *args: Any, **kwargs: Any) -> Any:
     """A module without memory. Raises: ValueError where its configuration contradicts itself."""
+    with naming(str(where)), torch.device("meta"):
+        return cls(*args, **kwargs)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Raises: ValueError, ``what`` and the reason in one line, for all that several libraries raise, each its own."""
     try:
-        with torch.device("meta"):
-            return cls(*args, **kwargs)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, AttributeError) as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {one_line(error)}") from error
 
 
 def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -108,10 +124,8 @@ def _scheduler(path: Path) -> Any:
     config = read_json(path)
     if config.get("_class_name") != "DDPMScheduler":
         raise ValueError(f"{path}: _class_name is {config.get('_class_name')!r}, expected 'DDPMScheduler'")
-    try:
+    with naming(str(path)):
         return DDPMScheduler.from_config(config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 class Part(NamedTuple):
@@ -137,17 +151,12 @@ def _text_parts(sources: Sequence[Source], variant: str | None) -> list[Part]:
                     f"{place / 'config.json'}: d_model is {config.d_model}, but the network in {source.folder} reads "
                     f"text of width {source.unet.config.text_dim}"
                 )
-        weights = read_weights(place, TRANSFORMERS_STEM, variant)
+        weights = read_weights(place, "model", variant)
         check_weights(weights, shapes(encoder), {"encoder.embed_tokens.weight"}, "T5's encoder")
-        try:
+        with naming(f"{folder / 'tokenizer'} cannot be read as a tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        except Exception as error:  # several libraries, each with errors of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{folder / 'tokenizer'} cannot be read as a tokenizer: {reason}") from error
-        return [
-            Part("tokenizer", folder / "tokenizer", tokenizer, None),
-            Part("text_encoder", place, encoder, weights),
-        ]
+        read = Part("text_encoder", place, encoder, weights)
+        return [Part("tokenizer", folder / "tokenizer", tokenizer, None), read]
     return []
 
 
@@ -158,20 +167,19 @@ def _safety_parts(sources: Sequence[Source], without: Collection[str], variant: 
         places = [source.folder / name for source in sources if (source.folder / name).is_dir()]
         if name in without or not places:
             continue
-        place = places[0]
-        if name == "feature_extractor":
-            component = CLIPImageProcessor.from_dict(read_json(place / "preprocessor_config.json"))
-            parts.append(Part(name, place, component, None))
-            continue
-        if name == "watermarker":
-            component, stem = on_meta(IFWatermarker, place), DIFFUSERS_STEM
+        place, stem, weights = places[0], SHARED[name], None
+        if name == "safety_checker":
+            component = on_meta(IFSafetyChecker, place, CLIPConfig.from_dict(read_json(place / "config.json")))
+        elif name == "watermarker":
+            component = on_meta(IFWatermarker, place)
         else:
-            config = CLIPConfig.from_dict(read_json(place / "config.json"))
-            component, stem = on_meta(IFSafetyChecker, place, config), TRANSFORMERS_STEM
-        weights = read_weights(place, stem, variant)
-        ids = {tensor for tensor in weights.tensors if tensor.endswith(".position_ids")}  # older files store this count
-        weights = weights._replace(tensors={k: v for k, v in weights.tensors.items() if k not in ids})
-        check_weights(weights, shapes(component), what=f"the {name}")
+            component = CLIPImageProcessor.from_dict(read_json(place / "preprocessor_config.json"))
+        if stem is not None:
+            stored = read_weights(place, stem, variant)
+            # older files store one tensor more, which only counts
+            known = {k: v for k, v in stored.tensors.items() if not k.endswith(".position_ids")}
+            weights = stored._replace(tensors=known)
+            check_weights(weights, shapes(component), what=f"the {name}")
         parts.append(Part(name, place, component, weights))
     return parts
 
@@ -207,8 +215,13 @@ def convert(
             copy_weights(source.weights, place)
             source.scheduler.save_pretrained(folder / f"{source.slot}_scheduler")
         pipe.save_config(folder)
+        index = read_json(folder / "model_index.json")
         for part in parts:
-            _copy_part(part, folder)
+            copy_component(part.folder, folder / part.name, part.weights)
+            # its class as the source names it: what the libraries here call it may differ with what else is installed
+            entry = read_json(part.folder.parent / "model_index.json").get(part.name)
+            index |= {part.name: entry} if isinstance(entry, list) and None not in entry else {}
+        write_json(folder / "model_index.json", index)
         licences = copy_licences([source.folder for source in sources], folder)
     return pipe, licences
 
@@ -216,37 +229,11 @@ def convert(
 def _describe(sources: Sequence[Source], parts: Sequence[Part]) -> ImagenPipeline:
     """The pipeline, its networks without memory: what model_index.json says."""
     sides = {source.slot: source.side for source in sources}
+    components = {part.name: part.component for part in parts}
     stages = {}
     for source in sources:
+        components |= {f"{source.slot}_unet": source.unet, f"{source.slot}_scheduler": source.scheduler}
         lowres = None if source.slot == "base" else sides.get("base", source.side // 4)
         where = str(source.folder / "scheduler" / "scheduler_config.json")
         stages[source.slot] = stage_settings(source.scheduler.config, source.side, lowres, where)
-    networks = {f"{source.slot}_unet": source.unet for source in sources}
-    schedulers = {f"{source.slot}_scheduler": source.scheduler for source in sources}
-    components = {part.name: part.component for part in parts}
-    return ImagenPipeline(
-        **components,
-        **networks,
-        **schedulers,
-        stages=stages,
-        text=TEXT,
-        max_length=MAX_LENGTH,  # type: ignore[arg-type]
-    )
-
-
-def _copy_part(part: Part, folder: Path) -> None:
-    """Copy a component, of one with weights its configuration and the weights alone; its class as the source names it.
-
-    What the libraries at hand call that class may differ with what else is installed.
-    """
-    entry = read_json(part.folder.parent / "model_index.json").get(part.name)
-    if isinstance(entry, list) and None not in entry:
-        index = read_json(folder / "model_index.json")
-        write_json(folder / "model_index.json", {**index, part.name: entry})
-    if part.weights is None:
-        copy_folder(part.folder, folder / part.name)
-        return
-    place = folder / part.name
-    place.mkdir()
-    write_json(place / "config.json", read_json(part.folder / "config.json"))
-    copy_weights(part.weights, place)
+    return ImagenPipeline(**components, stages=stages, text=TEXT, max_length=MAX_LENGTH)  # type: ignore[arg-type]

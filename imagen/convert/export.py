@@ -8,22 +8,14 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DConditionModel, __version__
 
 from imagen.convert.configs import unet2d_config
-from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, SLOT_OF, TRANSFORMERS_STEM, on_meta, shapes
-from imagen.convert.folder import check_new, copy_folder, copy_licences, new_folder
+from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, SHARED, SLOT_OF, on_meta, shapes
+from imagen.convert.folder import check_new, copy_component, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
 from imagen.stages.folder import read_index, read_model
 from imagen.stages.spec import StageDefaults
 
 PIPELINES = {slot: name for name, slot in SLOT_OF.items()}
 FOLDERS = {"base": "IF-I", "sr256": "IF-II"}
-#: Parts that our folder and diffusers' hold alike, and the stem of their weights.
-SHARED = {
-    "tokenizer": None,
-    "text_encoder": TRANSFORMERS_STEM,
-    "safety_checker": TRANSFORMERS_STEM,
-    "feature_extractor": None,
-    "watermarker": DIFFUSERS_STEM,
-}
 
 
 def export(source: Path, target: Path) -> list[str]:
@@ -40,6 +32,10 @@ def export(source: Path, target: Path) -> list[str]:
     index = read_index(source)
     if not stages:
         raise ValueError(f"{source} holds no base or sr256 stage; IF's pipelines have no others")
+    shared = {name: entry for name in SHARED if isinstance(entry := index.get(name), list) and entry[0] is not None}
+    encoder = shared.get("text_encoder", [None, "T5EncoderModel"])[1]
+    if encoder != "T5EncoderModel":
+        raise ValueError(f"{source}: text_encoder is a {encoder}; IF's pipelines read text with a T5EncoderModel")
     unets = {slot: _unet(source, slot, stage) for slot, stage in stages.items()}
     schedulers = {slot: _scheduler(source, slot, stage) for slot, stage in stages.items()}
     with new_folder(target) as folder:
@@ -53,7 +49,9 @@ def export(source: Path, target: Path) -> list[str]:
             if slot == "sr256":
                 noising = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
                 noising.save_pretrained(place / "image_noising_scheduler")
-            shared = _copy_shared(source, place, index)
+            for name in shared:
+                stem = SHARED[name]
+                copy_component(source / name, place / name, None if stem is None else read_weights(source / name, stem))
             write_json(place / "model_index.json", _index(slot, shared))
             copy_licences([source], place)
     return [FOLDERS[slot] for slot in stages]
@@ -98,30 +96,11 @@ def _scheduler(source: Path, slot: str, stage: StageDefaults) -> Any:
     known = {name: value for name, value in config.items() if not name.startswith("_") and name != "gamma"}
     thresholding = {
         "thresholding": stage.threshold == "dynamic",
-        "clip_sample": stage.threshold == "static" or config.get("clip_sample", True),
+        "clip_sample": {"static": True, "none": False}.get(stage.threshold, config.get("clip_sample", True)),
         "dynamic_thresholding_ratio": stage.threshold_p,
         "sample_max_value": 1.0 if stage.threshold_cap is None else stage.threshold_cap,
     }
-    if stage.threshold == "none":
-        thresholding["clip_sample"] = False
     return DDPMScheduler(**{**known, **thresholding})
-
-
-def _copy_shared(source: Path, place: Path, index: dict[str, Any]) -> dict[str, Any]:
-    """Copy what both pipelines hold alike; returns their entries in model_index.json."""
-    entries: dict[str, Any] = {}
-    for name, stem in SHARED.items():
-        entry = index.get(name)
-        entries[name] = entry if isinstance(entry, list) and entry[0] is not None else [None, None]
-        if entries[name][0] is None:
-            continue
-        if stem is None:
-            copy_folder(source / name, place / name)
-            continue
-        (place / name).mkdir()
-        write_json(place / name / "config.json", read_json(source / name / "config.json"))
-        copy_weights(read_weights(source / name, stem), place / name)
-    return entries
 
 
 def _index(slot: str, shared: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +108,8 @@ def _index(slot: str, shared: dict[str, Any]) -> dict[str, Any]:
     return {
         "_class_name": PIPELINES[slot],
         "_diffusers_version": __version__,
-        **shared,
-        "requires_safety_checker": shared["safety_checker"][0] is not None,
+        **{name: shared.get(name, [None, None]) for name in SHARED},
+        "requires_safety_checker": "safety_checker" in shared,
         "scheduler": scheduler,
         **({"image_noising_scheduler": scheduler} if slot == "sr256" else {}),
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from imagen.convert.weights import Weights, copy_weights, read_json, write_json
+
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 HARMLESS = {".json", ".txt", ".model", ".safetensors"}
 
@@ -37,9 +39,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a component as it is: its JSON, text, sentencepiece and safetensors files, and no pickles."""
+def copy_component(source: Path, target: Path, weights: Weights | None) -> None:
+    """Copy a component as it is: of one with weights its configuration and those, else all files but pickles."""
     target.mkdir(parents=True)
+    if weights is not None:
+        write_json(target / "config.json", read_json(source / "config.json"))
+        copy_weights(weights, target)
+        return
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in HARMLESS:
             shutil.copyfile(path, target / path.name)

@@ -6,12 +6,15 @@ Only headers are read for the checks, so a checkpoint of any size is judged in m
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
+
+from imagen.errors import one_line
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -40,11 +43,6 @@ class Weights(NamedTuple):
     files: list[Path]
     tensors: dict[str, Entry]
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.files)
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises: ValueError if it is missing, or is none."""
@@ -53,9 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; download the checkpoint again, whole") from None
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({' '.join(str(error).split())}); download it again"
-        ) from error
+        raise ValueError(f"{path} cannot be read as JSON ({one_line(error)}); download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object; download it again")
     return content
@@ -92,10 +88,10 @@ def read_weights(folder: Path, stem: str, variant: str | None = None) -> Weights
 
 def _find(folder: Path, stem: str, variant: str | None) -> tuple[list[Path], Mapping[str, str]]:
     """The files, and what an index says of them (empty for a single file)."""
-    variants = {
-        path.name.removeprefix(stem).split(".")[1].split("-")[0] for path in folder.glob(f"{stem}.*.safetensors")
-    }
-    present = sorted(variants | _indexed(folder, stem))
+    named = [path.name.removeprefix(stem).split(".")[1] for path in folder.glob(f"{stem}.*.safetensors")]
+    # an index says it, too: model.safetensors.index.fp16.json, as transformers and older diffusers name it
+    indexed = [path.name.split(".")[-2] for path in folder.glob(f"{stem}.safetensors.index.*.json")]
+    present = sorted({*(name.split("-")[0] for name in named), *indexed})
     plain = (folder / f"{stem}.safetensors").exists() or (folder / f"{stem}.safetensors.index.json").exists()
     if variant in present or (variant is None and not plain and len(present) == 1):
         kind = f".{variant or present[0]}"
@@ -120,11 +116,6 @@ def _find(folder: Path, stem: str, variant: str | None) -> tuple[list[Path], Map
     return shards, mapping
 
 
-def _indexed(folder: Path, stem: str) -> set[str]:
-    """Variants that have an index: model.safetensors.index.fp16.json, as transformers and older diffusers name it."""
-    return {path.name.split(".")[-2] for path in folder.glob(f"{stem}.safetensors.index.*.json")}
-
-
 def _nothing(folder: Path, stem: str, variants: list[str]) -> str:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if variants:
@@ -147,8 +138,7 @@ def _read_header(file: Path) -> dict[str, Entry]:
             raise ValueError(f"{file} is a pickle, which is not opened here; expected safetensors") from error
         if start.startswith(b"version https://git-lfs"):
             raise ValueError(f"{file} is a Git LFS pointer, not the weights; fetch them (git lfs pull)") from error
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file} is no whole safetensors file ({reason}); download it again") from error
+        raise ValueError(f"{file} is no whole safetensors file ({one_line(error)}); download it again") from error
 
 
 def check_weights(
@@ -183,21 +173,11 @@ def copy_weights(weights: Weights, folder: Path) -> None:
     if len(weights.files) == 1:
         shutil.copyfile(weights.files[0], folder / f"{weights.stem}.safetensors")
         return
-    names = {
-        file: f"{weights.stem}-{number:05d}-of-{len(weights.files):05d}.safetensors"
-        for number, file in enumerate(weights.files, 1)
-    }
-    for file, name in names.items():
-        shutil.copyfile(file, folder / name)
-    index = {
-        "metadata": {"total_size": sum(_bytes(entry) for entry in weights.tensors.values())},
-        "weight_map": {name: names[entry.file] for name, entry in sorted(weights.tensors.items())},
-    }
+    names: dict[Path, str] = {}
+    for number, file in enumerate(weights.files, 1):
+        names[file] = f"{weights.stem}-{number:05d}-of-{len(weights.files):05d}.safetensors"
+        shutil.copyfile(file, folder / names[file])
+    size = sum(math.prod(entry.shape) * int(entry.dtype.lstrip("BF")) // 8 for entry in weights.tensors.values())
+    places = {name: names[entry.file] for name, entry in sorted(weights.tensors.items())}
+    index = {"metadata": {"total_size": size}, "weight_map": places}
     write_json(folder / f"{weights.stem}.safetensors.index.json", index)
-
-
-def _bytes(entry: Entry) -> int:
-    count = 1
-    for side in entry.shape:
-        count *= side
-    return count * int(entry.dtype.lstrip("BF")) // 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from imagen.evaluation import alignment, curves, guidances, superres, sweep
 
@@ -22,7 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m imagen.evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=text, description=(module.__doc__ or text).strip()))
+        command = commands.add_parser(name, help=text, description=(module.__doc__ or text).strip())
+        module.add_arguments(command)
+        told = "folder of what is written (default %(default)s)"
+        command.add_argument("--out", type=Path, default=Path("results") / name, help=told)
     return parser
 
 
@@ -31,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     try:
-        return _COMMANDS[args.command][0].run(args, words)
+        _COMMANDS[args.command][0].run(args, words)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

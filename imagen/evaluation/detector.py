@@ -1,23 +1,42 @@
 """What a finished picture of the shapes world shows: its background and its objects.
 
-The detector judges pixels alone. From ``imagen.data`` it has the names of the colours and what they stand for, and
-nothing that draws: the outlines are drawn in :mod:`imagen.evaluation.templates`. Pictures of 192 px and more are judged
-at 256 px, smaller ones at 64 px, where a patterned fill is one tone: the mean of the colour and its dark twin.
+The detector judges pixels alone. It imports nothing from ``imagen.data``: the colours below are the table of the
+world's specification, the outlines are drawn in :mod:`imagen.evaluation.templates`. Pictures of 192 px and more are
+judged at 256 px, smaller ones at 64 px, where a patterned fill is one tone: the mean of the colour and its dark twin.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagen.data.shapes.language import BACKGROUNDS, COLORS
 from imagen.evaluation.templates import Floats, match_shape
 
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (140, 50, 170),
+    "orange": (245, 140, 30),
+    "cyan": (40, 200, 210),
+    "pink": (245, 130, 180),
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+}
+BACKGROUNDS = {
+    "gray": (128, 128, 128),
+    "navy": (20, 25, 70),
+    "cream": (245, 235, 210),
+    "olive": (95, 100, 45),
+    "brown": (110, 70, 40),
+    "teal": (0, 105, 110),
+}
 PERIODS = 40.0  # of a patterned fill, per picture side
 LARGE_RADIUS = 0.14  # small objects have radii up to 0.115, large ones from 0.17
 
@@ -49,7 +68,7 @@ class Found:
     center: tuple[float, float]
     radius: float
     mismatch: float
-    tone: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    tone: tuple[float, ...]
 
     @property
     def size(self) -> str:
@@ -72,9 +91,6 @@ class _View:
     rgb: Floats
     background: Floats
     distance: Floats
-
-    def __getitem__(self, window: tuple[slice, slice]) -> _View:
-        return _View(self.rgb[window], self.background[window], self.distance[window])
 
 
 def to_lab(rgb: Floats) -> Floats:
@@ -107,29 +123,20 @@ def _pixels(picture: Picture) -> Floats:
     return np.asarray(rgb, dtype=np.float32)
 
 
-@cache
-def _shades(table: str, shades: tuple[float, ...]) -> tuple[tuple[str, ...], Floats]:
-    """The names of a table, one for every shade of every colour, and their Lab values."""
-    values = {"colors": COLORS, "backgrounds": BACKGROUNDS}[table]
-    names = tuple(name for name in values for _ in shades)
-    return names, to_lab(np.array([[shade * part for part in rgb] for rgb in values.values() for shade in shades]))
-
-
-def _nearest(rgb: Floats, table: str, limit: float, shades: tuple[float, ...] = (1.0,)) -> str | None:
-    """The name of the nearest colour (3,) of a table, or None beyond ``limit``."""
-    names, labs = _shades(table, shades)
-    distances = np.linalg.norm(labs - to_lab(rgb), axis=-1)
+def _nearest(
+    rgb: Floats, table: Mapping[str, tuple[int, int, int]], limit: float, shades: tuple[float, ...] = (1.0,)
+) -> str | None:
+    """The name of the nearest colour (3,) of a table, in any of the shades, or None beyond ``limit``."""
+    tones = np.array([[shade * part for part in tone] for tone in table.values() for shade in shades])
+    distances = np.linalg.norm(to_lab(tones) - to_lab(rgb), axis=-1)
     best = int(distances.argmin())
-    return names[best] if distances[best] <= limit else None
+    return list(table)[best // len(shades)] if distances[best] <= limit else None
 
 
-@cache
 def _border(side: int) -> Bools:
     """The outermost 64th of the picture: objects lie inside it."""
     width = side // 64
-    edge = np.ones((side, side), dtype=bool)
-    edge[width:-width, width:-width] = False
-    return edge
+    return np.pad(np.zeros((side - 2 * width, side - 2 * width), dtype=bool), width, constant_values=True)
 
 
 def _plane(colors: Floats) -> Floats:
@@ -236,17 +243,20 @@ def _tone_and_mask(view: _View, own: Bools, free: Bools, inner: Bools, plain: bo
     return tone, mask
 
 
-def _found(view: _View, labels: NDArray[np.int32], label: int, side: int) -> Found:
-    """Name one object; ``view`` and ``labels`` are the window around it, whose corner is the origin of its centre."""
-    own, free = labels == label, labels == 0
+def _found(whole: _View, labels: NDArray[np.int32], label: int, place: tuple[slice, slice]) -> Found:
+    """Name the object with that label, which lies in the rows and columns ``place``."""
+    side = len(labels)
+    top, left = (max(along.start - 4, 0) for along in place)
+    window = (slice(top, place[0].stop + 4), slice(left, place[1].stop + 4))
+    view = _View(whole.rgb[window], whole.background[window], whole.distance[window])
+    own, free = labels[window] == label, labels[window] == 0
     inner = _interior(own, view.distance, 1 if side == 64 else 3)
     pattern = None if side == 64 else _pattern(view.rgb, inner, side)
     tone, mask = _tone_and_mask(view, own, free, inner, plain=pattern in (None, "plain"))
-    color = _nearest(tone, "colors", _MAX_COLOR_DISTANCE, (1.0, 0.75) if pattern is None else (1.0,))
+    color = _nearest(tone, COLORS, _MAX_COLOR_DISTANCE, (1.0, 0.75) if pattern is None else (1.0,))
     match = match_shape(mask)
-    center = (match.center[0] / side, match.center[1] / side)
-    red, green, blue = (float(value) for value in tone)
-    return Found(color, match.shape, pattern, center, match.radius / side, match.mismatch, (red, green, blue))
+    center = (match.center[0] / side + left / side, match.center[1] / side + top / side)
+    return Found(color, match.shape, pattern, center, match.radius / side, match.mismatch, tuple(map(float, tone)))
 
 
 def detect(picture: Picture) -> Detection:
@@ -267,13 +277,7 @@ def detect(picture: Picture) -> Detection:
     lab = to_lab(smooth)
     view = _View(rgb, background, np.linalg.norm(lab - _plane(lab), axis=-1))
     labels = _segment(view.distance)
-    objects = []
-    for label, (rows, cols) in enumerate(ndimage.find_objects(labels), start=1):
-        top, left = max(rows.start - 4, 0), max(cols.start - 4, 0)
-        window = (slice(top, rows.stop + 4), slice(left, cols.stop + 4))
-        found = _found(view[window], labels[window], label, side)
-        center = (found.center[0] + left / side, found.center[1] + top / side)
-        objects.append(replace(found, center=center))
+    objects = [_found(view, labels, label, place) for label, place in enumerate(ndimage.find_objects(labels), start=1)]
     objects.sort(key=lambda found: -found.radius)
     middle = background[side // 2, side // 2]
-    return Detection(_nearest(middle, "backgrounds", _MAX_BACKGROUND_DISTANCE), tuple(objects))
+    return Detection(_nearest(middle, BACKGROUNDS, _MAX_BACKGROUND_DISTANCE), tuple(objects))

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from imagen.evaluation.suites import Prompt
+from imagen.diffusion.sampling import SAMPLERS
+from imagen.evaluation.suites import Prompt, SuiteName
+from imagen.stages.spec import OF_CALLS, SETTINGS
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
-Progress = Callable[[int, int], None]
 
-
-def load(model: str, device: str | None = None, sampler: str | None = None) -> ImagenPipeline:
-    """The pipeline of a folder or Hub id on a device (None: a GPU if there is one), without its own progress bars.
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, num: int, split: SuiteName | None = None, more: Sequence[str] = ()
+) -> None:
+    """The options of every command that samples.
 
     Args:
-        sampler: of every stage, in place of the model's own.
+        num: prompts where ``--num`` says nothing.
+        split: the suite where ``--split`` says nothing; None: the command has suites of its own.
+        more: settings of the stages that the command lets change, beside steps and guidance scale.
+    """
+    add = parser.add_argument
+    add("--model", required=True, help="pipeline folder or Hub id; a base stage alone will do at 64 px")
+    if split is not None:
+        add("--split", choices=get_args(SuiteName), default=split, help="which prompts (default %(default)s)")
+    add("--num", type=int, default=num, help="prompts, spread evenly over the categories (default %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the first prompt; the others count up (default 0)")
+    add("--batch-size", type=int, default=8, help="prompts sampled at once (default 8)")
+    for name in ("num_inference_steps", "guidance_scale", *more):
+        told = f"{SETTINGS[name].help}; one value, or one a stage; default: the stages' own"
+        add(OF_CALLS[name], type=SETTINGS[name].parse, nargs="+", metavar=SETTINGS[name].metavar, help=told)
+    add("--sampler", choices=sorted(SAMPLERS), help="of every stage; default: the stages' own")
+    add("--device", help="where to sample, such as cpu or cuda:1; default: a GPU if there is one")
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the stages' settings, as the pipeline takes it: one value for all stages, or one each."""
+    options = {name: getattr(args, flag.lstrip("-").replace("-", "_"), None) for name, flag in OF_CALLS.items()}
+    return {name: v[0] if len(v) == 1 else v for name, v in options.items() if v is not None}
+
+
+def load(args: argparse.Namespace) -> ImagenPipeline:
+    """The pipeline that the options name, on its device, with their sampler, without its own progress bars.
 
     Raises:
         ValueError: no such model, or an unusable device.
@@ -30,29 +58,17 @@ def load(model: str, device: str | None = None, sampler: str | None = None) -> I
     from imagen.cascade.presets import set_sampler
     from imagen.pipeline import ImagenPipeline
 
-    pipe = ImagenPipeline.from_pretrained(model)
-    if sampler is not None:
+    pipe = ImagenPipeline.from_pretrained(args.model)
+    if args.sampler is not None:
         for slot in pipe.stage_defaults:
-            set_sampler(pipe, slot, sampler)
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            set_sampler(pipe, slot, args.sampler)
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         pipe.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def progress_line(label: str) -> Progress:
-    """A line on stderr that is rewritten after every batch: how many pictures, and how long it still takes."""
-    start = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        left = (time.monotonic() - start) / done * (total - done)
-        sys.stderr.write(f"\r{label}: {done}/{total} pictures, {left:.0f} s left   " + ("\n" if done == total else ""))
-        sys.stderr.flush()
-
-    return show
 
 
 def sample(
@@ -62,30 +78,28 @@ def sample(
     settings: Mapping[str, Any],
     batch_size: int = 8,
     images: Sequence[Image.Image] | None = None,
-    progress: Progress | None = None,
+    label: str | None = None,
 ) -> dict[int, list[Image.Image]]:
     """One picture a prompt at every stage up to ``size``: side in pixels -> pictures in the prompts' order.
 
     Args:
-        settings: arguments of the pipeline's call that are the same for all (steps, guidance, ...); None values are
-            left to the stages' defaults.
+        settings: arguments of the pipeline's call that are the same for all (steps, guidance, ...).
         images: pictures to start from, one a prompt; None starts from text alone.
+        label: of the progress bar on stderr; None shows none.
 
     Raises:
         ValueError: a batch size below 1, or what the pipeline refuses.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    made: dict[int, list[Image.Image]] = {}
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(prompt.seed) for prompt in batch]
-        if images is not None:
-            given["image"] = list(images[start : start + batch_size])
-        out: Any = pipe([prompt.text for prompt in batch], generator=generators, size=size, **given)
-        for side, pictures in out.stages.items():
-            made.setdefault(side, []).extend(pictures)
-        if progress is not None:
-            progress(start + len(batch), len(prompts))
-    return made
+    made: dict[int, list[Image.Image]] = defaultdict(list)
+    with tqdm(total=len(prompts), desc=label, unit=" pictures", disable=not (label and prompts)) as bar:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            generators = [torch.Generator().manual_seed(prompt.seed) for prompt in batch]
+            image = None if images is None else list(images[start : start + batch_size])
+            out: Any = pipe([p.text for p in batch], generator=generators, size=size, image=image, **settings)
+            for side, pictures in out.stages.items():
+                made[side] += pictures
+            bar.update(len(batch))
+    return dict(made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,47 +13,10 @@ from PIL import Image
 
 from imagen.evaluation.detector import Detection, Found, detect
 
+if TYPE_CHECKING:
+    from imagen.data.shapes.language import Facts, Thing
+
 FACT_NAMES = ("count", "color", "shape", "size", "pattern", "relation", "background")
-
-
-class ThingLike(Protocol):
-    """One object as the caption names it; None is "says nothing", and an object with no named pattern is plain."""
-
-    @property
-    def color(self) -> str:
-        """Name of the colour."""
-
-    @property
-    def shape(self) -> str:
-        """Name of the shape."""
-
-    @property
-    def size(self) -> str | None:
-        """ "small", "large" or None."""
-
-    @property
-    def pattern(self) -> str | None:
-        """ "striped", "dotted", "checkered" or None."""
-
-
-class FactsLike(Protocol):
-    """What a caption says; :class:`imagen.data.shapes.language.Facts` is one."""
-
-    @property
-    def things(self) -> Sequence[ThingLike]:
-        """One thing, or the two of a relation."""
-
-    @property
-    def relation(self) -> str | None:
-        """Where the first thing stands, seen from the second."""
-
-    @property
-    def count(self) -> int:
-        """How many of the one thing there are."""
-
-    @property
-    def background(self) -> str | None:
-        """Name of the background or None."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +44,7 @@ def _relation_holds(first: Found, second: Found, relation: str) -> bool:
     return along > abs(across)
 
 
-def _thing_verdicts(pairs: Sequence[tuple[Found | None, ThingLike]]) -> dict[str, bool]:
+def _thing_verdicts(pairs: Sequence[tuple[Found | None, Thing]]) -> dict[str, bool]:
     """Colour, shape and, where it applies, size and pattern of objects against what they should be (None: missing)."""
     verdicts: dict[str, bool] = {}
     for found, thing in pairs:
@@ -96,20 +59,18 @@ def _thing_verdicts(pairs: Sequence[tuple[Found | None, ThingLike]]) -> dict[str
     return verdicts
 
 
-def _relation_verdicts(objects: Sequence[Found], facts: FactsLike, relation: str) -> dict[str, bool]:
+def _relation_verdicts(objects: Sequence[Found], facts: Facts, relation: str) -> dict[str, bool]:
     """The best reading of which object is which thing."""
     slots: list[Found | None] = list(objects[:6])
     slots += [None] * (2 - len(slots))
-    best: dict[str, bool] = {}
+    readings = []
     for first, second in permutations(slots, 2):
-        verdicts = _thing_verdicts([(first, facts.things[0]), (second, facts.things[1])])
-        verdicts["relation"] = first is not None and second is not None and _relation_holds(first, second, relation)
-        if not best or sum(verdicts.values()) > sum(best.values()):
-            best = verdicts
-    return best
+        holds = first is not None and second is not None and _relation_holds(first, second, relation)
+        readings.append({**_thing_verdicts([*zip((first, second), facts.things, strict=True)]), "relation": holds})
+    return max(readings, key=lambda verdicts: sum(verdicts.values()))
 
 
-def check(picture: Image.Image | NDArray[np.generic] | Detection, facts: FactsLike) -> Verdict:
+def check(picture: Image.Image | NDArray[np.generic] | Detection, facts: Facts) -> Verdict:
     """Judge a picture (or what :func:`detect` found in it) against a caption's facts.
 
     The number of objects must be exact; every object has the named colour and shape, the named size, and the named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -15,44 +16,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+if TYPE_CHECKING:
+    from imagen.pipeline import ImagenPipeline
+
 FORMAT_VERSION = 1
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
-_GOOD, _BAD, _PLAIN = (30, 150, 60), (210, 40, 40), (150, 150, 150)
+_FRAMES = {True: (30, 150, 60), False: (210, 40, 40), None: (150, 150, 150)}
 
 
 def _commit() -> str | None:
     """The checkout's commit, with "+changes" if tracked files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
+    told = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    command = ["git", "-C", str(Path(__file__).resolve().parents[2]), *told]
     try:
-        run = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
-    return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
         return None
 
 
 def _processor() -> str:
     """The processor's name as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
@@ -63,21 +55,32 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "imagen.evaluation", *command]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpus},
     }
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result; folders are made as needed."""
+def _plain(value: Any) -> Any:
+    """What JSON cannot hold by itself: our results, which know how, and paths."""
+    return value.to_json() if hasattr(value, "to_json") else str(value)
+
+
+def write_result(args: argparse.Namespace, command: Sequence[str], pipe: ImagenPipeline, **result: Any) -> None:
+    """Write ``COMMAND.json``: how it came about, the options, what each stage does by itself, and the result."""
+    stages = {slot: defaults.to_dict() for slot, defaults in pipe.stage_defaults.items()}
+    settings = {"options": vars(args), "stages": stages}
+    content = {"kind": args.command, **provenance(command), "settings": settings, **result}
+    path = args.out / f"{args.command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
+    note(f"wrote {path} and the pictures beside it")
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text (the first is the head) as aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows (the first is the head) as aligned columns of text."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -91,14 +94,8 @@ class Tile:
     ok: bool | None = None
 
 
-def contact_sheet(tiles: Sequence[Tile], columns: int = 10, side: int = 160) -> Image.Image:
-    """All tiles in reading order, each with its text below.
-
-    Raises:
-        ValueError: no tile.
-    """
-    if not tiles:
-        raise ValueError("a contact sheet needs at least one picture")
+def save_sheet(path: Path, tiles: Sequence[Tile], columns: int = 10, side: int = 160) -> None:
+    """Write all tiles in reading order, each with its text below, as PNG; folders are made as needed."""
     font = ImageFont.load_default(size=11)
     columns = min(columns, len(tiles))
     lines, frame, gap = 4, 4, 6
@@ -107,20 +104,13 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 10, side: int = 160) -> 
     draw = ImageDraw.Draw(sheet)
     for index, tile in enumerate(tiles):
         x, y = (index % columns) * width + gap // 2, (index // columns) * height + gap // 2
-        color = _PLAIN if tile.ok is None else _GOOD if tile.ok else _BAD
-        draw.rectangle((x, y, x + side + 2 * frame - 1, y + side + 2 * frame - 1), fill=color)
-        smaller = tile.picture.width > side
-        how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
+        draw.rectangle((x, y, x + side + 2 * frame - 1, y + side + 2 * frame - 1), fill=_FRAMES[tile.ok])
+        how = Image.Resampling.LANCZOS if tile.picture.width > side else Image.Resampling.NEAREST
         sheet.paste(tile.picture.convert("RGB").resize((side, side), how), (x + frame, y + frame))
         text = textwrap.wrap(tile.text, width=side // 6)[:lines]
         draw.multiline_text((x + frame, y + side + 2 * frame), "\n".join(text), fill=(0, 0, 0), font=font, spacing=1)
-    return sheet
-
-
-def save_sheet(path: Path, tiles: Sequence[Tile], columns: int = 10, side: int = 160) -> None:
-    """Write a contact sheet as PNG; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(tiles, columns, side).save(path)
+    sheet.save(path)
 
 
 def note(text: str) -> None:

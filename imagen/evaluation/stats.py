@@ -8,22 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (95 % with the default z); (0, 1) without trials.
-
-    Raises:
-        ValueError: successes outside [0, trials].
-    """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes is {successes} of {trials} trials; expected 0 to {trials}")
-    if trials == 0:
-        return 0.0, 1.0
-    share, spread = successes / trials, z * z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 @dataclass(frozen=True)
 class Share:
     """How many of how many, with its 95 % interval."""
@@ -44,8 +28,13 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        return wilson(self.successes, self.trials)
+        """Wilson's score interval, 95 %; (0, 1) without trials."""
+        from scipy.stats import binomtest
+
+        if not self.trials:
+            return 0.0, 1.0
+        found = binomtest(self.successes, self.trials).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
 
     def __str__(self) -> str:
         if not self.trials:

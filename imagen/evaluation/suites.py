@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from imagen.checks import check_choice
 from imagen.data.shapes.language import Category, Facts, Split, caption, sample_facts
 
 SuiteName = Literal["heldout", "train", "tune"]
@@ -39,11 +40,9 @@ def suite(name: SuiteName, num: int, seed: int = 0, categories: tuple[Category, 
     Raises:
         ValueError: an unknown suite, or a negative number or seed.
     """
-    if name not in _SUITES:
-        raise ValueError(f"split is {name!r}; expected one of {', '.join(get_args(SuiteName))}")
     if num < 1 or seed < 0:
         raise ValueError(f"num is {num} and seed is {seed}; expected at least one prompt and a seed of 0 or more")
-    split, first = _SUITES[name]
+    split, first = _SUITES[check_choice("split", name, get_args(SuiteName))]
     prompts = []
     for index in range(num):
         number = first + seed + index

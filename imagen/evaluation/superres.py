@@ -1,6 +1,7 @@
 """Do the super-resolution stages keep to their input, sharpen it rightly, and draw what the caption says?
 
-Every measure is taken with the model and, as a control, with bicubic enlargement in its place, which must fail.
+Every measure is taken of ``--num`` plain prompts or as many patterned ones, with the model and, as a control, with
+bicubic enlargement in its place, which must fail.
 """
 
 from __future__ import annotations
@@ -9,18 +10,16 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imagen.data.shapes.language import PATTERNS, Facts, caption
-from imagen.evaluation.alignment import add_sampling_arguments, recorded, sampling_settings, truth_pictures
+from imagen.data.shapes.language import PATTERNS, caption
+from imagen.evaluation.alignment import truth_pictures
 from imagen.evaluation.detector import detect
-from imagen.evaluation.generate import load, progress_line, sample
-from imagen.evaluation.report import Tile, note, provenance, save_sheet, table, write_json
-from imagen.evaluation.stats import Share
+from imagen.evaluation.generate import add_sampling_arguments, load, sample, sampling_settings
+from imagen.evaluation.report import Tile, save_sheet, table, write_result
 from imagen.evaluation.suites import Prompt, suite
 
 MIN_CONSISTENCY_DB, MAX_COLOR_SHIFT, MIN_GAIN_DB, MIN_PATTERN_SHARE = 32.0, 2.0, 3.0, 0.8
@@ -45,6 +44,15 @@ class Measure:
     def passes(self) -> bool:
         """The value is on the right side of the bound; NaN is on neither."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """Value and verdict, for a table."""
+        return f"{self.value:.2f}", "pass" if self.passes else "FAIL"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, and the verdict."""
+        return {**dataclasses.asdict(self), "passes": self.passes}
 
 
 def _pixels(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -91,35 +99,31 @@ def color_shift(before: Image.Image, after: Image.Image) -> float:
 
 def consistency(stage: str, before: Pictures, after: Pictures) -> list[Measure]:
     """What a stage made, reduced again, against what it was made from."""
-    errors = [squared_error(reduced(large, small.width), small) for small, large in zip(before, after, strict=True)]
-    shifts = [color_shift(small, large) for small, large in zip(before, after, strict=True)]
+    pairs = list(zip(before, after, strict=True))
+    errors = [squared_error(reduced(large, small.width), small) for small, large in pairs]
+    each = tuple(psnr([error]) for error in errors)
+    shifts = tuple(color_shift(small, large) for small, large in pairs)
     return [
-        Measure(
-            stage,
-            "reduced output vs input, dB",
-            psnr(errors),
-            MIN_CONSISTENCY_DB,
-            True,
-            tuple(psnr([e]) for e in errors),
-        ),
-        Measure(stage, "mean colour shift, /255", float(np.mean(shifts)), MAX_COLOR_SHIFT, False, tuple(shifts)),
+        Measure(stage, "reduced output vs input, dB", psnr(errors), MIN_CONSISTENCY_DB, True, each),
+        Measure(stage, "mean colour shift, /255", float(np.mean(shifts)), MAX_COLOR_SHIFT, False, shifts),
     ]
 
 
 def gain(stage: str, name: str, low: Pictures, made: Pictures, truth: Pictures) -> Measure:
     """How many dB nearer the rendered truth than bicubic enlargement, by the mean squared error over all pictures."""
-    errors = [squared_error(picture, right) for picture, right in zip(made, truth, strict=True)]
-    enlarged = bicubic([], low, truth[0].width)
-    others = [squared_error(picture, right) for picture, right in zip(enlarged, truth, strict=True)]
+    errors, others = (
+        [squared_error(picture, right) for picture, right in zip(pictures, truth, strict=True)]
+        for pictures in (made, bicubic([], low, truth[0].width))
+    )
     value = decibel(float(np.mean(others)), float(np.mean(errors)))
-    each = tuple(decibel(other, error) for other, error in zip(others, errors, strict=True))
+    each = tuple(map(decibel, others, errors))
     return Measure(stage, f"gain over bicubic, {name}, dB", value, MIN_GAIN_DB, True, each)
 
 
 def with_pattern(prompt: Prompt, pattern: str | None) -> Prompt:
     """The prompt with another pattern (None: plain) on every thing, said in the plain grammar."""
     things = tuple(dataclasses.replace(thing, pattern=pattern) for thing in prompt.facts.things)
-    facts: Facts = dataclasses.replace(prompt.facts, things=things)
+    facts = dataclasses.replace(prompt.facts, things=things)
     return Prompt(caption(facts), facts, prompt.seed)
 
 
@@ -150,15 +154,18 @@ def shows_pattern(prompts: Sequence[Prompt], pictures: Pictures) -> list[bool]:
     return outcomes
 
 
-def _share(stage: str, name: str, outcomes: Sequence[bool]) -> Measure:
-    share = Share.of(outcomes)
-    return Measure(stage, name, share.value, MIN_PATTERN_SHARE, True, tuple(float(right) for right in outcomes))
+def pattern_share(stage: str, name: str, outcomes: Sequence[bool]) -> Measure:
+    """How many pictures show the pattern that they should."""
+    return Measure(stage, name, float(np.mean(outcomes)), MIN_PATTERN_SHARE, True, tuple(map(float, outcomes)))
 
 
 def check_stage(
     low: int, size: int, upscale: Upscaler, plain: Sequence[Prompt], patterned: Sequence[Prompt]
-) -> Checked:
-    """Every measure of the stage ``low`` -> ``size`` that starts from rendered pictures."""
+) -> tuple[list[Measure], dict[str, Pictures]]:
+    """Every measure of the stage ``low`` -> ``size`` that starts from rendered pictures; and the pictures, by name.
+
+    Under each name are those of the plain prompts, then those of the patterned ones.
+    """
     stage = f"{low} -> {size}"
     inputs, truth = truth_pictures(plain, low), truth_pictures(plain, size)
     made = upscale(plain, inputs, size)
@@ -169,112 +176,72 @@ def check_stage(
         gain(stage, "plain", inputs, made, truth),
         gain(stage, "patterned", fills, filled, fill_truth),
     ]
-    columns = [inputs + fills, bicubic([], inputs + fills, size), made + filled, truth + fill_truth]
-    names = ["input", "bicubic", "model", "truth"]
+    columns: dict[str, Pictures] = {"input": inputs + fills, "bicubic": bicubic([], inputs + fills, size)}
+    columns |= {"model": made + filled, "truth": truth + fill_truth}
     if size >= VISIBLE_FROM:
         follows = shows_pattern(patterned, filled)
-        measures.append(_share(stage, "pattern follows the caption", follows))
+        measures.append(pattern_share(stage, "pattern follows the caption", follows))
         if low < VISIBLE_FROM:  # the input does not say which pattern it is
             others = [swapped(prompt) for prompt in patterned]
             turned = upscale(others, fills, size)
             both = [a and b for a, b in zip(follows, shows_pattern(others, turned), strict=True)]
-            measures.append(_share(stage, "swapping the word swaps the pattern", both))
-            columns.append([*made, *turned])
-            names.append("word swapped")
-    tiles = [
-        Tile(column[row], f"{name}: {prompt.text}")
-        for row, prompt in enumerate([*plain, *patterned])
-        for name, column in zip(names, columns, strict=True)
-    ]
-    return Checked(measures, tiles, len(names))
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Measures of a stage and its pictures in rows of ``columns``."""
-
-    measures: list[Measure]
-    tiles: list[Tile]
-    columns: int
+            measures.append(pattern_share(stage, "swapping the word swaps the pattern", both))
+            columns["word swapped"] = made + turned
+    return measures, columns
 
 
 def model_table(model: Sequence[Measure], control: Sequence[Measure]) -> str:
     """All measures with bounds and verdicts, bicubic's beside the model's."""
-    others = {(m.stage, m.name): m for m in control}
+    others = {(m.stage, m.name): m.cells for m in control}
     rows = [("stage", "measure", "bound", "model", "", "bicubic", "")]
     for m in model:
-        other = others.get((m.stage, m.name))
-        cells = [f"{x.value:.2f}" for x in (m, other) if x is not None]
-        words = ["pass" if x.passes else "FAIL" for x in (m, other) if x is not None]
-        beside = (cells[1], words[1].lower()) if other is not None else ("-", "")
-        bound = f"{'>=' if m.at_least else '<='} {m.bound:g}"
-        rows.append((m.stage, m.name, bound, cells[0], words[0], *beside))
+        value, word = others.get((m.stage, m.name), ("-", ""))
+        rows.append((m.stage, m.name, f"{'>=' if m.at_least else '<='} {m.bound:g}", *m.cells, value, word.lower()))
     return table(rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    add_sampling_arguments(parser)
-    told = "of the low-res picture: one value, or one a stage; default: the stages' own"
-    parser.add_argument("--aug-level", type=float, nargs="+", help=f"noise {told}")
-    parser.add_argument("--lowres-consistency", type=int, nargs="+", help=f"cells, in px, whose colours stay, {told}")
-    parser.add_argument("--num", type=int, default=24, help="prompts of each kind, plain and patterned (default 24)")
+    add_sampling_arguments(parser, num=24, more=("aug_level", "lowres_consistency"))
     parser.add_argument("--num-1024", type=int, default=8, help="the same for stages that make 1024 px (default 8)")
-    parser.add_argument("--out", type=Path, default=Path("results/superres"), help="folder of the JSON and the sheets")
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the pipeline is called with: one value for all stages, or a list with one each."""
-    return sampling_settings(args, aug_level=args.aug_level, lowres_consistency=args.lowres_consistency)
-
-
-def _cascade(args: argparse.Namespace, pipe: Any, stages: Sequence[tuple[int, int]]) -> list[Measure]:
-    """Consistency of every stage with its input where that is the model's own picture, from text alone."""
-    measures: list[Measure] = []
-    for low, size in stages:
-        prompts = plain_prompts(args.num_1024 if size >= 1024 else args.num, args.seed)
-        label = progress_line(f"from text to {size} px")
-        made = sample(pipe, prompts, size, _settings(args), args.batch_size, progress=label)
-        measures += consistency(f"text -> {low} -> {size}", made[low], made[size])
-    return measures
-
-
-def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Measure, print the table, write ``superres.json`` and a contact sheet a stage."""
     if args.num < 1 or args.num_1024 < 1:
         raise ValueError(f"--num is {args.num} and --num-1024 is {args.num_1024}; expected at least 1")
-    pipe = load(args.model, args.device, args.sampler)
+    pipe = load(args)
     defaults = list(pipe.stage_defaults.values())
     stages = [(d.lowres_size, d.size) for d in defaults if d.lowres_size is not None]
     if not stages:
         raise ValueError(f"model {args.model!r} has no super-resolution stage to check")
+    settings = sampling_settings(args)
+    own: list[Measure] = []  # of pictures that are the model's own, from text alone
     model: list[Measure] = []
     control: list[Measure] = []
     for low, size in stages:
-        label = progress_line(f"{low} -> {size} px")
 
-        def upscale(prompts: Sequence[Prompt], images: Pictures, size: int, label: Any = label) -> list[Image.Image]:
-            return sample(pipe, prompts, size, _settings(args), args.batch_size, images, label)[size]
+        def upscale(
+            prompts: Sequence[Prompt], images: Pictures, size: int, label: str = f"{low} -> {size} px"
+        ) -> list[Image.Image]:
+            return sample(pipe, prompts, size, settings, args.batch_size, images, label)[size]
 
         number = args.num_1024 if size >= 1024 else args.num
         plain, patterned = plain_prompts(number, args.seed), patterned_prompts(number, args.seed)
-        checked = check_stage(low, size, upscale, plain, patterned)
-        model += checked.measures
-        control += check_stage(low, size, bicubic, plain, patterned).measures
-        save_sheet(args.out / f"sheet_{size}.png", checked.tiles, columns=checked.columns, side=256)
-    if len(stages) < len(defaults):
-        model += _cascade(args, pipe, stages)
+        measures, columns = check_stage(low, size, upscale, plain, patterned)
+        model += measures
+        control += check_stage(low, size, bicubic, plain, patterned)[0]
+        rows = zip([*plain, *patterned], *columns.values(), strict=True)
+        tiles = [
+            Tile(p, f"{name}: {prompt.text}") for prompt, *row in rows for name, p in zip(columns, row, strict=True)
+        ]
+        save_sheet(args.out / f"sheet_{size}.png", tiles, columns=len(columns), side=256)
+        if len(stages) < len(defaults):
+            made = sample(pipe, plain, size, settings, args.batch_size, label=f"from text to {size} px")
+            own += consistency(f"text -> {low} -> {size}", made[low], made[size])
+    model += own
     fails = all(any(not m.passes for m in control if m.stage == f"{low} -> {size}") for low, size in stages)
     print(model_table(model, control))
     print(f"\nmodel: {'pass' if all(m.passes for m in model) else 'FAIL'}")
     print(f"control: bicubic enlargement {'fails, as it must' if fails else 'PASSES, so the check shows nothing'}")
-    content = {
-        "kind": "superres",
-        **provenance(command),
-        "settings": recorded(args, pipe),
-        "model": [{**dataclasses.asdict(m), "passes": m.passes} for m in model],
-        "bicubic": [{**dataclasses.asdict(m), "passes": m.passes} for m in control],
-    }
-    write_json(args.out / "superres.json", content)
-    note(f"wrote {args.out / 'superres.json'} and the contact sheets beside it")
-    return 0
+    write_result(args, command, pipe, model=model, bicubic=control)

@@ -8,7 +8,7 @@ several are drawn. Known wrong outlines (an inverted triangle, a diamond, an X) 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -81,9 +81,8 @@ def _fitted(points: Points) -> Points:
 def _lobed_heart(lobe: float) -> Points:
     """Two half discs of radius ``lobe`` over a wedge that ends in a point below."""
     turn = np.linspace(math.pi, 2 * math.pi, 40)
-    left = [(-lobe + lobe * math.cos(a), lobe * math.sin(a)) for a in turn]
-    right = [(lobe + lobe * math.cos(a), lobe * math.sin(a)) for a in turn]
-    return _fitted([*left, *right, (0.0, 1.0)])
+    discs = [(side * lobe + lobe * math.cos(a), lobe * math.sin(a)) for side in (-1, 1) for a in turn]
+    return _fitted([*discs, (0.0, 1.0)])
 
 
 def _tilted_square_heart() -> Points:
@@ -133,18 +132,12 @@ def templates() -> tuple[Template, ...]:
         *(_template("ring", circle, hole) for hole in (0.45, 0.55, 0.65)),
         *(_template("cross", _plus(w)) for w in (0.22, 0.3, 0.38)),
     ]
-    wrong = [
-        _rotated(triangle, 180),
-        _rotated(triangle, 90),
-        _rotated(triangle, -90),
-        _rotated(square, 45),
-        _rotated(_plus(0.3), 45),
-        _rotated(_star(0.45), 180),
-        _rotated(_curved_heart(), 180),
-        _fitted([(1.7 * x, y) for x, y in square]),
-        _fitted([(x, 1.7 * y) for x, y in square]),
-        _fitted([(1.6 * x, y) for x, y in circle]),
-        _fitted([(x, 1.6 * y) for x, y in circle]),
+    turned = [*((triangle, by) for by in (180, 90, -90)), (square, 45), (_plus(0.3), 45), (_star(0.45), 180)]
+    wrong = [_rotated(outline, degrees) for outline, degrees in [*turned, (_curved_heart(), 180)]]
+    wrong += [
+        _fitted([(wide * x, high * y) for x, y in outline])
+        for outline, by in ((square, 1.7), (circle, 1.6))
+        for wide, high in ((by, 1.0), (1.0, by))
     ]
     return tuple(drawn + [_template(None, outline) for outline in wrong])
 
@@ -182,14 +175,12 @@ def match_shape(mask: Floats) -> ShapeMatch:
     cy = float(((np.arange(small.shape[0]) + 0.5) @ small.sum(axis=1)) / total)
     cx = float(((np.arange(small.shape[1]) + 0.5) @ small.sum(axis=0)) / total)
     norm = float((small**2).sum())
-    best: ShapeMatch | None = None
+    matches = []
     for template in templates():
         radius = math.sqrt(total / template.area)
         center = (cx - radius * template.centroid[0], cy - radius * template.centroid[1])
         mismatch = float(((small - _coverage(template, small.shape, center, radius)) ** 2).sum()) / norm
-        if best is None or mismatch < best.mismatch:
-            best = ShapeMatch(template.shape, (center[0] * block, center[1] * block), radius * block, mismatch)
-    assert best is not None
-    if best.mismatch > _MAX_MISMATCH:
-        return ShapeMatch(None, best.center, best.radius, best.mismatch)
-    return best
+        place = (center[0] * block, center[1] * block)
+        matches.append(ShapeMatch(template.shape, place, radius * block, mismatch))
+    best = min(matches, key=lambda match: match.mismatch)
+    return best if best.mismatch <= _MAX_MISMATCH else replace(best, shape=None)

@@ -17,7 +17,7 @@ from imagen.convert.__main__ import main
 from imagen.convert.deepfloyd_if import convert
 from imagen.convert.export import export
 from tests.convert import released
-from tests.factories import seeded
+from tests.factories import seeded, tiny_clip, tiny_clip_tokenizer
 
 QUIET = {"safety_checker": None, "watermarker": None, "requires_safety_checker": False}
 
@@ -147,4 +147,15 @@ def test_colours_kept_by_the_stage_cannot_go_back(
     assert main(["export-deepfloyd-if", str(tmp_path / "kept"), str(tmp_path / "back")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "stage sr256 has lowres_consistency 4" in message
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_clip_tower_cannot_go_back(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    towers = {"text_encoder": tiny_clip(positions=77), "tokenizer": tiny_clip_tokenizer()}
+    pipe = ImagenPipeline.from_pretrained(converted, **towers)
+    pipe.save_pretrained(tmp_path / "clip")
+    capsys.readouterr()  # what diffusers says while it loads
+    assert main(["export-deepfloyd-if", str(tmp_path / "clip"), str(tmp_path / "back")]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.endswith("clip: text_encoder is a CLIPTextModel; IF's pipelines read text with a T5EncoderModel")
     assert not (tmp_path / "back").exists()

@@ -21,21 +21,14 @@ def drawn(count: int) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_pictures_to_start_from_and_seeds_go_with_their_prompts_whatever_the_batches(batch_size: int) -> None:
+def test_pictures_to_start_from_and_seeds_go_with_their_prompts_whatever_the_batches(
+    batch_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe = tiny_pipeline(max_length=128)
     prompts, images = suite("heldout", 8)[3:], drawn(5)  # seeds from 3 on
-    told: list[tuple[int, int]] = []
-    made = sample(
-        pipe,
-        prompts,
-        64,
-        {"num_inference_steps": 1},
-        batch_size,
-        images,
-        lambda done, total: told.append((done, total)),
-    )
+    made = sample(pipe, prompts, 64, {"num_inference_steps": 1}, batch_size, images, label="enlarged")
     assert list(made) == [32, 64]
-    assert told == [(min(n + batch_size, 5), 5) for n in range(0, 5, batch_size)]
+    assert "enlarged: 100%" in capsys.readouterr().err
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         generator = torch.Generator().manual_seed(prompt.seed)
         alone = pipe(prompt.text, image=image, generator=generator, num_inference_steps=1)
@@ -48,7 +41,7 @@ def test_pictures_to_start_from_and_seeds_go_with_their_prompts_whatever_the_bat
 def test_without_pictures_each_prompt_has_its_own_seed() -> None:
     pipe = tiny_pipeline(max_length=128)
     prompts = suite("heldout", 5)[1:]
-    made = sample(pipe, prompts, 16, {"num_inference_steps": 1, "guidance_scale": None}, 3)[16]
+    made = sample(pipe, prompts, 16, {"num_inference_steps": 1}, 3)[16]
     for prompt, picture in zip(prompts, made, strict=True):
         generator = torch.Generator().manual_seed(prompt.seed)
         alone = pipe(prompt.text, generator=generator, size=16, num_inference_steps=1).images[0]

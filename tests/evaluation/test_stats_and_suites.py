@@ -7,29 +7,23 @@ import math
 import pytest
 
 from imagen.data.shapes.language import is_heldout, parse
-from imagen.evaluation.stats import Share, wilson
+from imagen.evaluation.stats import Share
 from imagen.evaluation.suites import CATEGORIES, shuffled, suite
 
 
 def test_wilson_against_known_values() -> None:
     # Newcombe 1998 (Statistics in Medicine 17, 857), table I, method 3
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+    assert Share(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert Share(15, 148).interval == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert Share(0, 20).interval == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert Share(29, 29).interval == pytest.approx((0.8830, 1.0), abs=5e-5)
 
 
 def test_wilson_is_the_inverse_of_the_score_test() -> None:
     for successes, trials in ((3, 7), (40, 50), (180, 200)):
-        for bound in wilson(successes, trials):
+        for bound in Share(successes, trials).interval:
             z = (successes / trials - bound) / math.sqrt(bound * (1 - bound) / trials)
             assert abs(z) == pytest.approx(1.959964, rel=1e-6)
-
-
-def test_wilson_without_trials_and_with_too_many_successes() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="5 of 4"):
-        wilson(5, 4)
 
 
 def test_shares_say_what_they_count() -> None:
@@ -39,6 +33,7 @@ def test_shares_say_what_they_count() -> None:
     assert "3/4" in str(share)
     empty = Share.of([])
     assert math.isnan(empty.value)
+    assert empty.interval == (0.0, 1.0)
     assert empty.to_json()["share"] is None
     assert str(empty) == "-"
 

@@ -89,7 +89,7 @@ def test_print_config_prints_the_resolved_values(write_config, capsys):
         (["--unet.norm_groups", "5"], "unet: "),
         (["--unet.norm_groups", "0"], "unet: norm_groups must be at least 1, got 0"),
         (["--unet.head_channels", "0"], "unet: head_channels must be at least 1, got 0"),
-        (["--unet.model_channels", "-8"], "unet: model_channels times channel_mult is [-8"),
+        (["--unet.model_channels", "-8"], "unet: model_channels must be at least 1, got -8"),
         (["--unet.in_channels", "4", "--unet.out_channels", "4"], "data.kind shapes have three channels: set it to 3"),
         (["--train.accumulation", "3"], "train.batch_size 4 must be a multiple of train.accumulation (3)"),
         (["--train.steps", "0"], "train.steps 0 must be positive"),

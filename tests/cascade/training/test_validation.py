@@ -18,7 +18,6 @@ from imagen.cascade.training.start.network import make_unet
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.training.validation import Validation
 from imagen.errors import ConfigError
-from imagen.evaluation.curves import keys_under
 from imagen.evaluation.curves import read_metrics as read_curve
 from imagen.training.processes import Processes
 from imagen.training.trainer import Trainer
@@ -115,10 +114,11 @@ def test_training_does_not_notice(config, read_metrics, tmp_path):
     validation = make(watched)
     assert measured[-1] == {"step": 6, **validation.record(validation.table(unet, Processes()))}
     path = Path(watched.run_dir) / "metrics.jsonl"
-    assert read_curve(path, "val_loss")[1] == [line["val_loss"] for line in measured]
-    assert keys_under(path, "val_loss/") == validation.keys
+    ((_, values),) = read_curve(path, "val_loss").values()
+    assert values == [line["val_loss"] for line in measured]
+    assert list(read_curve(path, "val_loss/")) == validation.keys
     with pytest.raises(ValueError, match="no values that begin with 'val_lost/'"):
-        keys_under(path, "val_lost/")
+        read_curve(path, "val_lost/")
 
 
 def test_super_resolution_has_the_same_noise_on_its_input_every_time(config):
