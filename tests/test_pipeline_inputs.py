@@ -184,7 +184,10 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():
         assert not calls.samples
     pipe = tiny_pipeline()
     pipe.set_stage_defaults("sr1024", aug_schedule={"kind": "linear", "s": 0.1})
-    with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match="stage sr1024: the linear schedule: unknown key 's'"):
+    with (
+        Calls(pipe.base_unet) as calls,
+        pytest.raises(ValueError, match="stage sr1024: the linear schedule: unknown key 's'"),
+    ):
         sample(pipe, PROMPTS[0])
     pipe = tiny_pipeline(sr256_scheduler=make_scheduler("unipc", CosineSchedule(), "sample"))
     with pytest.raises(ValueError, match="stage sr256: UniPCMultistepScheduler takes no list of timesteps"):
