@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import METADATA, WEIGHTS, attach, load_adapter, read_adapter, save_adapter
 from imagen.training.state.ema import EMA
-from tests.factories import sample, tiny_base, tiny_pipeline
+from tests.factories import sample, seeded, tiny_base, tiny_pipeline, tiny_sr
 
 
 def test_an_adapter_holds_its_matrices_alone_and_not_the_network_s_buffers(tmp_path: Path) -> None:
@@ -64,3 +64,37 @@ def test_pipelines_that_share_a_network_share_its_adapter(tmp_path: Path) -> Non
     pipe.load_lora_weights(tmp_path)
     pipe.base_unet = tiny_base()
     pipe.save_pretrained(tmp_path / "saved")  # the network that holds it has gone
+
+
+def test_the_adapter_of_one_stage_is_taken_out_or_merged_and_that_of_another_stays(tmp_path: Path) -> None:
+    for name, network in (("base", tiny_base()), ("sr256", tiny_sr(2))):
+        attach(network, 2, 4.0, ["to_q"])
+        for key, parameter in network.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, generator=seeded())
+        (tmp_path / name).mkdir()
+        save_adapter(tmp_path / name / WEIGHTS, EMA(network).average, 2, 4.0, ["to_q"])
+    pipe = tiny_pipeline()
+
+    def made() -> dict[str, torch.Tensor]:
+        return sample(pipe, "a red circle", image=torch.full((3, 16, 16), 0.5), size=32).stages.slots | {
+            "base": sample(pipe, "a red circle", size=16).images
+        }
+
+    plain = made()
+    pipe.load_lora_weights(tmp_path / "base")
+    pipe.load_lora_weights(tmp_path / "sr256", "sr256")
+    adapted = made()
+    assert not any(torch.equal(adapted[slot], plain[slot]) for slot in plain)
+    pipe.unload_lora_weights("base")
+    left = made()
+    assert torch.equal(left["base"], plain["base"])
+    assert torch.equal(left["sr256"], adapted["sr256"])
+    pipe.load_lora_weights(tmp_path / "base")
+    pipe.merge_lora_weights("sr256")
+    with pytest.raises(ValueError, match="base holds an adapter"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe.unload_lora_weights("base")
+    merged = made()
+    assert torch.equal(merged["base"], plain["base"])
+    torch.testing.assert_close(merged["sr256"], adapted["sr256"], atol=1e-4, rtol=0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
 import torch
 
 from imagen import ImagenPipeline
-from tests.factories import Calls, sample, tiny_base, tiny_pipeline
+from tests.factories import Calls, sample, tiny_base, tiny_pipeline, tiny_sr
 
 
 def test_the_guidance_of_a_call_and_of_a_stage_is_what_the_runner_uses():
@@ -109,3 +110,33 @@ def test_a_weaker_network_is_given_what_it_reads_and_no_more(inputs, passed):
     )
     assert weak.samples
     assert not any("conditions" in call for call in weak.samples)
+
+
+@pytest.mark.parametrize("slot", ["sr256", "sr1024"])
+def test_a_super_resolution_stage_has_a_weaker_network_of_its_own_which_sees_the_same_picture(slot):
+    """The low-res picture with its noise, the level of that noise, z and time: all that the other one is given."""
+    weak = {f"{name}_weak_unet": tiny_sr(seed) for seed, name in ((8, "sr256"), (9, "sr1024"))}
+    pipe = tiny_pipeline(base_weak_unet=tiny_base(7), **weak)
+    networks = {name: getattr(pipe, name) for name in (f"{slot}_unet", "base_weak_unet", *weak)}
+    with contextlib.ExitStack() as stack:
+        calls = {name: stack.enter_context(Calls(network)).samples for name, network in networks.items()}
+        made = sample(pipe, "a red circle", guidance={slot: "auto"}, guidance_scale=2.0).stages
+    own = calls.pop(f"{slot}_weak_unet")
+    strong = calls.pop(f"{slot}_unet")
+    assert {name: len(others) for name, others in calls.items()} == dict.fromkeys(calls, 0)
+    assert len(own) == len(strong) == 2
+    for ours, theirs in zip(own, strong, strict=True):
+        assert ours.keys() == theirs.keys() >= {"z", "timestep", "lowres", "aug_timestep"}
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "context")
+    plain = sample(pipe, "a red circle", guidance_scale={slot: 1.0}, guidance={slot: "auto"}).stages
+    assert not torch.equal(made[slot], plain[slot])
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", "lowres_channels", "text_dim"])
+def test_a_weaker_network_of_other_inputs_or_outputs_is_told_before_anything_runs(name):
+    options = {"in_channels": {"in_channels": 4, "out_channels": 4}, "out_channels": {"out_channels": 6}}
+    weak = tiny_sr(8, **options.get(name, {name: {"lowres_channels": 1, "text_dim": 8}.get(name)}))
+    pipe = tiny_pipeline(sr256_weak_unet=weak)
+    with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match=f"sr256_weak_unet has {name} .*, sr256_unet"):
+        sample(pipe, "a red circle", guidance={"sr256": "auto"})
+    assert not calls.samples

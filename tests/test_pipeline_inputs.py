@@ -107,8 +107,10 @@ BAD_CALLS = [
     ({"num_inference_steps": [2, 2]}, "has 2 values; expected one, or 3"),
     ({"aug_level": 1.5}, "aug_level is 1.5"),
     ({"aug_level": 0.1, "size": 16}, "no super-resolution stage runs"),
+    ({"aug_level": 0.0, "size": 16}, "aug_level=0.0 has no effect: no super-resolution stage runs"),
     ({"lowres_consistency": 1.5}, "lowres_consistency is 1.5"),
     ({"lowres_consistency": 2, "size": 16}, "no super-resolution stage runs"),
+    ({"lowres_consistency": 0, "size": 16}, "lowres_consistency=0 has no effect: no super-resolution stage runs"),
     ({"size": 48}, "size=48: this model makes 16, 32, 64 px"),
     ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
     ({"sr_batch_size": 0}, "sr_batch_size is 0"),
@@ -174,6 +176,7 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():
         ({"sr256_scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEulerDiscreteScheduler cannot step x0"),
         ({"sr256_scheduler": PNDMScheduler()}, "PNDMScheduler cannot step x0"),
         ({"base_unet": grey}, "base makes pictures of 1 channels and sr256 starts from 3; give size=16"),
+        ({"sr1024_unet": tiny_sr(3, text_dim=8)}, "the text has width 16 but stage sr1024 was trained on 8; use the"),
     ]:
         pipe = tiny_pipeline(**changes)
         with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match=message):
@@ -181,7 +184,10 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first_runs():
         assert not calls.samples
     pipe = tiny_pipeline()
     pipe.set_stage_defaults("sr1024", aug_schedule={"kind": "linear", "s": 0.1})
-    with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match="stage sr1024: the linear schedule has no"):
+    with (
+        Calls(pipe.base_unet) as calls,
+        pytest.raises(ValueError, match="stage sr1024: the linear schedule: unknown key 's'"),
+    ):
         sample(pipe, PROMPTS[0])
     pipe = tiny_pipeline(sr256_scheduler=make_scheduler("unipc", CosineSchedule(), "sample"))
     with pytest.raises(ValueError, match="stage sr256: UniPCMultistepScheduler takes no list of timesteps"):

@@ -9,7 +9,7 @@ from imagen import ImagenPipeline
 from imagen.cascade.pictures import load_pictures
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
-from tests.factories import Calls, sample, tiny_pipeline, tiny_sr
+from tests.factories import Calls, sample, tiny_base, tiny_pipeline, tiny_sr
 
 PROMPT = "a red circle"
 
@@ -110,3 +110,28 @@ def test_the_middle_of_a_picture_that_is_too_tall_is_taken():
     for aspect, rows in (((2, 1), slice(1, 9)), ((1, 1), slice(3, 7))):
         (loaded,) = load_pictures(image, 1, aspect)
         torch.testing.assert_close(loaded / 2 + 0.5, image[:, rows])
+
+
+def test_a_picture_to_be_painted_into_is_cropped_to_the_shape_too():
+    pipe = tiny_pipeline(base_unet=tiny_base(extra_channels={"mask": 4}))
+    whole = torch.rand(4, 16, 16)
+    whole[3] = (torch.arange(16)[:, None] < 6).float()  # opaque above, to be painted below
+    seen = []
+    for picture in (whole, whole[:, 4:12]):
+        with Calls(pipe.base_unet) as calls:
+            sample(pipe, PROMPT, mask=picture, size=16, height=8, width=16, guidance_scale=1)
+        seen.append(calls.samples[0]["conditions"]["mask"])
+    assert torch.equal(*seen)
+    assert torch.equal(seen[0][0, 3], (torch.arange(8)[:, None] >= 2).float().expand(8, 16))
+
+
+def test_what_a_call_would_run_is_said_for_its_shape(pipe):
+    square = torch.rand(3, 32, 32)
+    for shape in ({}, {"height": 128, "width": 128}, {"height": 64, "width": 32}):
+        assert list(pipe.settings(image=square, **shape)) == list(sample(pipe, PROMPT, image=square, **shape).stages)
+    for shape, message in (
+        ({"height": 32}, "height is 32 and width None; give both or none"),
+        ({"height": 32, "width": 100}, "width=100 is not a multiple of 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.settings(**shape)

@@ -1,8 +1,11 @@
-"""The watermark lies where diffusers puts it on a picture of that size, on every picture that has room for it."""
+"""The watermark lies where diffusers puts it on a picture of that size, on every picture that has room for it; the
+checker sees whatever leaves as a picture."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,3 +47,45 @@ def test_every_picture_with_room_for_the_mark_has_it_whole_in_its_corner(height:
 def test_a_picture_without_room_for_a_pixel_of_the_mark_leaves_as_it_is(height: int, width: int) -> None:
     for side in (16, 64, 1024):
         assert not marked(height, width, side).any()
+
+
+class Checker(torch.nn.Module):
+    """Refuses pictures whose first pixel is bright, as diffusers' checkers do: black, with a word for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.given: list[torch.Tensor] = []
+
+    def forward(self, images: np.ndarray, clip_input: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+        self.given.append(clip_input)
+        refused = images[:, 0, 0, 0] > 0.5
+        return np.where(refused[:, None, None, None], 0.0, images), refused.tolist()
+
+
+def prepared(pictures: list[Any], return_tensors: str) -> Any:
+    """What a checker's feature extractor makes of pictures: here their first pixels."""
+    assert return_tensors == "pt"
+    return SimpleNamespace(pixel_values=torch.tensor([np.asarray(picture)[0, 0].tolist() for picture in pictures]))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np"])
+def test_what_leaves_as_a_picture_or_an_array_is_checked_every_one_of_it(output_type: str) -> None:
+    x = torch.full((3, 3, 4, 4), -0.6)
+    x[1:] = torch.tensor([0.6, -0.6]).reshape(2, 1, 1, 1)
+    checker = Checker()
+    made = finish(x, output_type, 4, checker, prepared)
+    shown = [np.asarray(picture, float) / (255 if output_type == "pil" else 1) for picture in made]
+    assert [round(float(picture.max()), 1) for picture in shown] == [0.2, 0.0, 0.2]
+    (given,) = checker.given
+    assert given.dtype == torch.float64, "as the checker computes"
+    assert given[:, 0].tolist() == [51, 204, 51]
+    with pytest.raises(ValueError, match="safety_checker needs feature_extractor; load both, or set safety_checker"):
+        finish(x, output_type, 4, checker)
+
+
+def test_tensors_leave_unchecked() -> None:
+    x = torch.full((1, 3, 4, 4), 0.5)
+    checker = Checker()
+    assert torch.equal(finish(x, "pt", 4, checker, prepared), torch.full((1, 3, 4, 4), 0.75))
+    assert not checker.given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
+from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cli.png import read_settings
 from imagen.cli.sample import parser
 from imagen.conditions.options import OPTIONS
 from imagen.stages.spec import OF_CALLS
+from tests.factories import seeded, tiny_base, tiny_sr
 
 WORDS = [
     *("--negative-prompt", "a green star", "--size", "64", "--height", "64", "--width", "32"),
@@ -100,3 +103,27 @@ def test_the_command_inside_names_preset_and_adapters(run: Any) -> None:
     empty: dict[str, Any] = {recorded(flag): {} for flag in OF_CALLS.values()} | {"size": 64}
     again = parser().parse_args(shlex.split(command(args, Picture("a red circle", 3), empty))[2:])
     assert (again.preset, again.lora, again.model, again.seed) == ("if-fast", ["a", "sr256=b"], "m", 3)
+
+
+def test_each_stage_gets_its_adapter(run: Any, tmp_path: Path) -> None:
+    for name, network in (("base", tiny_base()), ("sr256", tiny_sr(2))):
+        attach(network, 2, 4.0, ["to_q"])
+        for key, parameter in network.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, generator=seeded())
+        (tmp_path / name).mkdir()
+        save_adapter(tmp_path / name / WEIGHTS, dict(network.named_parameters()), 2, 4.0, ["to_q"])
+    adapters = {"base": str(tmp_path / "base"), "sr256": f"sr256={tmp_path / 'sr256'}"}
+    made = {}
+    for chosen in ((), ("base",), ("sr256",), ("base", "sr256"), ("sr256", "base")):
+        words = [word for name in chosen for word in ("--lora", adapters[name])]
+        out = tmp_path / "-".join(("made", *chosen))
+        settings = ["--size", "32", "--steps", "1", "--device", "cpu", "--save-stages", "--out", str(out)]
+        assert run("a red circle", *settings, *words) == 0
+        small, large = sorted((Image.open(path) for path in out.glob("*.png")), key=lambda picture: picture.width)
+        made[chosen] = {"base": small.tobytes(), "sr256": large.tobytes()}
+    plain, base, sr, both, turned = made.values()
+    assert both == turned, "in any order"
+    assert base["base"] != plain["base"] == sr["base"]
+    assert both["base"] == base["base"]
+    assert len({one["sr256"] for one in (plain, base, sr, both)}) == 4

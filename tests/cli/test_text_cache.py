@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import T5Config, T5EncoderModel
 
-from imagen.cli.text_cache import main
+from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.grids import held_out
+from imagen.cascade.training.inputs.source import make_source
+from imagen.cli.text_cache import data_captions, main
 from imagen.text.cache import build
 from imagen.text.cache.store import Manifest, TextCache
 from imagen.text.pretrain import train_tokenizer
+from tests.cascade.training.conftest import TINY, merge
 
+SR = {"stage": {"name": "sr256", "size": 16, "lowres_size": 8}, "unet.lowres_channels": 3}
 WIDTH, LENGTH = 16, 12
 WORDS = [f"a {a} {b}" for a in ("red", "blue", "small green") for b in ("circle", "star", "square", "big heart")]
 CAPTIONS = [f"{one} above {other}" for one in WORDS for other in WORDS[:5]]
@@ -191,3 +197,31 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(folder, tmp_path, capsys, m
     )
     assert main(command(folder, tmp_path / "c")) == 0
     assert f"{len(set(CAPTIONS)) + 1 - 6} encoded now" in capsys.readouterr().out
+
+
+HELD_OUT = {"every": 2, "samples": 2, "levels": 2, "data": {"kind": "shapes", "split": "heldout"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "held", "measured"),
+    [
+        ({}, 0, 0),
+        ({"grid": {"every": 2, "count": 3}}, 3, 0),
+        ({"grid": {"every": 2, "count": 3, "prompts": ["a red star"]}}, 0, 0),
+        ({**SR, "grid": {"every": 2, "count": 3, "prompts": ["a red star"]}}, 3, 0),  # its own grid shows pictures
+        ({**SR, "grid": {"every": 0, "count": 3}}, 0, 0),
+        ({**SR, "grid": {"every": 2, "count": 3}, "validation": HELD_OUT}, 3, 2),
+    ],
+)
+def test_a_run_s_captions_are_those_of_its_data_its_grids_and_its_held_out_pictures(tmp_path, changes, held, measured):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(merge(TINY, {"run_dir": str(tmp_path / "run"), **changes})))
+    config = parse(["--config", str(path)])
+    source = make_source(config)
+    shown = list(config.grid.prompts)
+    shown += [sample.caption for sample in held_out(config)] if held else []
+    assert len(shown) == len(config.grid.prompts) + held
+    found = list(data_captions(config, 5))
+    assert found[:5] == [source.scene(index)[1] for index in range(5)]
+    assert found[5 : 5 + len(shown)] == shown
+    assert len(found) == 5 + len(shown) + measured

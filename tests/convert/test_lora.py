@@ -123,7 +123,10 @@ def test_an_adapter_trained_without_the_variance_says_so_where_it_is_loaded(
 def test_resuming_an_adapter_is_exact(config: Any, base_dtype: str) -> None:
     parts = (BASE, LORA, {"train.steps": 4, "train.checkpoint_every": 2, "lora.base_dtype": base_dtype})
     whole = config(*parts, run="whole")
-    assert Trainer(StageTask(whole)).fit()
+    first = Trainer(StageTask(whole))
+    dtypes = {kept: {p.dtype for p in first.module.parameters() if p.requires_grad != kept} for kept in (True, False)}
+    assert dtypes == {True: {getattr(torch, base_dtype)}, False: {torch.float32}}, "of the base, and of the adapter"
+    assert first.fit()
     broken = replace(whole, run_dir=str(Path(whole.run_dir).with_name("parts")))
     shutil.copytree(whole.run_dir, broken.run_dir)
     shutil.rmtree(Path(broken.run_dir) / "state" / "step-00000004")

@@ -66,11 +66,13 @@ def test_the_command_line_knows_presets_lists_and_shapes(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["a red circle", "--model", str(converted), "--out", str(tmp_path), "--height", "16", "--width", "48"]
-    assert main([*given, "--preset", "if-fast", "--steps", "16=2,32=super27"]) == 0
+    assert main([*given, "--preset", "if-fast", "--steps", "16=2,32=super27", "--sampler", "ddim"]) == 0
     (file,) = tmp_path.glob("*.png")
     assert Image.open(file).size == (48, 16)
     settings = read_settings(file)
     assert settings["steps"] == {"16": 2, "32": "super27"}
+    assert settings["guidance"] == {"16": 7.0, "32": 4.0}, "the preset's, where nothing else is asked for"
+    assert settings["sampler"] == dict.fromkeys(("16", "32"), "DDIMScheduler"), "the one asked for, not the preset's"
     assert "--preset if-fast" in settings["command"]
     assert "--height 16 --width 48" in settings["command"]
     for wrong, message in (

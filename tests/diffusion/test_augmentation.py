@@ -126,7 +126,13 @@ def test_shapes_are_checked() -> None:
         augment_lowres(lowres, torch.zeros(2), lowres, 8, "pixel")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("size", "new"), [((12, 18), (4, 6)), ((13, 10), (4, 7)), ((5, 9), (2, 4))])
+SHARED = [
+    *[((12, 18), (4, 6)), ((13, 10), (4, 7)), ((5, 9), (2, 4))],
+    *[((12, 10), (4, 5)), ((4, 24), (2, 12)), ((21, 3), (9, 2))],  # another factor along each axis; longer than high
+]
+
+
+@pytest.mark.parametrize(("size", "new"), SHARED)
 def test_reducing_noise_is_the_share_of_every_pixel(size: tuple[int, int], new: tuple[int, int]) -> None:
     """Written out pixel by pixel; noise, because of a ramp every symmetric kernel gives the same."""
     x = picture(1, 2, *size)

@@ -256,10 +256,15 @@ def test_foreign_schedulers_keep_their_spacing() -> None:
     assert torch.equal(out, torch.full_like(out, 0.5))
 
 
-def test_zero_terminal_snr_is_finite() -> None:
+@pytest.mark.parametrize("trained", [None, BASE.config.trained_betas], ids=["linear", "trained_betas"])
+def test_zero_terminal_snr_is_finite(trained: list[float] | None) -> None:
+    """A scheduler that rescales steps by other betas than those that it was made of and stores."""
     for cls in (DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler):
-        scheduler = cls(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-        assert level_log_snrs(scheduler)[-1] == -20
+        scheduler = cls(rescale_betas_zero_snr=True, timestep_spacing="trailing", trained_betas=trained)
+        log_snrs = level_log_snrs(scheduler)
+        assert log_snrs[-1] == -20
+        theirs = torch.logit(torch.cumprod(1 - scheduler.betas.double(), 0)[:-1])
+        torch.testing.assert_close(log_snrs[:-1], theirs, rtol=0, atol=1e-6)
         assert sample_loop(constant(0.5), noise(), StepRule(scheduler, 4)).isfinite().all()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +46,18 @@ def test_without_pictures_each_prompt_has_its_own_seed() -> None:
         generator = torch.Generator().manual_seed(prompt.seed)
         alone = pipe(prompt.text, generator=generator, size=16, num_inference_steps=1).images[0]
         assert np.abs(np.asarray(picture, int) - np.asarray(alone, int)).max() <= 1
+
+
+def test_a_setting_of_zero_is_asked_for_and_one_of_none_is_left_to_the_model() -> None:
+    given: list[dict[str, Any]] = []
+
+    def pipe(texts: list[str], **asked: Any) -> Any:
+        given.append(asked)
+        return SimpleNamespace(stages={16: drawn(len(texts))})
+
+    settings = {"guidance_scale": 0.0, "aug_level": 0.0, "lowres_consistency": 0, "num_inference_steps": None}
+    sample(pipe, suite("heldout", 3), 16, settings, 2)  # type: ignore[arg-type]
+    assert len(given) == 2
+    for asked in given:
+        assert asked.items() >= {"guidance_scale": 0.0, "aug_level": 0.0, "lowres_consistency": 0, "size": 16}.items()
+        assert asked.get("num_inference_steps") is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,15 @@ from imagen.cascade.training.export import stage_scheduler
 from imagen.cascade.training.task import StageTask
 from imagen.cli.compose import main
 from imagen.cli.sample import main as sample
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
-from imagen.stages.folder import read_run
+from imagen.stages.folder import SavedStage, read_run, write_run
+from imagen.stages.spec import StageDefaults
+from imagen.text.reading import TextDefaults
 from imagen.training.trainer import Trainer
-from tests.factories import WIDTH, tiny_base, tiny_pipeline
+from tests.factories import WIDTH, tiny_base, tiny_pipeline, tiny_sr
+from tests.factories import sample as draw
 
 BASE = {"unet.text_dim": WIDTH, "train.steps": 2, "text.max_length": 12, "sampling.num_inference_steps": 2}
 SR = {
@@ -194,6 +201,52 @@ def test_a_pipeline_is_not_replaced_by_one_with_fewer_stages_and_nothing_is_left
     stages = [word for name in ("base64", "sr256", "sr1024") for word in (f"--{name}", str(whole))]
     assert main([*stages, "--out", str(whole)]) == 0
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def stage_run(folder: Path, slot: str, conditions: dict[str, Any], **options: Any) -> Path:
+    """A run of a stage without text as its export lies there."""
+    sizes, unet = {"size": 16}, tiny_base(text_dim=None, **options)
+    if slot != "base":
+        sizes, unet = {"size": 32, "lowres_size": 16}, tiny_sr(text_dim=None, **options)
+    model = folder / "model"
+    unet.save_pretrained(model / "unet")
+    make_scheduler("ddim", CosineSchedule(), "sample").save_pretrained(model / "scheduler")
+    defaults = StageDefaults(num_inference_steps=1, **sizes)
+    parts = (model / "unet", model / "scheduler", TextDefaults(), 16)
+    write_run(model, SavedStage(slot, defaults, *parts, conditions=conditions))
+    return folder
+
+
+@pytest.mark.parametrize("reading", ["base", "sr256"])
+def test_what_any_stage_stores_of_its_conditions_is_the_pipeline_s_and_stays_when_stages_are_exchanged(
+    tmp_path, reading
+):
+    names = {"label": {"names": ["a leaf", "a stone", "a shell"]}}
+    folders = {
+        slot: stage_run(tmp_path / slot, slot, names if slot == reading else {}, **classes)
+        for slot in ("base", "sr256")
+        for classes in [{"classes": {"label": 3}} if slot == reading else {}]
+    }
+    pipe = compose(folders)
+    assert pipe.config["conditions"] == names
+    pipe.save_pretrained(tmp_path / "model")
+    other = "sr256" if reading == "base" else "base"
+    again = compose({reading: tmp_path / "model", other: folders[other]})
+    assert again.config["conditions"] == names
+    for one in (pipe, again):
+        one.set_progress_bar_config(disable=True)
+    stone = draw(pipe, label="a stone").images
+    assert torch.equal(draw(again, label="a stone").images, stone)
+    assert torch.equal(draw(again, label=1).images, stone)
+    assert not torch.equal(draw(again, label="a leaf").images, stone)
+
+
+def test_stages_that_mean_other_things_by_a_condition_are_not_put_together(tmp_path):
+    classes = {"classes": {"label": 2}}
+    base = stage_run(tmp_path / "a", "base", {"label": {"names": ["a", "b"]}}, **classes)
+    sr = stage_run(tmp_path / "b", "sr256", {"label": {"names": ["b", "a"]}}, **classes)
+    with pytest.raises(ConfigError, match="sr256 was trained with label .*'b', 'a'.*, a stage before it with .*'a', "):
+        compose({"base": base, "sr256": sr})
 
 
 def test_a_learned_variance_is_exported_without_gamma(config):

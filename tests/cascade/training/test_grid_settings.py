@@ -75,8 +75,9 @@ def test_pictures_of_a_grid_do_not_depend_on_its_batches_with_texts_of_any_lengt
 
 
 def test_a_grid_s_own_guidance_replaces_the_stage_s() -> None:
-    own = grid({}, {"guidance_scale": 2.0}, {"guidance_scale": 3.0})
-    assert torch.equal(own, grid({}, {"guidance_scale": 3.0}, {}))
+    for scale in (3.0, 0.0):  # 0 is a scale, too
+        own = grid({}, {"guidance_scale": 2.0}, {"guidance_scale": scale})
+        assert torch.equal(own, grid({}, {"guidance_scale": scale}, {}))
 
 
 def test_a_learned_variance_is_left_aside() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 
@@ -74,3 +75,14 @@ def test_fields_are_named_in_a_file_or_on_the_command_line_and_read_or_told(conf
     assert DataConfig(**yaml.safe_load(to_yaml(settings))["data"]) == settings.data
     with pytest.raises(ConfigError, match="data: data.fields 'label' is read by nothing here, which reads none"):
         make_source(settings)
+
+
+def test_a_loader_s_worker_gives_all_its_batches_after_a_signal_to_the_whole_job(config):
+    settings = config(**{"train.steps": 12, "train.num_workers": 1})
+    before = {process.pid for process in multiprocessing.active_children()}
+    loader = iter(make_loader(settings, make_source(settings), 0, 0, 1))
+    keys = next(loader)["key"]
+    (worker,) = [process for process in multiprocessing.active_children() if process.pid not in before]
+    os.kill(worker.pid, signal.SIGTERM)
+    keys += [key for batch in loader for key in batch["key"]]
+    assert len(keys) == len(set(keys)) == 12 * settings.train.batch_size

@@ -84,6 +84,34 @@ def test_a_call_s_picture_is_masked_at_the_stage_s_size_and_hidden_colours_count
     assert not nothing[:, :3].any()
 
 
+def test_each_prompt_s_pictures_see_its_mask_in_every_branch():
+    network = tiny_base(extra_channels=CHANNELS)
+    pictures = torch.rand(2, 4, 8, 8, generator=seeded()) * 2 - 1
+    branches = ("unconditional", "conditional")
+    given = Masked(tuple(pictures)).given(Target(network, branches, (8, 8), 4))
+    seen = given.select(given.stacked(branches, torch.arange(4))).named["mask"]
+    first, second = (masked(one[None, :3], (one[None, 3:] <= 0).float()) for one in pictures)
+    torch.testing.assert_close(seen, torch.cat([first, first, second, second] * 2))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_held_out_pictures_are_masked_as_in_training_or_in_the_middle(stored):
+    """What a grid shows of a run with masks: its network is given the picture but for what is to be painted."""
+    image, mask = torch.rand(2, 3, 8, 8, generator=seeded()) * 2 - 1, torch.zeros(2, 1, 8, 8)
+    mask[0, :, :3], mask[1, :, :, 5:] = 1, 1
+    expected = mask
+    if not stored:
+        expected = torch.zeros(2, 1, 8, 8)
+        expected[:, :, 2:6, 2:6] = 1
+    condition = Mask(8, stored_masks=stored)
+    target = Target(tiny_base(extra_channels=CHANNELS), ("conditional",), (8, 8), 2)
+    given = condition.sampled({"mask": mask}, image).given(target)
+    seen = given.select(given.stacked(target.branches, torch.arange(2))).named["mask"]
+    torch.testing.assert_close(seen, masked(image, expected))
+    nothing = condition.sampled(None, None).given(target).named["mask"]
+    assert torch.equal(nothing, masked(torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 8, 8)))
+
+
 def test_a_call_takes_pictures_with_transparency():
     pipe = tiny_pipeline(base_unet=tiny_base(extra_channels=CHANNELS))
     pixels = np.full((16, 16, 4), 200, np.uint8)

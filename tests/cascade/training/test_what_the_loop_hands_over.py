@@ -154,3 +154,21 @@ def test_pictures_asked_for_are_counted_from_the_first_step_of_a_run(config: Cal
     again = Trainer(StageTask(config(**{"train.accumulation": 2})))
     assert again.fit()
     assert again.bad.read == 24
+
+
+def test_the_end_of_a_run_is_told_measured_drawn_and_kept_whatever_the_intervals(
+    config: Callable[..., RunConfig], read_metrics: Callable[..., list[dict[str, Any]]]
+) -> None:
+    held_out = {"kind": "shapes", "split": "heldout"}
+    settings = config(
+        **{"train.steps": 5, "train.log_every": 2, "train.checkpoint_every": 3, "train.keep_last": 9},
+        grid={"every": 4, "count": 1, "num_inference_steps": 1},
+        validation={"every": 2, "samples": 2, "levels": 2, "data": held_out},
+    )
+    assert Trainer(StageTask(settings)).fit()
+    run, lines = Path(settings.run_dir), read_metrics(settings.run_dir)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5]
+    assert [line["step"] for line in lines if "val_loss" in line] == [2, 4, 5]
+    grids, points = (sorted(path.stem for path in (run / folder).iterdir()) for folder in ("samples", "state"))
+    assert grids == ["step-00000004", "step-00000005"]
+    assert points == ["step-00000003", "step-00000005"]
