@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagen.errors import ConfigError, config_errors
+from imagen.errors import ConfigError, Stopped, config_errors, run_command
 
 
 def test_what_is_wrong_is_one_line_behind_the_section_s_name() -> None:
@@ -21,3 +21,33 @@ def test_other_errors_pass_unless_they_are_named() -> None:
         raise OSError("full")
     with config_errors("data: "):
         pass
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        (ValueError("size 3\n  is odd"), 2, "cmd: error: size 3 is odd"),
+        (OSError(28, "No space left"), 1, "cmd: error: [Errno 28] No space left; go on"),
+        (MemoryError(), 1, "cmd: error: MemoryError; go on"),
+        (Stopped("too much"), 1, "cmd: error: too much; go on"),
+        (KeyboardInterrupt(), 130, "cmd: interrupted; go on"),
+    ],
+)
+def test_what_ends_a_command_is_a_line_and_an_exit_code(
+    end: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise end
+
+    assert run_command("cmd", work, "; go on") == code
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_a_command_s_own_code_is_kept_and_a_bug_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    def bug() -> int:
+        raise ValueError("no user did that")
+
+    assert [run_command("cmd", lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+    with pytest.raises(ValueError, match="no user"):
+        run_command("cmd", bug, mistakes=ConfigError)
+    assert not capsys.readouterr().err

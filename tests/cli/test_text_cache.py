@@ -19,6 +19,7 @@ from imagen.cascade.training.grids import held_out
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cli.text_cache import data_captions, main
 from imagen.text.cache import build
+from imagen.text.cache.build import Encoding
 from imagen.text.cache.store import Manifest, TextCache
 from imagen.text.pretrain import train_tokenizer
 from tests.cascade.training.conftest import TINY, merge
@@ -151,6 +152,33 @@ def test_what_it_tells(folder, tmp_path, capsys):
     assert f"{fixed * unique:,}, {fixed:,} a caption ({fixed / each:.1f} times)" in told
     assert main(command(folder, tmp_path / "c")) == 0  # the dtype of the cache that is there
     assert capsys.readouterr().out.startswith("nothing to do: every caption is in the cache")
+
+
+OPTIONS = ["--text.dtype", "bfloat16", "--dtype", "float16", "--batch_size", "5", "--processes", "3"]
+OPTIONS += ["--shard_size", "7", "--device", "meta"]
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "shards", "encoding"),
+    [
+        ([], "c", (1, 4096), Encoding("t5", 128, "float32", None, 64, "cpu")),
+        (OPTIONS, "c", (3, 7), Encoding("t5", 128, "bfloat16", "float16", 5, "meta")),
+        (["--out", "o", "--text.max_length", "9"], "o", (1, 4096), Encoding("t5", 9, "float32", None, 64, "cpu")),
+    ],
+)
+def test_every_option_reaches_the_work(folder, capsys, monkeypatch, options, out, shards, encoding):
+    def work(captions, *rest):
+        assert list(captions)[: len(CAPTIONS)] == CAPTIONS
+        seen.append(rest)
+        raise ValueError("seen")
+
+    seen: list[tuple] = []
+    monkeypatch.setattr(build, "build_cache", work)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arguments = ["--captions", str(folder / "captions.txt"), "--text.encoder", "t5", "--text.cache", "c", *options]
+    assert main(arguments) == 2
+    assert "error: seen" in capsys.readouterr().err
+    assert seen == [(Path(out), encoding, *shards)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from imagen.data.pictures import PictureDataset
 from imagen.data.prepare import Prepare, Want
 from imagen.data.records import FolderRecords, Places, Records
 from imagen.data.table import TableRecords
-from imagen.data.tar import ShardRecords
+from imagen.data.tar import ShardRecords, ShardStream
 
 CAPTIONS = ["a cat, asleep", 'größer "als" ☂', "drei", "four"]
 
@@ -255,6 +255,25 @@ def test_members_that_cannot_be_trusted_are_told(tmp_path: Path) -> None:
     assert [*good] == ["a.tar/good"]
     record = good["a.tar/good"]
     assert (record.image, record.fields, record.captions) == (encoded(1), {"conditioning": encoded(2)}, ("owl",))
+
+
+@pytest.mark.parametrize("first", ["link", "picture"])
+def test_one_file_that_cannot_be_trusted_spoils_its_item_wherever_it_stands(tmp_path: Path, first: str) -> None:
+    link = tarfile.TarInfo("a.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        if first == "link":
+            archive.addfile(link)
+        add(archive, "a.png", encoded(0))
+        if first == "picture":
+            archive.addfile(link)
+    with pytest.raises(Unusable, match="is a link or a device"):
+        ShardRecords([str(tmp_path)]).record(0)
+    with pytest.raises(Unusable, match="is a link or a device"):
+        ShardRecords([str(tmp_path)]).captions(0)
+    ((_, item),) = ShardStream([str(tmp_path)]).read(0)
+    assert isinstance(item, Unusable)
+    assert "is a link or a device" in str(item)
 
 
 def test_a_cut_off_shard_gives_what_it_has(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_blocks_are_permuted_and_epochs_and_seeds_differ() -> None:
     assert keys(lane(stream, block=6, seed=1), 0, 18) != mixed[:18]
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 9])
+def test_shards_come_in_another_order_in_every_epoch(lanes: int) -> None:
+    for number in range(lanes):
+        of = lane(Numbers(*[2] * 8), number, lanes)
+        assert len({tuple(of.order(epoch)) for epoch in range(4)}) == 4
+        assert of.order(3) == lane(Numbers(*[2] * 8), number, lanes).order(3)
+        assert of.order(0) != lane(Numbers(*[2] * 8), number, lanes, seed=1).order(0)
+
+
 @pytest.mark.parametrize("lanes", [1, 3, 5])
 def test_a_lane_starts_anywhere(lanes: int, tmp_path: Path) -> None:
     for number in range(lanes):

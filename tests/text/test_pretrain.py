@@ -66,8 +66,10 @@ def test_words_are_pieces_and_any_word_can_be_spelt(tokenizer):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a zebra, quickly"
 
 
-def test_resume_equals_the_uninterrupted_run(tokenizer, tmp_path):
-    whole = pretrain(document, tokenizer, TINY, tmp_path / "whole")
+@pytest.mark.parametrize("started", [False, True], ids=["new", "from another encoder"])
+def test_resume_equals_the_uninterrupted_run(tokenizer, tmp_path, started):
+    config = replace(TINY, init_from=pretrain(document, tokenizer, TINY, tmp_path / "other") if started else None)
+    whole = pretrain(document, tokenizer, config, tmp_path / "whole")
 
     class Stopped(Exception):
         pass
@@ -78,10 +80,10 @@ def test_resume_equals_the_uninterrupted_run(tokenizer, tmp_path):
         return document(index)
 
     with pytest.raises(Stopped):
-        pretrain(stops, tokenizer, TINY, tmp_path / "cut")
+        pretrain(stops, tokenizer, config, tmp_path / "cut")
     log = tmp_path / "cut" / "metrics.jsonl"
     log.write_text('{"step": 2}\n{"step": 3}\n', encoding="utf-8")  # step 3 was logged after the checkpoint of step 2
-    resumed = pretrain(document, tokenizer, TINY, tmp_path / "cut")
+    resumed = pretrain(document, tokenizer, config, tmp_path / "cut")
     assert log.read_text(encoding="utf-8") == '{"step": 2}\n'
     for a, b in zip(
         load_text_encoder(whole)[1].state_dict().values(),

@@ -113,6 +113,7 @@ def test_metrics_are_cut_back_to_the_step(tmp_path):
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)) + '{"step": 8')
     metrics = MetricsFile(path, 4)
     metrics.write({"step": 5})
+    assert path.read_text().endswith('\n{"step": 5}\n')  # readers see a line as soon as it is written
     metrics.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 5]
     MetricsFile(path, 4).close()

@@ -249,6 +249,36 @@ def test_adam8bit_gets_the_groups_and_options(eight_bits):
     }
 
 
+def test_what_was_asked_for_now_goes_before_what_a_resume_point_had():
+    module = nn.Linear(4, 4)
+    then = make_optimizer(module, OptimConfig(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), eps=1e-8))
+    module.weight.grad, module.bias.grad = torch.ones(4, 4), torch.ones(4)
+    then.step()
+    now = make_optimizer(module, OptimConfig(lr=1e-2, weight_decay=0.3, betas=(0.5, 0.6), eps=1e-6))
+    restore_optimizer(now, then.state_dict())
+    for group, decay in zip(now.param_groups, (0.3, 0.0), strict=True):
+        asked = {"peak_lr": 1e-2, "weight_decay": decay, "betas": (0.5, 0.6), "eps": 1e-6}
+        assert {name: group[name] for name in asked} == asked
+    assert torch.equal(now.state[module.weight]["exp_avg"], then.state[module.weight]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("adam8bit", {"muon_lr": 0.1}),
+        ("adafactor", {"muon_lr": 0.1}),
+        ("adafactor", {"betas": (0.5, 0.6)}),
+        ("adafactor", {"eps": 1e-5}),
+        ("adamw", {"momentum": 0.9}),
+        ("adam8bit", {"momentum": 0.9}),
+    ],
+)
+def test_an_option_that_its_optimizer_does_not_read_is_refused(kind, option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"^optim.{name} .* and optim.kind is {kind}: leave it out$"):
+        OptimConfig(kind=kind, **option)
+
+
 def test_adam8bit_says_what_it_lacks_before_anything_loads(monkeypatch, tmp_path):
     def start(dtype="float32"):
         config = RegressionConfig(str(tmp_path), optim=OptimConfig("adam8bit"), train=TrainConfig(dtype=dtype))

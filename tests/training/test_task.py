@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +122,21 @@ def test_resuming_is_exact(make: Callable[..., RegressionConfig], stop: int) -> 
     assert newest(parts)["linear shown"] == 12 * 6  # a buffer is kept like a weight
 
 
+def test_a_run_that_goes_on_tells_its_speed_and_what_is_left_from_there(
+    make: Callable[..., RegressionConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)), time=time.time)
+    monkeypatch.setattr("imagen.training.trainer.time", clock)  # a second passes between two looks at it
+    config = make(train={"log_every": 2})
+    assert not stop_after(Trainer(RegressionTask(config)), 6).fit()
+    second = Trainer(RegressionTask(config))
+    assert second.progress.start == 6
+    assert second.fit()
+    told = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["clock"]["images_per_second"] for line in told if "loss" in line] == [12.0] * 6
+
+
 def test_accumulation_changes_rounding_alone(make: Callable[..., RegressionConfig]) -> None:
     runs = []
     for parts in (1, 3):
@@ -149,8 +167,10 @@ def test_pictures_that_cannot_be_used_are_written_down_and_too_many_stop(make: C
     assert {(note["key"], note["action"]) for note in noted} == {("3.png", "skipped")}
     for number in (4, 5):
         (folder / f"{number}.png").write_bytes(b"broken")
-    with pytest.raises(TrainingStopped, match="3 of 12 pictures cannot be used"):
-        Trainer(RegressionTask(make("other"))).fit()
+    other = make("other")
+    with pytest.raises(TrainingStopped, match=r"stopped at step 2: 3 of 12 pictures cannot be used"):
+        Trainer(RegressionTask(other)).fit()  # in the step that shows it, not behind the last one
+    assert newest(other)["linear shown"] == 2 * 6
 
 
 def test_a_start_from_another_model_and_notes_are_the_task_s(make: Callable[..., RegressionConfig]) -> None:

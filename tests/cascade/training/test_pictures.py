@@ -75,6 +75,10 @@ def test_check_finds_before_training_what_training_finds(write_config, pictures,
     assert "training would stop: 2 of 20" in said
     assert [(line["key"], line["action"]) for line in lines(tmp_path / "run" / "checked.jsonl")] == EXPECTED
     assert check(["--config", path, "--data.max_skipped_share", "0.1"]) == 0
+    Image.new("RGB", (9, 9)).save(pictures / "03.png")
+    assert check(["--config", path, "--data.max_skipped_share", "0.1"]) == 0
+    left = [(line["key"], line["action"]) for line in lines(tmp_path / "run" / "checked.jsonl")]
+    assert left == EXPECTED[1:], "what was mended since the last check is no more in the list"
     assert check(["--config", path, "--data.path", str(tmp_path / "nowhere")]) == 2
     assert check(["--config", str(write_config())]) == 2  # shapes: nothing is stored
 

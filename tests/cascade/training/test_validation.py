@@ -168,3 +168,17 @@ def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, t
     held["data"] = {"kind": "folder", "path": str(tmp_path / "nowhere")}
     with pytest.raises(ConfigError, match="^validation.data: "):
         Trainer(StageTask(config(validation=held)))
+
+
+@pytest.mark.parametrize("section", ["data", "validation.data"])
+def test_pictures_that_the_network_cannot_take_are_told_of_either_section(config, tmp_path, section):
+    fine = {"data.kind": "folder", "data.path": str(tmp_path), "validation.data": {"kind": "shapes"}}
+    with pytest.raises(ConfigError, match=rf"^{section}\.crop 3 is not a multiple of 2, the network's stride"):
+        StageTask(config(**{**fine, f"{section}.crop": 3}))
+    grey = {"unet.in_channels": 1, "unet.out_channels": 1}
+    folder = {"kind": "folder", "path": str(tmp_path)}
+    data = {"data": folder, "validation.data": {**folder, "path": "other"}, section: {"kind": "shapes"}}
+    with pytest.raises(
+        ConfigError, match=rf"^unet\.in_channels 1, but the pictures of {section}\.kind shapes have three"
+    ):
+        StageTask(config(**{**grey, **data}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,3 +173,25 @@ def test_the_end_of_a_run_is_told_measured_drawn_and_kept_whatever_the_intervals
     grids, points = (sorted(path.stem for path in (run / folder).iterdir()) for folder in ("samples", "state"))
     assert grids == ["step-00000004", "step-00000005"]
     assert points == ["step-00000003", "step-00000005"]
+
+
+def test_the_layers_at_the_ends_of_a_network_are_not_on_muon(config: Callable[..., RunConfig]) -> None:
+    trainer = Trainer(StageTask(config(**{"optim.muon_lr": 1e-2})))
+    on_muon = {id(p) for group in trainer.optimizer.param_groups if group.get("muon") for p in group["params"]}
+    ends = tuple(f"{name}." for name in trainer.module.end_layers)
+    matrices = {name: id(p) for name, p in trainer.module.named_parameters() if p.ndim >= 2}
+    assert {name.rpartition(".")[0] for name in matrices if name.startswith(ends)} == {"conv_in", "conv_out"}
+    assert on_muon == {number for name, number in matrices.items() if not name.startswith(ends)}
+
+
+def test_a_run_goes_on_where_what_it_started_from_is_gone(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    first = config(run_dir=str(tmp_path / "first"), **{"train.steps": 2})
+    Trainer(StageTask(first)).fit()
+    start = {"unet": {}, "train.init_from": str(tmp_path / "first" / "model")}
+    Trainer(StageTask(config(run_dir=str(tmp_path / "second"), **start, **{"train.steps": 2}))).fit()
+    shutil.rmtree(tmp_path / "first")
+    with pytest.warns(UserWarning, match="changed configuration: train.steps 2 -> 4$"):
+        trainer = Trainer(StageTask(config(run_dir=str(tmp_path / "second"), **start, **{"train.steps": 4})))
+    assert trainer.step == 2
+    assert trainer.task.config.unet["model_channels"] == first.unet["model_channels"]
+    assert trainer.fit()
