@@ -31,16 +31,34 @@ def test_an_adapter_holds_its_matrices_alone_and_not_the_network_s_buffers(tmp_p
     assert all(torch.equal(other.state_dict()[name], value) for name, value in unet.state_dict().items())
 
 
-@pytest.mark.parametrize("entry", ["use_rslora", "use_dora"])
-def test_another_kind_of_adapter_is_refused_and_not_loaded_at_a_wrong_strength(tmp_path: Path, entry: str) -> None:
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("use_rslora", True), ("use_dora", True), ("alpha_pattern", {"to_q": 8}), ("rank_pattern", {"to_q": 2})],
+)
+def test_another_kind_of_adapter_is_refused_and_not_loaded_at_a_wrong_strength(
+    tmp_path: Path, entry: str, value: object
+) -> None:
     unet = tiny_base()
     attach(unet, 2, 4.0, ["to_q"])
     path = tmp_path / WEIGHTS
     save_adapter(path, EMA(unet).average, 2, 4.0, ["to_q"])
-    facts = {"unet.r": 2, "unet.lora_alpha": 4.0, f"unet.{entry}": True}
+    facts = {"unet.r": 2, "unet.lora_alpha": 4.0, f"unet.{entry}": value}
     save_file(load_file(path), path, {METADATA: json.dumps(facts)})
     with pytest.raises(ValueError, match=f"was trained with {entry}, which is not supported"):
         read_adapter(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {METADATA: '{"unet.r": 2}'}], ids=["no header", "rank alone"])
+def test_an_adapter_that_says_no_alpha_acts_as_its_matrices_are(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
+    """As diffusers reads it: alpha is the rank. With the alpha of its header it is as many times as strong."""
+    unet, path = tiny_base(), tmp_path / WEIGHTS
+    attach(unet, 2, 6.0, ["to_q"])
+    save_adapter(path, EMA(unet).average, 2, 6.0, ["to_q"])
+    assert (read_adapter(path).rank, read_adapter(path).alpha) == (2, 6.0)
+    save_file(load_file(path), path, metadata)
+    assert (read_adapter(path).rank, read_adapter(path).alpha) == (2, 2.0)
 
 
 def test_pipelines_that_share_a_network_share_its_adapter(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_other_channels_come_as_arrays():
 
 
 NAN = float("nan")
+EMBEDS = {"prompt": None, "prompt_embeds": torch.zeros(2, 2, WIDTH)}
 BAD_CALLS = [
     ({"prompt": None}, "no prompt: stage base reads text"),
     ({"prompt": []}, "non-empty list of strings"),
@@ -122,10 +123,15 @@ BAD_CALLS = [
     ({"prompt": None, "prompt_embeds": torch.zeros(2, WIDTH)}, "prompt_embeds has shape"),
     ({"prompt": None, "prompt_embeds": torch.zeros(1, 2, 8)}, "width 8 but stage base was trained on 16"),
     ({"prompt_mask": torch.ones(1, 2)}, "without prompt_embeds"),
+    ({**EMBEDS, "prompt_mask": torch.tensor([[1, 1], [0, 0]])}, "prompt_embeds has a row without a real token"),
+    ({**EMBEDS, "prompt_mask": torch.ones(2, 3)}, r"mask of prompt_embeds has shape \(2, 3\); expected \(2, 2\)"),
+    ({**EMBEDS, "prompt_mask": torch.ones(1, 2)}, r"mask of prompt_embeds has shape \(1, 2\); expected \(2, 2\)"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(1, 0, WIDTH)}, r"prompt_embeds has shape \(1, 0, 16\)"),
     ({"generator": [seeded(), seeded()]}, "generator is a list of 2 for 1 pictures"),
     ({"callback_on_step_end_tensor_inputs": ["latents"]}, "names 'latents'; expected some of z, x0"),
     ({"image": "cat.png"}, "image is a str"),
     ({"image": torch.full((3, 16, 16), -0.5)}, "values from -0.5"),
+    ({"image": torch.full((3, 16, 16), 1.5)}, "values from 1.5 to 1.5"),
     ({"image": torch.zeros(4, 16, 16)}, "3 channels"),
     ({"image": torch.zeros(3, 3, 16, 16), "prompt": ["a", "a"]}, "2 prompts for 3 pictures"),
 ]
@@ -146,6 +152,9 @@ def test_negative_prompt_without_guidance_warns(pipe, monkeypatch):
     sample(pipe, PROMPTS[0], negative_prompt="a", guidance_scale=1, size=16)
     assert len(said) == 1
     assert "no effect" in said[0]
+    sample(pipe, PROMPTS[0], negative_prompt="a", guidance_scale=2, size=16)
+    sample(pipe, PROMPTS[0], guidance_scale=1, size=16)
+    assert len(said) == 1
 
 
 def test_the_encoder_must_be_the_one_the_networks_know():

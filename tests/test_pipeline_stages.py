@@ -146,6 +146,23 @@ def test_seeds_are_prefixes_and_differ():
     assert not torch.equal(noise[0], noise[1])
 
 
+def test_what_is_offloaded_goes_back_whether_a_call_ends_well_or_not(monkeypatch):
+    """The hooks are called for once a call, after its last step; and between calls nothing runs."""
+    pipe, freed, steps = tiny_pipeline(), [], []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(len(steps)))
+
+    def fail(*_):
+        raise RuntimeError("a callback's own")
+
+    sample(pipe, "a red circle", size=32, callback_on_step_end=lambda *_: steps.append(pipe.stage))
+    assert freed == [len(steps)]
+    assert set(steps) == {"base", "sr256"}
+    with pytest.raises(RuntimeError, match="a callback's own"):
+        sample(pipe, "a red circle", callback_on_step_end=fail)
+    assert len(freed) == 2
+    assert pipe.stage is pipe.num_timesteps is pipe.guidance_scale is None
+
+
 def test_one_picture_in_every_form():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -160,6 +177,18 @@ def test_one_picture_in_every_form():
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     (deep,) = load_pictures(Image.fromarray(levels), 1)
     assert np.array_equal(((deep[0].double() + 1) * 32767.5).round().numpy(), levels), "16 bits keep every level"
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("F", 1)])
+def test_a_picture_that_lies_on_its_side_is_turned_upright(mode, channels):
+    """EXIF's orientation 6: a quarter clockwise."""
+    levels = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
+    picture = Image.fromarray(levels).convert(mode)
+    if mode == "F":
+        picture = Image.fromarray(levels.astype(np.float32) / 255)
+    picture.getexif()[0x0112] = 6
+    expected = torch.from_numpy(np.rot90(levels, 3) / 127.5 - 1).float()
+    torch.testing.assert_close(load_pictures(picture, channels, (3, 2))[0][0], expected, atol=1e-5, rtol=0)
 
 
 def test_ranges_of_numbers_that_are_not_bytes():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from imagen.cli.png import read_settings
-from imagen.cli.record import stage_names
+from imagen.cli.record import Writer, stage_names
 from imagen.cli.sample import main
 from imagen.stages.spec import StageDefaults
 from tests.factories import tiny_base, tiny_pipeline, tiny_sr
@@ -87,3 +90,22 @@ def test_a_picture_of_their_side_goes_through_the_last_stage_alone(keeping: str,
     assert main([*words[2:], "--out", str(tmp_path / "again")]) == 0
     (again,) = (tmp_path / "again").iterdir()
     assert np.array_equal(pixels(path), pixels(again))
+
+
+class Told(io.StringIO):
+    """A pipe: what was written is seen behind it once it is flushed."""
+
+    seen = ""
+
+    def flush(self) -> None:
+        self.seen = self.getvalue()
+
+
+def test_the_name_of_a_finished_picture_is_told_before_the_next_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(Namespace(), {}, tmp_path, {})
+    monkeypatch.setattr("sys.stdout", Told())
+    for stem in ("first", "second"):
+        writer.write(Image.new("RGB", (4, 4)), stem, {})
+        assert sys.stdout.seen.endswith(f"{tmp_path / stem}.png\n")  # type: ignore[attr-defined]

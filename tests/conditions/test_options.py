@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen.conditions.options import OPTIONS, picture
+from imagen.conditions.options import OPTIONS, check_conditions, picture
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (6, 3), (3, 2), (8, 1)])
@@ -33,3 +33,12 @@ def test_what_is_no_picture_is_told_with_its_option(content: bytes | None, reaso
     with pytest.raises(ValueError, match=f"--mask .*picture.png' cannot be read as a picture: {reason}") as told:
         picture("--mask", str(file))
     assert "\n" not in str(told.value)
+
+
+def test_a_class_is_one_of_every_network_that_runs() -> None:
+    networks = [{"classes": {"label": 5}}, {"classes": {"label": 3}}, {"classes": None}]
+    check_conditions({"label": "2"}, {}, networks)
+    with pytest.raises(ValueError, match="label is 3; expected an integer from 0 to 2"):
+        check_conditions({"label": "3"}, {}, networks)
+    with pytest.raises(ValueError, match="label is given but no stage that runs was trained with one"):
+        check_conditions({"label": "2"}, {}, networks[2:])

@@ -78,6 +78,12 @@ def test_what_is_stored(converted: Path) -> None:
     assert {path.suffix for path in converted.rglob("*") if path.is_file()} <= {".json", ".safetensors", ""}
 
 
+def test_what_is_written_is_for_everybody_to_read(converted: Path, exported: Path) -> None:
+    """As any folder that a command makes is; a temporary one is for its owner alone."""
+    for folder in (converted, exported):
+        assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_half_precision_shards_of_stage_2_alone(tmp_path: Path) -> None:
     pipe = released.stage_2(text_encoder=None, tokenizer=None)
     pipe.unet.half()

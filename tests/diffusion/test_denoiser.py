@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Step, make_x0_fn
-from imagen.diffusion.guidance import CFG, Branch, Guidance, Guide, Wrapper
+from imagen.diffusion.guidance import CFG, Branch, Guidance, Guide, Interval, Rescaled, Wrapper, guide
 from imagen.diffusion.parameterization import PREDICTION_TYPES, training_target, x0_from
 from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
 from imagen.diffusion.thresholding import Thresholding
@@ -145,6 +145,8 @@ def test_a_guidance_differentiates_through_the_network_where_gradients_are_off()
         assert not x0.requires_grad
         assert not variance.requires_grad
         assert not z.requires_grad
+        for wrapped in (Rescaled(Towards(CFG()), phi=0.0), Interval(Towards(CFG()), low=-100.0)):
+            torch.testing.assert_close(run(wrapped)[0], x0, rtol=0, atol=1e-12)
     z.requires_grad_()
     assert run(CFG())[0].requires_grad  # who samples with gradients keeps them
 
@@ -189,6 +191,24 @@ def test_a_branch_is_evaluated_once_a_step() -> None:
 def test_the_boundary_is_in_the_dtype_of_z() -> None:
     x0_fn = make_x0_fn(lambda z, t, b: [z.bfloat16()], prediction_type="v_prediction", log_snrs=LOG_SNRS)
     assert x0_fn(noise(1, 3, 4, 4).float(), torch.tensor([5.0])).x0.dtype == torch.float32
+
+
+def test_branches_of_a_network_in_half_precision_are_combined_in_the_dtype_of_z() -> None:
+    """Guidance multiplies what the branches differ in, and with it every rounding."""
+    z = noise(2, 3, 4, 4).float()
+    said = dict(zip(CFG.branches, noise(4, 6, 4, 4).bfloat16().chunk(2), strict=True))
+    x0, variance = make_x0_fn(
+        lambda z, t, branches: [said[branch] for branch in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance_scale=7.3,
+        thresholding=NONE,
+        learned_variance=True,
+    )(z, torch.full((2,), 5.0))
+    exact = guide(said["conditional"][:, :3].double(), said["unconditional"][:, :3].double(), 7.3)
+    torch.testing.assert_close(x0.double(), exact, rtol=1e-5, atol=1e-5)
+    assert variance is not None
+    assert variance.dtype == torch.float32
 
 
 def test_errors() -> None:

@@ -170,6 +170,8 @@ def test_gamma_zero_and_one_are_diffusers_fixed_small_and_large() -> None:
         theirs = DDPMScheduler(**{**config, "variance_type": kind})
         torch.testing.assert_close(variances(ours, 13), variances(theirs, 13), rtol=1e-12, atol=0)
         assert sampling_clone(theirs).config.gamma == gamma
+        logarithmic = DDPMScheduler(**{**config, "variance_type": f"{kind}_log"})
+        torch.testing.assert_close(variances(sampling_clone(logarithmic), 13), variances(ours, 13), rtol=1e-5, atol=0)
     ours, theirs = ImagenDDPMScheduler(**config), DDPMScheduler(**config)
     z, v = noise(seed=1), noise(seed=2)
     for scheduler in (ours, theirs):

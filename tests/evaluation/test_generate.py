@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen.evaluation.generate import sample
+from imagen.diffusion.sampling import SAMPLERS
+from imagen.evaluation.generate import load, sample
 from imagen.evaluation.suites import suite
 from tests.factories import tiny_pipeline
 
@@ -61,3 +64,18 @@ def test_a_setting_of_zero_is_asked_for_and_one_of_none_is_left_to_the_model() -
     for asked in given:
         assert asked.items() >= {"guidance_scale": 0.0, "aug_level": 0.0, "lowres_consistency": 0, "size": 16}.items()
         assert asked.get("num_inference_steps") is None
+
+
+def test_a_model_is_loaded_with_the_sampler_asked_for_in_every_stage_and_shows_no_bars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_pipeline(max_length=128).save_pretrained(tmp_path)
+    for sampler, expected in (("ddim", SAMPLERS["ddim"]), ("euler", SAMPLERS["euler"]), (None, SAMPLERS["ddpm"])):
+        pipe = load(Namespace(model=str(tmp_path), sampler=sampler, device="cpu"))
+        assert list(pipe.stage_defaults) == ["base", "sr256", "sr1024"]
+        assert [type(getattr(pipe, f"{slot}_scheduler")) for slot in pipe.stage_defaults] == [expected] * 3
+    capsys.readouterr()
+    pipe("a red circle", size=16, num_inference_steps=1)
+    assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used"):
+        load(Namespace(model=str(tmp_path), sampler=None, device="nowhere"))
