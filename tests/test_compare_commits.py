@@ -19,8 +19,8 @@ from tests.mutants.run import copy_tree
 # a rounding in guidance, and a billionth of a loss's weight
 GUIDANCE = ("return scale * cond + (1 - scale) * uncond", "return uncond + scale * (cond - uncond)")
 LOSS = (
-    "return log_snr.clamp(low, math.log(weighting.gamma)) - log_snr",
-    "return log_snr.clamp(low, math.log(weighting.gamma)) - log_snr + 1e-9",
+    "return log_snr.clamp(low, math.log(self.gamma)) - log_snr",
+    "return log_snr.clamp(low, math.log(self.gamma)) - log_snr + 1e-9",
 )
 
 
