@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from imagen import ImagenPipeline
+from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule
 from imagen.text.pretrain import train_tokenizer
@@ -155,3 +157,14 @@ class Calls:
 
     def __exit__(self, *_: object) -> None:
         self.hook.remove()
+
+
+def save_adapters(folder: Path) -> None:
+    """Adapters of to_q that change pictures, of a tiny base stage and a tiny 16 -> 32 one, in folder/base and sr256."""
+    for name, network in (("base", tiny_base()), ("sr256", tiny_sr(2))):
+        attach(network, 2, 4.0, ["to_q"])
+        for key, parameter in network.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, generator=seeded())
+        (folder / name).mkdir()
+        save_adapter(folder / name / WEIGHTS, dict(network.named_parameters()), 2, 4.0, ["to_q"])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import METADATA, WEIGHTS, attach, load_adapter, read_adapter, save_adapter
 from imagen.training.state.ema import EMA
-from tests.factories import sample, seeded, tiny_base, tiny_pipeline, tiny_sr
+from tests.factories import sample, save_adapters, tiny_base, tiny_pipeline
 
 
 def test_an_adapter_holds_its_matrices_alone_and_not_the_network_s_buffers(tmp_path: Path) -> None:
@@ -85,13 +85,7 @@ def test_pipelines_that_share_a_network_share_its_adapter(tmp_path: Path) -> Non
 
 
 def test_the_adapter_of_one_stage_is_taken_out_or_merged_and_that_of_another_stays(tmp_path: Path) -> None:
-    for name, network in (("base", tiny_base()), ("sr256", tiny_sr(2))):
-        attach(network, 2, 4.0, ["to_q"])
-        for key, parameter in network.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(parameter, generator=seeded())
-        (tmp_path / name).mkdir()
-        save_adapter(tmp_path / name / WEIGHTS, EMA(network).average, 2, 4.0, ["to_q"])
+    save_adapters(tmp_path)
     pipe = tiny_pipeline()
 
     def made() -> dict[str, torch.Tensor]:

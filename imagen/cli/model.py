@@ -6,7 +6,6 @@ It is found and looked at first; then loaded and put where it computes, with the
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,8 +73,6 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    # transformers 5.23 warns of every load on one device that its layers are not sharded over several
-    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     device = _device(args)
     pipe = _load_parts(args, model)
     try:

@@ -45,14 +45,14 @@ def read_encoder(name_or_path: str | Path, **options: Any) -> tuple[TextEncoder,
         OSError, ValueError: nothing there that can be read.
     """
     told = logging.getLogger("transformers.modeling_utils")
-    level = told.level
-    told.setLevel(logging.ERROR)
+    before = told.disabled
+    told.disabled = True  # a level set here would make transformers look at, and report, how the layers are sharded
     try:
         encoder, info = encoder_class(name_or_path, **options).from_pretrained(
             name_or_path, output_loading_info=True, **options
         )
     finally:
-        told.setLevel(level)
+        told.disabled = before
     return encoder, info
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import subprocess
 import sys
@@ -44,18 +43,6 @@ def test_files_say_prompt_and_seed_and_nothing_is_overwritten(run, capsys):
     assert (run.out / "a-red-circle_seed3.png").read_bytes() == first
     assert Image.open(run.out / "a-red-circle_seed3_2_16px.png").size == (16, 16)
     assert capsys.readouterr().out.count(".png\n") == 4
-
-
-def test_loading_on_one_device_says_nothing_of_several(run):
-    heard: list[str] = []
-    listener = logging.Handler()
-    listener.emit = lambda record: heard.append(record.getMessage())
-    logging.getLogger("transformers").addHandler(listener)
-    try:
-        assert run("a red circle", "--size", "16", "--num-images", "1") == 0
-    finally:
-        logging.getLogger("transformers").removeHandler(listener)
-    assert not [message for message in heard if "sharded" in message]
 
 
 def test_prompts_from_arguments_and_file_with_seeds_in_a_row(run, tmp_path):

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cli.png import read_settings
 from imagen.cli.sample import parser
 from imagen.conditions.options import OPTIONS
 from imagen.stages.spec import OF_CALLS
-from tests.factories import seeded, tiny_base, tiny_sr
+from tests.factories import save_adapters
 
 WORDS = [
     *("--negative-prompt", "a green star", "--size", "64", "--height", "64", "--width", "32"),
@@ -106,13 +105,7 @@ def test_the_command_inside_names_preset_and_adapters(run: Any) -> None:
 
 
 def test_each_stage_gets_its_adapter(run: Any, tmp_path: Path) -> None:
-    for name, network in (("base", tiny_base()), ("sr256", tiny_sr(2))):
-        attach(network, 2, 4.0, ["to_q"])
-        for key, parameter in network.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(parameter, generator=seeded())
-        (tmp_path / name).mkdir()
-        save_adapter(tmp_path / name / WEIGHTS, dict(network.named_parameters()), 2, 4.0, ["to_q"])
+    save_adapters(tmp_path)
     adapters = {"base": str(tmp_path / "base"), "sr256": f"sr256={tmp_path / 'sr256'}"}
     made = {}
     for chosen in ((), ("base",), ("sr256",), ("base", "sr256"), ("sr256", "base")):

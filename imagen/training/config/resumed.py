@@ -70,9 +70,22 @@ class Changes(NamedTuple):
 
 
 NONE = Changes()
-FREE = ("train.num_workers", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.time_limit",
-        "train.max_skipped", "train.max_skipped_in_a_row", "train.tensorboard", "train.compile",
-        "train.accumulation", "run_dir", "grid", "validation", "data.max_skipped_share")  # fmt: skip
+FREE = (
+    "train.num_workers",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.log_every",
+    "train.time_limit",
+    "train.max_skipped",
+    "train.max_skipped_in_a_row",
+    "train.tensorboard",
+    "train.compile",
+    "train.accumulation",
+    "run_dir",
+    "grid",
+    "validation",
+    "data.max_skipped_share",
+)
 WARNED = ("train.steps", "train.mixed_precision", "optim", "ema", "data.path")
 SWITCHES = ("optim.muon_lr", "optim.momentum")  # null or not decides what state there is
 REFUSED = ("optim.kind",)  # in a section that is else WARNED
