@@ -27,6 +27,22 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def out_folder(name: str | Path) -> Path:
+    """The folder that ``--out`` names, made where it is not there.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {str(name)!r} cannot be made: {error.strerror}; give a folder to write to") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {str(name)!r} cannot be written to; give another folder")
+    return folder
+
+
 class MetricsFile:
     """Append-only JSON lines, cut back to a resume point's step; a line's "clock" alone depends on the machine."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def escape_unwritable() -> None:
+    """Let what standard output has no letters for (a prompt, a file's name) be escaped there, and the work go on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run_command(
     name: str, work: Callable[[], int | None], after: str = "", mistakes: type[ValueError] = ValueError
 ) -> int:
@@ -74,6 +81,7 @@ def run_command(
         the exit code: that of the work; 2 for a mistake; 1 where the machine fails or the work is stopped; 130 after
         Ctrl-C.
     """
+    escape_unwritable()
     try:
         return work() or 0
     except mistakes as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from imagen.errors import ConfigError, Stopped, config_errors, run_command
@@ -51,3 +54,17 @@ def test_a_command_s_own_code_is_kept_and_a_bug_is_shown(capsys: pytest.CaptureF
     with pytest.raises(ValueError, match="no user"):
         run_command("cmd", bug, mistakes=ConfigError)
     assert not capsys.readouterr().err
+
+
+def test_what_standard_output_has_no_letters_for_is_escaped_and_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+
+    def work() -> int:
+        print("a café in 東京.png")
+        print("done")
+        return 7
+
+    assert run_command("cmd", work) == 7
+    sys.stdout.flush()
+    assert written.getvalue().decode("ascii").splitlines() == [r"a caf\xe9 in \u6771\u4eac.png", "done"]

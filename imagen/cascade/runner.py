@@ -24,6 +24,7 @@ from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.schedules import level_log_snrs, make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
+from imagen.modes import evaluating
 from imagen.stages.spec import StageDefaults
 from unets.network import Network
 
@@ -112,7 +113,7 @@ class Job(NamedTuple):
 def run_stage(
     stage: Stage, job: Job, lowres: Sequence[Tensor] = (), callback: Callable[[LoopState], None] | None = None
 ) -> Tensor:
-    """Sample one stage.
+    """Sample one stage, its networks in eval mode.
 
     Args:
         lowres: B pictures (C, h, w) in [-1, 1] to start from, of any size; empty for a stage that starts without.
@@ -124,6 +125,19 @@ def run_stage(
     Raises:
         ValueError: what came out is not finite.
     """
+    with evaluating(stage.unet, stage.weak):
+        picture = _sampled(stage, job, lowres, callback)
+    if not torch.isfinite(picture).all():
+        raise ValueError(
+            f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
+            f"or {stage.unet.dtype} overflowed (bfloat16 and float32 do not)"
+        )
+    return picture.clamp(-1, 1)
+
+
+def _sampled(
+    stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None] | None
+) -> Tensor:
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
@@ -152,13 +166,7 @@ def run_stage(
             state.z = state.x0  # the estimate of the clean picture is what the loop then returns
 
     rule = stage.rule or step_rule(stage)
-    picture = sample_loop(x0_fn, z, rule, generators, watch if callback is not None else None)
-    if not torch.isfinite(picture).all():
-        raise ValueError(
-            f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
-            f"or {stage.unet.dtype} overflowed (bfloat16 and float32 do not)"
-        )
-    return picture.clamp(-1, 1)
+    return sample_loop(x0_fn, z, rule, generators, watch if callback is not None else None)
 
 
 def step_rule(stage: Stage) -> StepRule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from imagen.cli.model import DTYPES, find_model, load
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.diffusion.vocabulary import SamplerKind
-from imagen.disk import read_json
+from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
 from imagen.stages.folder import SavedStage
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
@@ -125,17 +124,6 @@ def check_read(
     check_conditions(conditions, {name: kept for stage in stages for name, kept in stage.conditions.items()}, networks)
 
 
-def _out_folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {name!r} cannot be made: {error.strerror}; give a folder to write to") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {name!r} cannot be written to; give another folder")
-    return folder
-
-
 def sample(
     args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], call: Mapping[str, Any], writer: Writer
 ) -> None:
@@ -213,7 +201,7 @@ def run(args: argparse.Namespace) -> None:
     stages = stages if args.preset is None else with_preset(args.preset, stages)
     running = resolve(stages, wish, [] if image is None else [cropped(image.height, image.width, wish.aspect)], option)
     check_read(args, prompts, conditions, [model.stages[slot] for slot in running])
-    out = _out_folder(args.out)
+    out = out_folder(args.out)
 
     pipe = load(args, model, prompts)
     asked = {"image": image, "size": args.size, "height": args.height, "width": args.width, **settings}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from imagen.disk import out_folder
+from imagen.errors import Parser, run_command
 from imagen.evaluation import alignment, curves, guidances, superres, sweep
 
 _COMMANDS = {
@@ -18,9 +19,9 @@ _COMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser with one subcommand each."""
-    parser = argparse.ArgumentParser(prog="python -m imagen.evaluation", description=__doc__)
+    parser = Parser(prog="python -m imagen.evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=(module.__doc__ or text).strip())
@@ -31,15 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; wrong input is one line on stderr and exit code 2."""
+    """Run one command; returns its exit code (:func:`imagen.errors.run_command`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    try:
+
+    def work() -> None:
+        out_folder(args.out)  # before anything is sampled for it
         _COMMANDS[args.command][0].run(args, words)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(f"imagen.evaluation {args.command}", work)
 
 
 if __name__ == "__main__":

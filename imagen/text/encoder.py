@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from imagen.modes import evaluating
 from imagen.text.folders import component_folders
 from imagen.text.kinds import TextEncoder, check_max_length, read_encoder
 
@@ -113,7 +114,7 @@ def encode(
     max_length: int = 128,
     padding: Literal["masked", "visible"] = "masked",
 ) -> tuple[Tensor, Tensor]:
-    """Encode prompts with the encoder's final layer.
+    """Encode prompts with the encoder's final layer, in eval mode.
 
     Args:
         prompts: B strings; longer ones are cut at ``max_length`` tokens (use :func:`token_count` to refuse them).
@@ -140,7 +141,8 @@ def encode(
     )
     device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs
     mask = tokens.attention_mask.to(device)
-    hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+    with evaluating(encoder):
+        hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
     mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if padding == "visible":

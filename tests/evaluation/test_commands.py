@@ -117,7 +117,7 @@ def test_sweep_command(model: str, tmp_path: Path) -> None:
 def test_wrong_input_is_one_line(model: str, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([words[0], "--model", model, *words[1:]]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith(f"imagen.evaluation {words[0]}: error: ")
     assert says in error
     assert main(["alignment", "--model", "no/such/folder"]) == 2
 
