@@ -135,9 +135,7 @@ def run_stage(
     return picture.clamp(-1, 1)
 
 
-def _sampled(
-    stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None] | None
-) -> Tensor:
+def _sampled(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None] | None) -> Tensor:
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
+from imagen.training.config.values import Hint, check_nulls, is_free, mistaken, section
 
 ConfigT = TypeVar("ConfigT", bound=RunSettings)
 
@@ -30,34 +31,33 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
     return ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
 
-def known_keys(cls: type, prefix: str = "") -> dict[str, bool]:
-    """Every key of a configuration dataclass, dotted; True where the key takes a mapping of free keys."""
-    keys: dict[str, bool] = {}
+def known_keys(cls: type, prefix: str = "") -> dict[str, Hint]:
+    """Every key of a configuration dataclass, dotted, and its type; a section stands before its keys."""
+    keys: dict[str, Hint] = {}
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         hint, name = hints[item.name], prefix + item.name
-        keys[name] = typing.get_origin(hint) is dict
-        for kind in (hint, *typing.get_args(hint)):  # the second for a section that may be null
-            if dataclasses.is_dataclass(kind):
-                keys.update(known_keys(typing.cast(type, kind), name + "."))
+        keys[name] = hint
+        below = section(hint)
+        keys.update({} if below is None else known_keys(below, name + "."))
     return keys
 
 
-def _check_key(key: str, known: Mapping[str, bool], where: str) -> None:
+def _check_key(key: str, known: Mapping[str, Hint], where: str) -> None:
     parents = [".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 1)]
-    if key not in known and not any(known.get(parent, False) for parent in parents):
+    if key not in known and not any(is_free(known.get(parent)) for parent in parents):
         raise unknown_key(key, known, where)
 
 
-def _check_mapping(tree: Mapping[str, Any], known: Mapping[str, bool], where: str, prefix: str = "") -> None:
+def _check_mapping(tree: Mapping[str, Any], known: Mapping[str, Hint], where: str, prefix: str = "") -> None:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         _check_key(name, known, where)
-        if not known.get(name, True) and isinstance(value, Mapping):
+        if not is_free(known.get(name)) and isinstance(value, Mapping):
             _check_mapping(value, known, where, name + ".")
 
 
-def _check_file(path: str, known: Mapping[str, bool]) -> None:
+def _check_file(path: str, known: Mapping[str, Hint]) -> None:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -69,9 +69,8 @@ def _check_file(path: str, known: Mapping[str, bool]) -> None:
     _check_mapping(tree, known, path)
 
 
-def _check_arguments(cls: type, arguments: Sequence[str]) -> None:
-    known = known_keys(cls)
-    options = {**known, "config": False, "help": False, "print_config": True}
+def _check_arguments(known: Mapping[str, Hint], arguments: Sequence[str]) -> None:
+    options = {**known, "config": str, "help": None, "print_config": dict[str, str]}
     for position, word in enumerate(arguments):
         if not word.startswith("--"):
             continue
@@ -82,11 +81,11 @@ def _check_arguments(cls: type, arguments: Sequence[str]) -> None:
             _check_file(path, known)
 
 
-def one_line(error: Exception) -> str:
-    """What argparse, jsonargparse or a constructor says, as one line for the user."""
+def one_line(error: Exception, known: Mapping[str, Hint]) -> str:
+    """What argparse, jsonargparse or a constructor says, as one line for the user; ``known``: the type of each key."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
-    text = " ".join(useful).replace("Parser key", "wrong value for")
+    text = mistaken(" ".join(useful), known)
     if "are required" in text and "run_dir" in text:
         return "run_dir is missing: add it to the YAML file or pass it on the command line"
     return text
@@ -111,7 +110,8 @@ def parse(
         SystemExit: after --help or --print_config.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _check_arguments(cls, words)
+    known = known_keys(cls)
+    _check_arguments(known, words)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
@@ -119,13 +119,15 @@ def parse(
     for key, meaning in (helps or {}).items():
         parser._option_string_actions[f"--{key}"].help = meaning
     try:
-        settings = parser.instantiate(parser.parse_args(words))
+        parsed = parser.parse_args(words)
+        check_nulls(parsed, known)
+        settings = parser.instantiate(parsed)
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
-        raise (cause or ConfigError(one_line(error))) from None
+        raise (cause or ConfigError(one_line(error, known))) from None
 
 
 def to_yaml(config: RunSettings) -> str:

@@ -54,7 +54,8 @@ class OptimConfig:
         momentum = self.momentum
         require(momentum is None or 0 <= momentum < 1, f"optim.momentum {momentum} must lie in [0, 1), or be null")
         for name in ("weight_decay", "warmup", "hold"):
-            require(getattr(self, name) >= 0, f"optim.{name} {getattr(self, name)} must not be negative")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optim.{name} {value} must not be negative, and finite")
         clip = self.clip_norm
         require(clip is None or clip > 0, f"optim.clip_norm {clip} must be positive or null")
         adam = ("adamw", "adam8bit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from imagen.errors import ConfigError, require
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import parsing
 from imagen.training.config.parsing import one_line, unknown_key
+from imagen.training.config.values import check_nulls
 from unets import NETWORKS
 
 TRAIN = (
@@ -50,10 +52,15 @@ def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
     for key in section:
         if f"unet.{key}" not in known:
             raise unknown_key(f"unet.{key}", known, f"the arguments of {section['kind']}")
-    parser = ArgumentParser(exit_on_error=False)
+    parser, hints = ArgumentParser(exit_on_error=False), typing.get_type_hints(constructor)
     for name, parameter in parameters.items():
         parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)
+    types = {f"unet.{name}": hints[name] for name in section if name != "kind"}
     try:
-        parser.parse_object({"unet": {key: value for key, value in section.items() if key != "kind"}})
+        check_nulls(
+            parser.parse_object({"unet": {key: value for key, value in section.items() if key != "kind"}}), types
+        )
+    except ConfigError:
+        raise
     except Exception as error:  # argparse and jsonargparse have their own families
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(one_line(error, types)) from None

@@ -69,6 +69,9 @@ class StageGridConfig(GridConfig):
         require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
         steps = self.num_inference_steps
         require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
+        scale = self.guidance_scale
+        right = scale is None or 0 <= scale < math.inf
+        require(right, f"grid.guidance_scale {scale} must be at least 0 and finite, or null for the sampling section's")
 
 
 @dataclass(frozen=True)
