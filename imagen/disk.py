@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOCK = ".in-use"
 
 
 def sync(path: Path) -> None:
@@ -41,6 +46,51 @@ def out_folder(name: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--out {str(name)!r} cannot be written to; give another folder")
     return folder
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Keep a folder, made where it is not there, for one process; others are told whose it is.
+
+    The system lets go of it when the process ends, however it ends, and so does a file server when a machine is gone.
+    A folder that was left empty is removed.
+
+    Raises:
+        ValueError: another process, named by number and machine, has it.
+        OSError: it cannot be made or written to.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while True:
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            stream.close()
+            raise ValueError(
+                f"{str(folder)!r} is being written to by {owner}: wait for it to end, or stop it"
+            ) from None
+        except OSError as error:  # a file system without locks
+            warnings.warn(
+                f"{str(folder)!r} cannot be locked ({error}): see that no other process writes to it", stacklevel=3
+            )
+        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            break
+        stream.close()  # of an owner that ended just now, and removed it
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {platform.node()}")
+    stream.flush()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        stream.close()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class MetricsFile:

@@ -18,6 +18,7 @@ from jsonargparse import auto_cli
 from transformers import T5Tokenizer
 
 from imagen.data.shapes.language import Facts, caption, sample_facts
+from imagen.disk import occupied
 from imagen.errors import run_command
 from imagen.text.folders import component_folders
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
@@ -57,11 +58,12 @@ def command(out: Path, t5: PretrainConfig = DEMO) -> None:
         out: folder to write ``tokenizer/``, ``text_encoder/``, ``metrics.jsonl`` and ``state.pt`` to.
         t5: size of the T5 and of its training.
     """
-    if t5.init_from is None:
-        tokenizer = train_tokenizer(document(i, t5.seed).partition(". ")[0] for i in range(20_000))
-    else:
-        tokenizer = T5Tokenizer.from_pretrained(component_folders(t5.init_from)[0])
-    pretrain(lambda index: document(index, t5.seed), tokenizer, t5, out)
+    with occupied(out):
+        if t5.init_from is None:
+            tokenizer = train_tokenizer(document(i, t5.seed).partition(". ")[0] for i in range(20_000))
+        else:
+            tokenizer = T5Tokenizer.from_pretrained(component_folders(t5.init_from)[0])
+        pretrain(lambda index: document(index, t5.seed), tokenizer, t5, out)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,11 +30,13 @@ def train(arguments: Sequence[str] | None) -> None:
     config = parse(arguments)
     from imagen.cascade.training.task import StageTask
     from imagen.data.decode import NothingUsable
+    from imagen.training.processes import alone_in
     from imagen.training.trainer import Trainer, TrainingStopped
 
     try:
-        trainer = Trainer(StageTask(config))
-        finished = trainer.fit()
+        with alone_in(config.run_dir):
+            trainer = Trainer(StageTask(config))
+            finished = trainer.fit()
     except (NothingUsable, OSError, TrainingStopped) as error:  # OSError: a shard that is not there, a full disk
         last = str(error).strip().splitlines()[-1]  # behind the traceback of a loading worker
         hint = "; mend the data or what it is said to be" if isinstance(error, NothingUsable) else ""

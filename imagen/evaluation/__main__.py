@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen.disk import out_folder
+from imagen.disk import occupied, out_folder
 from imagen.errors import Parser, run_command
 from imagen.evaluation import alignment, curves, guidances, superres, sweep
 
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
 
     def work() -> None:
-        out_folder(args.out)  # before anything is sampled for it
-        _COMMANDS[args.command][0].run(args, words)
+        with occupied(out_folder(args.out)):  # before anything is sampled for it
+            _COMMANDS[args.command][0].run(args, words)
 
     return run_command(f"imagen.evaluation {args.command}", work)
 

@@ -6,16 +6,20 @@ And whether what a configuration asks for is there: processes that can share its
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_tensorboard_available
 from torch import Tensor
 
-from imagen.errors import ConfigError
+from imagen.disk import occupied
+from imagen.errors import ConfigError, config_errors
 from imagen.training.config.sections import RunSettings
 
 
@@ -48,6 +52,16 @@ class Processes:
         for turn, start in enumerate(range(0, count, size)):
             if turn % self.world == self.rank:
                 yield range(start, min(start + size, count))
+
+
+@contextmanager
+def alone_in(run_dir: str) -> Iterator[None]:
+    """Keep a run's folder for this run, whose first process holds it. Raises: ConfigError where another run has it."""
+    with ExitStack() as held:
+        if int(os.environ.get("RANK", "0")) == 0:  # as torchrun and accelerate tell their processes
+            with config_errors("run_dir ", also=OSError):
+                held.enter_context(occupied(Path(run_dir)))
+        yield
 
 
 def make_accelerator(config: RunSettings) -> Accelerator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import T5Config, T5EncoderModel
 
+from imagen.disk import occupied
 from imagen.text.cache import build, store
-from imagen.text.cache.build import Encoding, build_cache, locked
+from imagen.text.cache.build import Encoding, build_cache
 from imagen.text.cache.store import MissingCaption, TextCache, caption_key, shard_path
 from imagen.text.encoder import encode, load_text_encoder
 from imagen.text.folders import fingerprint, local_folder
@@ -300,7 +302,7 @@ def test_a_folder_without_weights_has_no_fingerprint(tmp_path):
 
 
 def test_two_commands_do_not_write_one_cache(t5, tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="another command is writing the cache"):
+    with occupied(tmp_path), pytest.raises(ValueError, match=f"written to by process {os.getpid()}"):
         fill(tmp_path, t5)
     fill(tmp_path, t5)
 

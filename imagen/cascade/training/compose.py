@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from imagen.disk import occupied
 from imagen.errors import ConfigError, config_errors, require
 from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import INDEX, SavedStage, read_saved
@@ -126,13 +128,19 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
         ConfigError: `out` cannot be written, or holds parts that the new pipeline lacks; a size that is none.
     """
     check_out(pipeline, out)
+    with contextlib.ExitStack() as held:
+        with config_errors("--out ", also=OSError):
+            held.enter_context(occupied(out))
+        _replace(pipeline, out, max_shard_size)
+
+
+def _replace(pipeline: Any, out: Path, max_shard_size: str | None) -> None:
     partial, old = (out.with_name(f"{out.name}.{word}") for word in ("partial", "replaced"))
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
         with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError):
             pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
-            out.mkdir(parents=True, exist_ok=True)
             old.mkdir()
             for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
                 if (out / child.name).exists():

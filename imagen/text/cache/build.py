@@ -13,13 +13,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from imagen.disk import occupied
 from imagen.text.cache.store import DTYPES, Identity, Manifest, Shard, caption_key, shard_path, write_shard
 from imagen.text.encoder import encode, load_text_encoder
 from imagen.text.folders import component_folders, fingerprint, local_folder
@@ -122,8 +122,7 @@ def build_cache(
         ValueError: no such encoder, a cache of another encoder, length or dtype in ``folder``, another command at work
             there, or a caption whose embedding cannot be stored.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with occupied(folder):
         for pattern in ("*.partial", ".tmp*"):  # the latter are safetensors' own, before it renames them
             for leftover in folder.glob(pattern):
                 leftover.unlink()
@@ -163,26 +162,6 @@ def identify(encoding: Encoding) -> Identity:
     check_max_length(encoding.max_length, config)
     assert encoding.dtype is not None
     return Identity(encoding.encoder, found, encoding.compute_dtype, encoding.dtype, text_width(config))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other commands from writing into a folder; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        ValueError: another process is writing there.
-    """
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another command is writing the cache in {str(folder)!r}: wait for it to end") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def plan(
