@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,9 +28,10 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8 or, where the process dies, leave the old one."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+    with filling(partial):
+        partial.write_text(text, encoding="utf-8")
+        sync(partial)
+        partial.replace(path)
 
 
 def out_folder(name: str | Path) -> Path:
@@ -46,6 +48,26 @@ def out_folder(name: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--out {str(name)!r} cannot be written to; give another folder")
     return folder
+
+
+@contextmanager
+def filling(partial: Path) -> Iterator[None]:
+    """Within it a file or folder is filled that will be renamed when it is whole; where that fails it is removed.
+
+    Raises:
+        OSError: the disk is full, say. safetensors and torch raise other kinds for it, which become this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        told = " ".join(str(error).split())
+        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in told or "inline_container" in told:
+            raise OSError(f"{partial.parent} cannot be written to: {told}") from error
+        raise
 
 
 @contextmanager

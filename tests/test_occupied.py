@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from imagen.cascade.training.compose import save
 from imagen.cli import train
 from imagen.disk import LOCK, occupied
+from imagen.errors import ConfigError
+from tests.factories import tiny_pipeline
 
 HOLD = "import sys, time; from pathlib import Path; from imagen.disk import occupied\n"
 HOLD += "with occupied(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -54,7 +58,7 @@ def test_another_command_is_refused_in_one_line_until_its_owner_is_dead(
     owner.wait()
     assert (tmp_path / "run" / LOCK).exists()  # what it left behind
     with occupied(tmp_path / "run"):
-        assert str(os.getpid()) in (tmp_path / "run" / LOCK).read_text()
+        assert (tmp_path / "run" / LOCK).read_text() == f"process {os.getpid()} on {platform.node()}"
     assert not (tmp_path / "run").exists()
 
 
@@ -67,3 +71,8 @@ def test_where_nothing_can_be_locked_the_owner_is_warned(tmp_path: Path, monkeyp
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.warns(UserWarning, match="cannot be locked.*no other process"), occupied(tmp_path / "run"):
         pass
+
+
+def test_a_composed_model_waits_for_whoever_writes_there(tmp_path: Path) -> None:
+    with occupied(tmp_path / "model"), pytest.raises(ConfigError, match=f"--out .*model' is being .* {os.getpid()} on"):
+        save(tiny_pipeline(), tmp_path / "model")

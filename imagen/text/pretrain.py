@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
 from imagen.checks import check_int, check_number
-from imagen.disk import MetricsFile
+from imagen.disk import MetricsFile, filling
 from imagen.errors import require
 from imagen.text.folders import component_folders
 
@@ -243,8 +243,9 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
             print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(saved, state.with_suffix(".tmp"))
-            state.with_suffix(".tmp").replace(state)
+            with filling(state.with_suffix(".tmp")):
+                torch.save(saved, state.with_suffix(".tmp"))
+                state.with_suffix(".tmp").replace(state)
     metrics.close()
     encoder = T5EncoderModel(model.encoder.config)
     encoder.shared.load_state_dict(model.shared.state_dict())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from imagen.disk import occupied
+from imagen.disk import filling, occupied
 from imagen.errors import ConfigError, config_errors, require
 from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import INDEX, SavedStage, read_saved
@@ -138,17 +138,15 @@ def _replace(pipeline: Any, out: Path, max_shard_size: str | None) -> None:
     partial, old = (out.with_name(f"{out.name}.{word}") for word in ("partial", "replaced"))
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
-    try:
-        with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError):
-            pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
-            old.mkdir()
-            for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
-                if (out / child.name).exists():
-                    (out / child.name).rename(old / child.name)
-                child.rename(out / child.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError), filling(partial):
+        pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size or None)
+        old.mkdir()
+        for child in sorted(partial.iterdir()):  # renamed only: no moment without the old part or the new one
+            if (out / child.name).exists():
+                (out / child.name).rename(old / child.name)
+            child.rename(out / child.name)
+    for folder in (partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_out(pipeline: Any, out: Path) -> None:

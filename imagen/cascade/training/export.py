@@ -26,7 +26,7 @@ from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.start.origin import LEVELS, Origin, levels_error
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
-from imagen.disk import sync
+from imagen.disk import filling, sync
 from imagen.stages.folder import SavedStage, write_run
 from imagen.stages.spec import SETTINGS, StageDefaults
 from imagen.training.state.ema import EMA
@@ -84,17 +84,18 @@ def export_stage(config: RunConfig, unet: Network, ema: EMA, folder: Path, step:
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    lora = config.lora
-    if lora.rank is not None:
-        save_adapter(partial / ADAPTER, ema.average, lora.rank, lora.scale, lora.targets)
-    else:
-        unet.save_config(partial / "unet")
-        save_file({k: v.contiguous() for k, v in ema.average.items()}, partial / "unet" / WEIGHTS, {"format": "pt"})
-        stage_scheduler(config, origin.scheduler).save_pretrained(partial / "scheduler")
-    for file in sorted(partial.rglob("*.*")):
-        target = folder / file.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sync(file)
-        file.replace(target)
+    with filling(partial):
+        lora = config.lora
+        if lora.rank is not None:
+            save_adapter(partial / ADAPTER, ema.average, lora.rank, lora.scale, lora.targets)
+        else:
+            unet.save_config(partial / "unet")
+            save_file({k: v.contiguous() for k, v in ema.average.items()}, partial / "unet" / WEIGHTS, {"format": "pt"})
+            stage_scheduler(config, origin.scheduler).save_pretrained(partial / "scheduler")
+        for file in sorted(partial.rglob("*.*")):
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            file.replace(target)
     shutil.rmtree(partial)
     write_run(folder, saved_stage(config, folder), step=step, images=step * config.train.batch_size)

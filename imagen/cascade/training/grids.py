@@ -36,6 +36,7 @@ from imagen.data.sources import Sample, collate
 from imagen.diffusion.augmentation import resize
 from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
+from imagen.disk import filling
 from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
@@ -196,8 +197,9 @@ def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> No
     info.add_itxt("rows", "\n".join(rows))
     info.add_itxt("step", path.stem)
     partial = path.with_suffix(".partial")
-    tile(list(rows.values())).save(partial, format="PNG", pnginfo=info)
-    partial.replace(path)
+    with filling(partial):
+        tile(list(rows.values())).save(partial, format="PNG", pnginfo=info)
+        partial.replace(path)
 
 
 def tile(rows: list[Tensor]) -> Image.Image:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagen.disk import sync, write_text
+from imagen.disk import filling, sync, write_text
 from imagen.text.folders import Fingerprint
 
 FORMAT_VERSION = 1
@@ -125,9 +125,10 @@ def write_shard(path: Path, embeddings: Sequence[Tensor], keys: Sequence[bytes],
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), KEY_BYTES),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, {"cut": str(cut)})  # one entry: the order of several is left to chance
-    sync(partial)
-    partial.replace(path)
+    with filling(partial):
+        save_file(tensors, partial, {"cut": str(cut)})  # one entry: the order of several is left to chance
+        sync(partial)
+        partial.replace(path)
     sync(path.parent)
 
 

@@ -35,7 +35,7 @@ def is_free(hint: Hint) -> bool:
 
 def section(hint: Hint) -> type | None:
     """The dataclass that it is, or is beside null."""
-    return next((one for one in alternatives(hint) if dataclasses.is_dataclass(one)), None)
+    return next((one for one in alternatives(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
 
 def in_words(hint: Hint) -> str:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imagen.disk import sync, write_text
+from imagen.disk import filling, sync, write_text
 from imagen.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -77,6 +77,16 @@ class StateFolder:
         partial = self.root / f"{PARTIAL}{state.step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
+        final = self.path(state.step)
+        with filling(partial):
+            self._fill(partial, state)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        sync(self.root)
+        self._prune()
+        return final
+
+    def _fill(self, partial: Path, state: State) -> None:
         for name, tensors in state.tensors.items():
             save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
         torch.save(dict(state.optimizer), partial / "optimizer.pt")
@@ -87,12 +97,6 @@ class StateFolder:
         record = {"format_version": FORMAT_VERSION, "step": state.step, "facts": dict(state.facts), "files": sums}
         write_text(partial / "state.json", json.dumps(record, indent=1))
         sync(partial)
-        final = self.path(state.step)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(self.root)
-        self._prune()
-        return final
 
     def newest(self) -> State | None:
         """The newest intact resume point, None where there is none; damaged ones after it are set aside with a warning.

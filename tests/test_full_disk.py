@@ -1,0 +1,88 @@
+"""Where the disk is full (here: files may not grow beyond a size) nothing partial is left and what was there stays."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagen.cascade.training.compose import save
+from imagen.cascade.training.grids import save_grid
+from imagen.disk import filling, write_text
+from imagen.errors import ConfigError
+from imagen.text.cache.store import write_shard
+from imagen.training.state.checkpoint import State, StateFolder
+from tests.factories import tiny_pipeline
+
+LIMIT = 2000  # bytes
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def resume_point(folder: Path, size: int) -> None:
+    StateFolder(folder).save(State(size, {"unet": {"w": torch.ones(size)}}, {}, {}))
+
+
+def optimizer_state(folder: Path, size: int) -> None:
+    StateFolder(folder).save(State(size, {"unet": {"w": torch.ones(1)}}, {"m": torch.randn(size)}, {}))
+
+
+def shard(folder: Path, size: int) -> None:
+    write_shard(folder / "captions-00000.safetensors", [torch.ones(size, 1)], [bytes(16)], 0)
+
+
+def text(folder: Path, size: int) -> None:
+    write_text(folder / "config.yaml", "x" * size)
+
+
+def grid(folder: Path, size: int) -> None:
+    noise = torch.randn(1, 3, size // 10, size // 10).clamp(-1, 1)
+    save_grid(folder / "step-00000001.png", ["a star"], {"samples": noise})
+
+
+@pytest.mark.parametrize("write", [resume_point, optimizer_state, shard, text, grid])
+def test_what_is_half_written_is_removed_and_what_was_there_stays(
+    tmp_path: Path, write: Callable[[Path, int], None]
+) -> None:
+    write(tmp_path, 10)
+    before = contents(tmp_path)
+    assert before
+    with full_disk(), pytest.raises(OSError, match=r"too large|cannot be written"):
+        write(tmp_path, 4000)
+    assert contents(tmp_path) == before
+    assert not [path for path in tmp_path.rglob("*") if path.is_dir() and not any(path.iterdir())]
+    write(tmp_path, 4000)
+
+
+def test_a_pipeline_that_does_not_fit_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    pipe, out = tiny_pipeline(), tmp_path / "model"
+    save(pipe, out)
+    (out / "README.md").write_text("kept")
+    before = contents(tmp_path)
+    with full_disk(), pytest.raises(ConfigError, match=r"^--out '.*model' cannot be written: .*too large") as told:
+        save(pipe, out)
+    assert "\n" not in str(told.value)
+    assert contents(tmp_path) == before
+
+
+def test_other_failures_are_not_taken_for_the_disk_s(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(RuntimeError, match="a bug"), filling(tmp_path / "x"):
+        raise RuntimeError("a bug")
+    assert not (tmp_path / "x").exists()
