@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imagen.errors import ConfigError
 from imagen.stages.folder import INDEX, RECORD, SavedStage, find_folder, read_model, read_run
 from imagen.stages.spec import SLOTS
 
@@ -103,11 +104,11 @@ def _load_parts(args: argparse.Namespace, model: Model) -> ImagenPipeline:
     dtype = getattr(torch, args.dtype)
     try:
         if model.folder is None:
-            return compose({slot: stage.unet.parent for slot, stage in model.stages.items()}, dtype=dtype)
+            return compose({slot: stage.unet.parent for slot, stage in model.stages.items()}, args.text, dtype)
         return ImagenPipeline.from_pretrained(model.folder, dtype=dtype)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ValueError) and reason.startswith(f"model {args.model!r}"):
+        if isinstance(error, ConfigError) or (isinstance(error, ValueError) and reason.startswith("model ")):
             raise
         raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
 

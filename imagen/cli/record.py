@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 
-ASKED = ("image", "negative_prompt", *OPTIONS, "height", "width")
+ASKED = ("text", "image", "negative_prompt", *OPTIONS, "height", "width")
 """Options that are recorded as they were given."""
 
 

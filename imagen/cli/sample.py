@@ -20,6 +20,7 @@ from imagen.diffusion.vocabulary import SamplerKind
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
 from imagen.stages.folder import SavedStage
+from imagen.stages.places import DEMO
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def parser() -> Parser:
     add = p.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="what to show, in quotes; several make several pictures")
     add("--prompts", metavar="FILE", help="a text file with one prompt per line (blank lines are skipped)")
-    add("--model", default="pretrained/shapes", metavar="DIR_OR_HUB_ID", help=MODEL_HELP)
+    add("--model", default=DEMO, metavar="DIR_OR_HUB_ID", help=MODEL_HELP)
+    add("--text", metavar="DIR_OR_HUB_ID", help="text encoder of training runs; default: where they found it")
     add("--out", default="samples", metavar="DIR", help="where the pictures go; default: %(default)s")
     add("--seed", type=int, default=0, help="of the first picture, the next has one more; default: 0")
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt; default: 1")
@@ -197,6 +199,8 @@ def run(args: argparse.Namespace) -> None:
     image = picture("--image", args.image) if args.image is not None else None
     conditions = {n: o.read(o.flag, getattr(args, n)) for n, o in OPTIONS.items() if getattr(args, n) is not None}
     model = find_model(args.model)
+    if args.text is not None and model.folder is not None:
+        raise ValueError(f"--text {args.text!r} is for training runs; model {args.model!r} has its own: leave it out")
     stages = {slot: stage.defaults for slot, stage in model.stages.items()}
     stages = stages if args.preset is None else with_preset(args.preset, stages)
     running = resolve(stages, wish, [] if image is None else [cropped(image.height, image.width, wish.aspect)], option)

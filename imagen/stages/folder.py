@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen.disk import read_json, write_text
+from imagen.stages.places import DEMO, demo_folder, recall, remember
 from imagen.stages.spec import FORMAT_VERSION, SLOTS, StageDefaults, check_version, read_stages, slot_named
 from imagen.text.reading import TextDefaults
 
@@ -74,6 +75,8 @@ def find_folder(
     if folder.is_dir():
         return folder
     text = str(name)
+    if text == DEMO:
+        return demo_folder()
     if folder.is_file():
         raise ValueError(f"model {text!r} is a file; give the folder that holds {INDEX}")
     if folder.is_absolute() or text.startswith(".") or text.count("/") != 1:
@@ -165,6 +168,7 @@ def read_run(folder: Path) -> SavedStage:
         version = check_version(record.get("format_version"), str(root / RECORD))
         text = dict(record["text"])
         encoder, length = text.pop("encoder"), text.pop("max_length")
+        encoder = encoder and recall(encoder, root, record.get("encoder_folder"))
         slot, defaults = slot_named(record["name"]), StageDefaults.from_dict(record["stage"], "stage", version)
         kept = (record.get("adapter_of"), bool(record.get("drop_variance", False)), record.get("conditions") or {})
         reading = TextDefaults.from_dict(text)
@@ -180,12 +184,14 @@ def write_run(folder: Path, stage: SavedStage, **facts: Any) -> None:
         facts: further entries for people to read (step, images).
     """
     adapter = {"adapter_of": stage.adapter_of, "drop_variance": stage.drop_variance}
+    place = remember(stage.encoder, folder)
     record = {
         "format_version": FORMAT_VERSION,
         "name": stage.slot,
         **facts,
         "stage": stage.defaults.to_dict(),
         "text": {"encoder": stage.encoder, "max_length": stage.max_length, **stage.text.to_dict()},
+        **({} if place is None else {"encoder_folder": place}),
         **({} if stage.adapter_of is None else adapter),
         **({"conditions": dict(stage.conditions)} if stage.conditions else {}),
     }

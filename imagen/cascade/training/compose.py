@@ -103,6 +103,8 @@ def _text_parts(saved: Mapping[str, SavedStage], text: str | None, dtype: torch.
     source = text or next(iter(trained), None)
     if source is None:
         return {}
+    lost = text is None and Path(source).is_absolute() and not Path(source).is_dir()
+    require(not lost, f"the text encoder of the stages is not at {source!r} any more: say with --text where it is now")
     with config_errors("--text: "):
         tokenizer, encoder = load_text_encoder(source)
         check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from imagen.cascade.training.compose import compose
 from imagen.cascade.training.export import stage_scheduler
 from imagen.cascade.training.task import StageTask
 from imagen.cli.compose import main
+from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
@@ -111,6 +113,21 @@ def test_runs_are_sampled_as_they_lie(config, t5, tmp_path, capsys):
     assert len(pictures[0]) == len(pictures[1]) == 2
     for one, two in zip(*pictures, strict=True):
         assert Image.open(one).tobytes() == Image.open(two).tobytes()
+    with pytest.MonkeyPatch.context() as patch:  # the encoder moves away
+        patch.chdir(tmp_path)
+        moved = shutil.copytree(t5, tmp_path / "moved")
+        shutil.move(t5, tmp_path / "gone")
+        words = ["a red circle", "--model", runs, "--out", str(tmp_path / "three"), "--device", "cpu"]
+        assert sample(words) == 2
+        assert f"not at {t5!r} any more: say with --text where it is now" in capsys.readouterr().err
+        assert sample([*words, "--text", "moved"]) == 0
+        shutil.move(tmp_path / "gone", t5)
+        assert moved.is_dir()
+    (picture,) = (tmp_path / "three").glob("*.png")
+    assert Image.open(picture).tobytes() == Image.open(tmp_path / "one" / picture.name).tobytes()
+    assert "--text moved" in read_settings(picture)["command"]
+    assert sample(["a red circle", "--model", str(model), "--text", "x", "--out", str(tmp_path / "x")]) == 2
+    assert "--text 'x' is for training runs" in capsys.readouterr().err
     (tmp_path / "new" / "state").mkdir(parents=True)
     for name, message in (
         (f"{tmp_path / 'a'},{tmp_path / 'a'}", "names two runs of the stage base,"),
