@@ -6,6 +6,7 @@ python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_m
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,8 @@ def command(
     """Compose stage runs into one folder that sample.py --model and ImagenPipeline.from_pretrained load.
 
     Args:
-        out: folder to write; of a pipeline that is there the parts are replaced, other files stay.
+        out: folder to write; of a pipeline that is there the parts are replaced, other files stay, so does a model card
+            (README.md) that was not written by this command.
         base: run_dir of the base stage, or a composed pipeline to take it from.
         sr256: the same for the 64 -> 256 stage.
         sr1024: the same for the 256 -> 1024 stage.
@@ -37,14 +39,16 @@ def command(
     """
     import torch
 
+    from imagen.cascade.training.card import write_card
     from imagen.cascade.training.compose import compose, save
 
     given = {"base": base, "sr256": sr256, "sr1024": sr1024}
-    pipeline = compose(
-        {name: path for name, path in given.items() if path is not None}, text, getattr(torch, DTYPES[dtype])
-    )
+    stages = {name: path for name, path in given.items() if path is not None}
+    pipeline = compose(stages, text, getattr(torch, DTYPES[dtype]))
     save(pipeline, out, max_shard_size)
+    write_card(pipeline, stages, out)
     print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
+    print(f'next: python sample.py "what to show" --model {shlex.quote(str(out))}')
 
 
 def _renamed(word: str) -> str:

@@ -10,11 +10,16 @@ configuration that cannot run.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from imagen.errors import ConfigError, Stopped, run_command
+
+if TYPE_CHECKING:
+    from imagen.cascade.training.config.run import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,5 +46,18 @@ def train(arguments: Sequence[str] | None) -> None:
         last = str(error).strip().splitlines()[-1]  # behind the traceback of a loading worker
         hint = "; mend the data or what it is said to be" if isinstance(error, NothingUsable) else ""
         raise Stopped(last.rpartition(f"{type(error).__name__}: ")[2] + hint) from error
-    if not finished and trainer.accelerator.is_main_process:
-        print(f"train.py: saved at step {trainer.step}; the same command goes on from there", file=sys.stderr)
+    if trainer.accelerator.is_main_process:
+        end = f"done, {trainer.step} steps; next: {next_command(config)}"
+        going_on = f"saved at step {trainer.step}; the same command goes on from there"
+        print(f"train.py: {end if finished else going_on}", file=sys.stderr)
+
+
+def next_command(config: RunConfig) -> str:
+    """What makes pictures with the stage of a run, or a pipeline of it."""
+    run, slot = shlex.quote(config.run_dir), config.stage.name
+    if config.lora.rank is not None:
+        return f'python sample.py "what to show" --model MODEL --lora {slot}={run}'
+    if config.stage.lowres_size is None:
+        words = ' "what to show"' if config.reads_text else ""
+        return f"python sample.py{words} --model {run}"
+    return f"python -m imagen.training.compose --base BASE_RUN --{slot} {run} --out MODEL"

@@ -1,0 +1,105 @@
+"""The model card of a composed pipeline: what each stage is, what it was trained on, how far, and how that looked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imagen.disk import write_text
+from imagen.stages.folder import RECORD
+
+CARD, PICTURES = "README.md", "samples"
+MADE = "<!-- written by imagen.training.compose; take this line out and the card is yours -->"
+HEAD = """---
+library_name: imagen
+pipeline_tag: text-to-image
+---
+
+{made}
+
+# {name}
+
+A cascade of diffusion models in pixel space (Imagen, Saharia et al. 2022).
+
+```bash
+python sample.py "{prompt}" --model {name}
+```
+
+| stage | picture | network | parameters | trained | loss | held-out loss |
+|---|---|---|---|---|---|---|
+"""
+
+
+def run_folder(source: Path) -> Path | None:
+    """The run that ``source``, its folder or its model folder, belongs to; None for a composed pipeline."""
+    places = (source, source.parent)
+    return next((one for one in places if (one / "config.yaml").is_file() and (one / "model" / RECORD).is_file()), None)
+
+
+def write_card(pipeline: Any, sources: Mapping[str, Path], out: Path) -> None:
+    """Write ``out/README.md``, and beside it the last grid of each run; a card of somebody's own stays.
+
+    Args:
+        sources: slot -> run_dir, its model folder, or a composed pipeline, of which only the network can be told.
+    """
+    card = out / CARD
+    if card.exists() and MADE not in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    runs = {slot: run_folder(source) for slot, source in sources.items()}
+    facts = {slot: {} if run is None else read_run_facts(run) for slot, run in runs.items()}
+    rows = [row(slot, pipeline, facts[slot]) for slot in pipeline.stage_defaults]
+    text = HEAD.format(made=MADE, name=out.name, prompt=_prompt(facts)) + "\n".join(rows) + "\n"
+    for slot, run in runs.items():
+        text += "" if run is None else _of_run(slot, run, facts[slot], out)
+    write_text(card, text)
+
+
+def read_run_facts(run: Path) -> dict[str, Any]:
+    """Configuration, step, images, and the last loss and held-out loss of a run's folder, where they are there."""
+    facts = {"config": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))}
+    facts |= {
+        key: json.loads((run / "model" / RECORD).read_text(encoding="utf-8")).get(key) for key in ("step", "images")
+    }
+    metrics = run / "metrics.jsonl"
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
+        facts |= {key: value for key, value in json.loads(line).items() if key in ("loss", "val_loss")}
+    return facts
+
+
+def row(slot: str, pipeline: Any, facts: Mapping[str, Any]) -> str:
+    """The stage's line of the table."""
+    unet, stage = getattr(pipeline, f"{slot}_unet"), pipeline.stage_defaults[slot]
+    size = f"{stage.size} px" if stage.lowres_size is None else f"{stage.lowres_size} -> {stage.size} px"
+    parameters = f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million"
+    trained = f"{facts['step']:,} steps, {facts['images']:,} pictures" if facts.get("images") else ""
+    losses = [f"{facts[name]:.4f}" if facts.get(name) is not None else "" for name in ("loss", "val_loss")]
+    cells = (f"`{slot}`", size, type(unet).__name__, parameters, trained, *losses)
+    return f"| {' | '.join(cells)} |"
+
+
+def _prompt(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """A prompt that the networks were shown, or words for one."""
+    prompts = [
+        one for known in facts.values() for one in (known.get("config", {}).get("grid") or {}).get("prompts") or ()
+    ]
+    return prompts[0] if prompts else "what to show"
+
+
+def _of_run(slot: str, run: Path, facts: Mapping[str, Any], out: Path) -> str:
+    """How a stage was trained, with its last grid, which is copied."""
+    text = f"\n## {slot}\n"
+    grids = sorted((run / "samples").glob("step-*.png"))
+    if grids:
+        place = Path(PICTURES) / f"{slot}.png"
+        (out / PICTURES).mkdir(exist_ok=True)
+        shutil.copyfile(grids[-1], out / place)
+        text += f"\n![samples of {slot}]({place.as_posix()})\n"
+    data = {key: value for key, value in facts["config"]["data"].items() if value is not None}
+    told = ", ".join(f"{key} {value}" for key, value in data.items() if key in ("kind", "path", "split"))
+    config = yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True)
+    return f"{text}\nData: {told}.\n\n<details><summary>configuration</summary>\n\n```yaml\n{config}```\n\n</details>\n"
