@@ -15,6 +15,7 @@ from torch import Tensor
 
 from imagen.cascade.route import cropped
 from imagen.data.decode import Unusable, decode
+from imagen.data.profiles import to_srgb
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -30,7 +31,8 @@ def load_pictures(image: Any, channels: int, aspect: tuple[int, int] = (1, 1)) -
             one of these, or a list of any. Floats are 0 to 1, as `output_type` np and pt give; 16-bit integers without
             a sign are 0 to 65535, booleans 0 and 1, other integers 0 to 255.
         channels: that the network expects. PIL images come to it as in training (:func:`imagen.data.decode.decode`:
-            transparency is laid over white, 16-bit greys keep all their bits); for 4 channels they become RGBA.
+            colours as their profiles mean them, transparency laid over white, all bits of 16-bit greys); for 4 channels
+            they become RGBA.
         aspect: height to width; what has another shape is cropped to its centre.
 
     Raises:
@@ -70,7 +72,7 @@ def _from_pil(image: Image.Image, channels: int) -> Tensor:
         grey = torch.from_numpy(np.array(ImageOps.exif_transpose(image)))
         return _from_range(grey.expand(channels, *grey.shape))
     if channels == 4:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+        pixels = np.asarray(to_srgb(ImageOps.exif_transpose(image))[0].convert("RGBA"))
     else:
         try:
             pixels = decode(image, "", channels).pixels

@@ -56,6 +56,9 @@ class DataConfig:
     resize: Literal["area", "bicubic"] | None = None
     """how pictures are reduced to the stage's size: area (means, as the cascade reduces them) or bicubic (Pillow's);
     null is area in a new run, and else what the run began with; all kinds but shapes"""
+    rules: Literal[1, 2] | None = None
+    """how stored pictures are read: 2 (colours as their profiles mean them, in sRGB) or 1 (the numbers in the file);
+    null is 2 in a new run, and else what the run began with; all kinds but shapes"""
     flip: bool = False
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
@@ -96,7 +99,7 @@ class DataConfig:
             "image_column": ("table", "hub"),
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),
-            **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize"), stored),
+            **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize", "rules"), stored),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
         }

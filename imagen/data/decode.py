@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .profiles import DEEP, to_srgb
+
 Raw = Path | bytes | Image.Image | NDArray[Any]
 Pixels = NDArray[Any]  # (H, W, C): uint8 in [0, 255], or float32 in [-1, 1]
 Picture = Pixels | Image.Image  # of 8 bits PIL's own, in mode L or RGB: copying a large one into an array costs time
@@ -56,17 +58,18 @@ def to_pixels(picture: Picture) -> Pixels:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def decode(raw: Raw, name: str, channels: int = 3) -> Decoded:
+def decode(raw: Raw, name: str, channels: int = 3, profiles: bool = True) -> Decoded:
     """Decode a picture to `channels` channels.
 
     Grey is repeated for three channels and colour is weighed to one; transparency is laid over white; CMYK and palettes
-    become RGB; of an animation the first frame is taken; EXIF orientation is undone. 16-bit integers keep all their
-    bits: [0, 65535] becomes [-1, 1] in float32. Floating-point pixels must lie in [-1, 1] already. ``.npy`` arrays,
-    (H, W) or (H, W, C), may have any number of channels.
+    become RGB; colours are brought to sRGB; of an animation the first frame is taken; EXIF orientation is undone.
+    16-bit integers keep all their bits: [0, 65535] becomes [-1, 1] in float32. Floating-point pixels must lie in
+    [-1, 1] already. ``.npy`` arrays, (H, W) or (H, W, C), may have any number of channels.
 
     Args:
         raw: a file, its bytes, or a picture that a library has decoded already.
         name: of the file, whose ending is compared with its content.
+        profiles: whether colour profiles count; without, the numbers are taken as they are.
 
     Raises:
         Unusable: missing, no picture, truncated, larger than PIL's limit against decompression bombs, not finite, or of
@@ -76,7 +79,7 @@ def decode(raw: Raw, name: str, channels: int = 3) -> Decoded:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            decoded = _open(raw, name)
+            decoded = _open(raw, name, profiles)
     except Unusable:
         raise
     except UnidentifiedImageError:  # its own message holds an address in memory
@@ -91,11 +94,11 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())[:200]
 
 
-def _open(raw: Raw, name: str) -> Decoded:
+def _open(raw: Raw, name: str, profiles: bool) -> Decoded:
     if isinstance(raw, np.ndarray):
         return Decoded(_from_array(raw))
     if isinstance(raw, Image.Image):
-        return _from_pil(raw, name)
+        return _from_pil(raw, name, profiles)
     data = raw.read_bytes() if isinstance(raw, Path) else raw
     if not data:
         raise Unusable("the file is empty")
@@ -103,8 +106,9 @@ def _open(raw: Raw, name: str) -> Decoded:
         return Decoded(_from_array(np.load(io.BytesIO(data), allow_pickle=False)))
     with Image.open(io.BytesIO(data)) as image:
         if _is_deep_colour(image):
-            return Decoded(_from_array(_read_deep_colour(data)))
-        return _from_pil(image, name)
+            left = (DEEP,) if profiles and image.info.get("icc_profile") else ()
+            return Decoded(_from_array(_read_deep_colour(data)), left)
+        return _from_pil(image, name, profiles)
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
@@ -152,7 +156,7 @@ def _from_array(array: NDArray[Any]) -> Pixels:
     return pixels.astype(np.float32)
 
 
-def _from_pil(image: Image.Image, name: str) -> Decoded:
+def _from_pil(image: Image.Image, name: str, profiles: bool) -> Decoded:
     repairs = []
     expected = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
     if expected and image.format and expected != image.format and {expected, image.format} != {"JPEG", "MPO"}:
@@ -167,6 +171,8 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
             repairs.append("turned upright by its EXIF orientation")
     except Exception:  # EXIF parsers raise anything on damaged blocks; the picture itself has been read
         repairs.append("unreadable EXIF ignored")
+    image, told = to_srgb(image) if profiles else (image, None)
+    repairs += [told] if told else []
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return Decoded(_from_array(_deep_grey(image)), tuple(repairs))

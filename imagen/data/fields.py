@@ -52,15 +52,17 @@ class Paired:
                 "expected positive numbers, and 'area' or 'nearest'"
             )
 
-    def decode(self, raw: Any, name: str, root: Path | None = None) -> Decoded:
+    def decode(self, raw: Any, name: str, root: Path | None = None, profiles: bool = True) -> Decoded:
         """The whole picture as stored, with notes on its repairs; of a mask, pixels of -1 and 1.
+
+        Colour profiles say nothing about a mask, or about numbers that stand for something.
 
         Raises:
             Unusable: none there, or as :func:`imagen.data.decode.decode`.
         """
         stored = picture_of(raw, root, f"has no {name} picture")
         try:
-            found = decode(stored, "", self.channels)
+            found = decode(stored, "", self.channels, profiles and self.resize == "area" and not self.binary)
         except Unusable as error:
             raise Unusable(f"{name} picture: {error}") from error
         picture = _two_valued(found.picture) if self.binary else found.picture

@@ -35,7 +35,7 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         return ShapesDataset(
             want.size, seed, split, data.crop, want.lowres_size, data.category, data.places, want.fields
         )
-    prepare = Prepare(want, data.crop, data.square, data.flip, data.template, data.resize or "area")
+    prepare = Prepare(want, data.crop, data.square, data.flip, data.template, data.resize or "area", data.rules != 1)
     if data.streaming:
         return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
     return PictureDataset(make_records(data), prepare, seed)

@@ -53,6 +53,7 @@ class Prepare:
         template: with ``{}`` where the caption (a class name, say) goes; None leaves captions alone.
         resize: ``"area"``: means over areas, and bicubic where a picture is enlarged; ``"bicubic"``: PIL's bicubic in
             both directions, and its box for the low-res picture, which is another reduction of the same original.
+        profiles: take colours from the profiles of files (:mod:`imagen.data.profiles`).
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -66,12 +67,13 @@ class Prepare:
         flip: bool = False,
         template: str | None = None,
         resize: Resize = "area",
+        profiles: bool = True,
     ) -> None:
         check_choice("square", square, get_args(Square))
         check_choice("captions", want.captions, ("required", "optional"))
         check_choice("resize", resize, get_args(Resize))
         self.want, self.square, self.flip, self.template, self.resize = want, square, flip, template, resize
-        size = want.size
+        size, self.profiles = want.size, profiles
         self.crop = size if crop is None else crop
         self.paired = {name: kind for name, kind in want.fields.items() if isinstance(kind, Paired)}
         self.reduce: Literal["area", "box"] = "area" if resize == "area" else "box"  # of smaller pictures
@@ -104,7 +106,7 @@ class Prepare:
             if not isinstance(kind, Paired)
         }
         where = 0.5 if self.square == "center" else rng.random()
-        decoded = decode(record.image, record.name, self.want.channels)
+        decoded = decode(record.image, record.name, self.want.channels, self.profiles)
         pixels = resize_square(cut_square(decoded.picture, where), self.want.size, self.resize)
         pairs, more = self._paired(record, extent(decoded.picture), where)
         flipped = self.flip and rng.random() < 0.5
@@ -126,7 +128,7 @@ class Prepare:
         pairs: dict[str, Pixels] = {}
         repairs: list[str] = []
         for name, kind in self.paired.items():
-            pair = kind.decode(record.fields.get(name), name, record.root)
+            pair = kind.decode(record.fields.get(name), name, record.root, self.profiles)
             (height, width), (high, wide) = stored, extent(pair.picture)
             if abs(width * high - wide * height) >= max(height, high):  # more than rounding
                 raise Unusable(f"is {width} x {height} but its {name} picture {wide} x {high}: of another shape")

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+DEEP = "colour profile of 16-bit or floating-point pixels left alone"
 LEVELS = 6  # of each channel, of the colours that are looked at to see whether a profile changes any
 
 
@@ -26,7 +27,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     if not profile:
         return image, None
     if image.mode in ("I;16", "I", "F") or image.mode.startswith("I;"):
-        return image, "colour profile of 16-bit or floating-point pixels left alone"
+        return image, DEEP
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     alpha = image.getchannel("A") if "A" in image.getbands() else None

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from imagen.cascade.pictures import load_pictures
+from imagen.conditions.options import picture
+from imagen.data.decode import decode
+from imagen.data.fields import Paired
 from imagen.data.profiles import to_srgb
-
-D50 = (0.9642, 1.0, 0.8249)
-SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))  # columns, at D50
-DISPLAY_P3 = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
-CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-
-
-def profile(primaries: tuple[tuple[float, float, float], ...] | None, gamma: float | None = None) -> bytes:
-    """An ICC profile of version 2 (4 with the curve of sRGB): of three primaries, or grey."""
-
-    def fixed(*values: float) -> bytes:
-        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
-
-    curve = b"para\0\0\0\0\0\3\0\0" + fixed(*CURVE)
-    if gamma is not None:
-        curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"desc": b"desc\0\0\0\0\0\0\0\2x\0" + bytes(80)}
-    if primaries is None:
-        tags[b"kTRC"] = curve
-    else:
-        for letter, column in zip(b"rgb", primaries, strict=True):
-            tags[bytes([letter]) + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(*column)
-            tags[bytes([letter]) + b"TRC"] = curve
-    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
-    for name, content in tags.items():
-        padded = content + bytes(-len(content) % 4)
-        table += name + struct.pack(">II", start + len(body), len(content))
-        body += padded
-    size = start + len(body)
-    space = b"GRAY" if primaries is None else b"RGB "
-    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x04000000, b"mntr", space, b"XYZ ") + bytes(12)
-    head += b"acsp" + bytes(28) + fixed(*D50)
-    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+from tests.data.icc import CURVE, DISPLAY_P3, SRGB, profile
 
 
 def with_profile(pixels: object, mode: str, icc: bytes) -> Image.Image:
@@ -117,3 +89,34 @@ def test_deep_pixels_keep_their_bits() -> None:
     made, told = to_srgb(image)
     assert made is image
     assert told == "colour profile of 16-bit or floating-point pixels left alone"
+
+
+def test_wherever_a_picture_comes_in(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (60, 200, 80))
+    path = tmp_path / "fern.png"
+    image.save(path, icc_profile=profile(DISPLAY_P3))
+    wanted = np.array([0, 203, 58])
+    decoded = decode(path, path.name)
+    assert np.abs(decoded.pixels[0, 0] - wanted).max() <= 1
+    assert decoded.repairs == ("colours of its profile made sRGB",)
+    plain = decode(path, path.name, profiles=False)
+    assert (plain.pixels[0, 0] == (60, 200, 80)).all()
+    assert not plain.repairs
+    paired, as_stored = Paired(16), (Paired(16, 3, "nearest"), Paired(16, 3, binary=True))
+    assert np.abs(paired.decode(path, "cond").pixels[0, 0] - wanted).max() <= 1
+    assert (paired.decode(path, "cond", profiles=False).pixels[0, 0] == (60, 200, 80)).all()
+    assert not any(kind.decode(path, "cond").repairs for kind in as_stored)
+    given = picture("--image", str(path))
+    for channels in (3, 4):
+        (called,) = load_pictures(given, channels)
+        assert np.abs((called[:3, 0, 0].numpy() + 1) * 127.5 - wanted).max() <= 1.01
+
+
+def test_turned_upright_it_keeps_its_profile(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (4, 8), (60, 200, 80)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", quality=100, subsampling=0, icc_profile=profile(DISPLAY_P3), exif=exif)
+    decoded = decode(tmp_path / "a.jpg", "a.jpg")
+    assert decoded.pixels.shape == (4, 8, 3)
+    assert np.abs(decoded.pixels[0, 0] - np.array([0, 203, 58])).max() <= 3
+    assert decoded.repairs == ("turned upright by its EXIF orientation", "colours of its profile made sRGB")

@@ -46,7 +46,7 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def as_begun(config: RunConfig) -> RunConfig:
     """`config`, what it leaves open filled in as the run that goes on in its folder began, or else as a new one."""
     stored = general.read_stored(Path(config.run_dir), migrate)
-    return general.with_resize(config, None if stored is None else stored[0])
+    return general.with_rules(config, None if stored is None else stored[0])
 
 
 def check_before_loading(config: RunConfig, origin: Origin) -> None:

@@ -18,19 +18,34 @@ Migration = Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
 SettingsT = TypeVar("SettingsT", bound=RunSettings)
 
 
+class Later(NamedTuple):
+    """A key of `data` that came later: what a run that began before has, and what a new one has."""
+
+    old: str | int
+    new: str | int
+    before: str
+
+
+LATER = {
+    "resize": Later("bicubic", "area", "before pictures were reduced by area"),
+    "rules": Later(1, 2, "before colour profiles counted"),
+}
+
+
 def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(the configuration in the keys of today, what its owner should know) of a config.yaml of any version.
 
-    Before `data.resize` there was, stored pictures were reduced as its "bicubic" does.
+    Stored pictures are found, read and reduced as they were when the run began.
     """
     tree, notes = dict(saved), []
     data = tree.get("data") or {}
-    if "resize" not in data and data.get("kind", "shapes") != "shapes":
-        tree["data"] = {**data, "resize": "bicubic"}
-        notes.append(
-            "the run began before pictures were reduced by area and goes on as it began, with data.resize bicubic; a "
-            "new run_dir, with train.init_from to start from its weights, takes area"
-        )
+    for key, later in LATER.items():
+        if key not in data and data.get("kind", "shapes") != "shapes":
+            tree["data"] = data = {**data, key: later.old}
+            notes.append(
+                f"the run began {later.before} and goes on as it began, with data.{key} {later.old}; a new run_dir, "
+                f"with train.init_from to start from its weights, takes {later.new}"
+            )
     return tree, notes
 
 
@@ -42,15 +57,19 @@ def read_stored(run: Path, migration: Migration) -> tuple[dict[str, Any], list[s
     return migration(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def with_resize(config: SettingsT, stored: Mapping[str, Any] | None) -> SettingsT:
-    """`config` with a word for each `data.resize` that is null: the run's own or, in a new run, "area".
+def with_rules(config: SettingsT, stored: Mapping[str, Any] | None) -> SettingsT:
+    """`config` with a value for each key of :data:`LATER` that is null: the run's own or, in a new run, today's.
 
-    Held-out pictures are reduced like those that are trained on.
+    Held-out pictures are read like those that are trained on.
     """
-    rule = config.data.resize or ((stored or {}).get("data") or {}).get("resize") or "area"
+    began = (stored or {}).get("data") or {}
+    rules: dict[str, Any] = {
+        key: getattr(config.data, key) or began.get(key) or later.new for key, later in LATER.items()
+    }
 
     def filled(data: DataConfig) -> DataConfig:
-        return data if data.kind == "shapes" else replace(data, resize=data.resize or rule)
+        given: dict[str, Any] = {key: getattr(data, key) or rule for key, rule in rules.items()}
+        return data if data.kind == "shapes" else replace(data, **given)
 
     held_out = config.validation.data
     validation = config.validation if held_out is None else replace(config.validation, data=filled(held_out))

@@ -39,9 +39,10 @@ def stored(run: Path) -> dict:
 
 
 def age(run: Path) -> None:
-    """Make the run's config.yaml what a version without data.resize wrote."""
+    """Make the run's config.yaml what a version without data.resize and data.rules wrote."""
     tree = stored(run)
-    del tree["data"]["resize"], tree["validation"]["data"]["resize"]
+    for section in (tree["data"], tree["validation"]["data"]):
+        del section["resize"], section["rules"]
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -55,8 +56,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_an_old_run_goes_on_with_its_rule_bit_for_bit_and_says_so_once(config, options, tmp_path, read_metrics):
     whole, old, new = (tmp_path / name for name in ("whole", "old", "new"))
-    Trainer(StageTask(config(run_dir=str(whole), **options, **{"data.resize": "bicubic"}))).fit()
-    Trainer(StageTask(config(run_dir=str(old), **options, **{"data.resize": "bicubic", "train.steps": 3}))).fit()
+    before = {"data.resize": "bicubic", "data.rules": 1}
+    Trainer(StageTask(config(run_dir=str(whole), **options, **before))).fit()
+    Trainer(StageTask(config(run_dir=str(old), **options, **before, **{"train.steps": 3}))).fit()
     age(old)
     with pytest.warns(UserWarning, match=GOES_ON):
         Trainer(StageTask(config(run_dir=str(old), **options))).fit()
@@ -69,12 +71,14 @@ def test_an_old_run_goes_on_with_its_rule_bit_for_bit_and_says_so_once(config, o
         again = Trainer(StageTask(config(run_dir=str(old), **options)))
     assert again.config.data.resize == "bicubic"
     assert not [str(one.message) for one in said if "resize" in str(one.message)]
+    assert stored(old)["data"]["rules"] == stored(old)["validation"]["data"]["rules"] == 1
     with pytest.raises(ConfigError, match="data.resize bicubic -> area"):
         Trainer(StageTask(config(run_dir=str(old), **options, **{"data.resize": "area"})))
 
     Trainer(StageTask(config(run_dir=str(new), **options))).fit()
     assert not same(weights(new), weights(whole))
     assert stored(new)["data"]["resize"] == stored(new)["validation"]["data"]["resize"] == "area"
+    assert stored(new)["data"]["rules"] == stored(new)["validation"]["data"]["rules"] == 2
     assert Trainer(StageTask(config(run_dir=str(new), **options))).config.data.resize == "area"
 
 
@@ -99,8 +103,8 @@ def test_drawn_pictures_have_no_rule(config):
 def test_what_is_stored_is_not_changed_by_migrating():
     saved = {"data": {"kind": "folder", "path": "x"}, "train": {"steps": 3}}
     tree, notes = migrate(saved)
-    assert tree == {"data": {"kind": "folder", "path": "x", "resize": "bicubic"}, "train": {"steps": 3}}
-    assert len(notes) == 1
+    assert tree == {"data": {"kind": "folder", "path": "x", "resize": "bicubic", "rules": 1}, "train": {"steps": 3}}
+    assert len(notes) == 2
     assert "resize" not in saved["data"]
     assert migrate(tree) == (tree, [])
 

@@ -26,6 +26,7 @@ from imagen.training.config.sections import EmaConfig, OptimConfig
 from imagen.training.loader import make_loader
 from imagen.training.trainer import Trainer
 from tests.cascade.training.conftest import TINY
+from tests.data.icc import DISPLAY_P3, profile
 
 BASE: dict[str, dict[str, Any]] = {
     "optim": {"lr": 1e-2, "warmup": 0},
@@ -162,13 +163,16 @@ def png(number: int, shape: tuple[int, int] = (40, 24)) -> bytes:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pictures as a folder, a table and shards, with captions, pairs and encoded texts."""
     root = tmp_path_factory.mktemp("stored")
-    for place in ("folder/stars", "pairs/stars", "shards"):
+    for place in ("folder/stars", "pairs/stars", "profiled", "shards"):
         (root / place).mkdir(parents=True)
     rows = []
     for number in range(COUNT):
         stem = root / "folder" / "stars" / f"{number:02d}"
         stem.with_suffix(".png").write_bytes(png(number))
         stem.with_suffix(".txt").write_text(f"star {number}")
+        with Image.open(stem.with_suffix(".png")) as image:
+            image.save(root / "profiled" / f"{number:02d}.png", icc_profile=profile(DISPLAY_P3))
+        (root / "profiled" / f"{number:02d}.txt").write_text(f"star {number}")
         np.save(stem.with_suffix(".npy"), np.full((2, WIDTH), number, np.float32))
         (root / "pairs" / "stars" / f"{number:02d}.png").write_bytes(png(100 + number))
         other = f"folder/stars/{(number + 1) % COUNT:02d}.png"
@@ -205,6 +209,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "square": (FOLDER, {"square": "random"}),
     "flip": (FOLDER, {"flip": True}),
     "resize": (FOLDER, {"resize": "bicubic"}),
+    "rules": ({**FOLDER, "path": "profiled"}, {"rules": 1}),
     "category": ({}, {"category": "counting"}),
 }
 
