@@ -29,6 +29,9 @@ class DataConfig:
     """column with the captions (kinds table and hub) or key in .json files (kind shards); null takes a usual name"""
     captions: Literal["file", "class"] = "file"
     """for kind folder: a .txt file beside each picture, a caption a line, or the name of the folder it lies in"""
+    caption_ending: str | None = None
+    """of the files with captions, a caption a line (kinds folder and shards); null is .txt, in shards also .cls (the
+    class, as text) and .json"""
     template: str | None = None
     """put around each caption or class name, with {} in its place: "a photo of a {}" """
     conditioning: str | None = None
@@ -57,8 +60,9 @@ class DataConfig:
     """how pictures are reduced to the stage's size: area (means, as the cascade reduces them) or bicubic (Pillow's);
     null is area in a new run, and else what the run began with; all kinds but shapes"""
     rules: Literal[1, 2] | None = None
-    """how stored pictures are read: 2 (colours as their profiles mean them, in sRGB) or 1 (the numbers in the file);
-    null is 2 in a new run, and else what the run began with; all kinds but shapes"""
+    """how stored pictures are found and read: 2 (colours as their profiles mean them, in sRGB; names in shards may hold
+    dots) or 1 (the numbers in the file; names in shards end at the first dot); null is 2 in a new run, and else what
+    the run began with; all kinds but shapes"""
     flip: bool = False
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
@@ -99,6 +103,7 @@ class DataConfig:
             "image_column": ("table", "hub"),
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),
+            "caption_ending": ("folder", "shards"),
             **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize", "rules"), stored),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),

@@ -49,7 +49,8 @@ def make_records(data: DataConfig) -> Records:
     """
     path = data.path or ""  # DataConfig has checked it
     if data.kind == "folder":
-        return FolderRecords(path, data.captions, {name: _in_folder(name, at) for name, at in data.places.items()})
+        fields = {name: _in_folder(name, at) for name, at in data.places.items()}
+        return FolderRecords(path, data.captions, fields, data.caption_ending or "txt")
     if data.kind == "table":
         return TableRecords(path, _places(data))
     if data.kind == "hub":
@@ -83,7 +84,7 @@ def _check_fields(places: Mapping[str, str], wanted: Mapping[str, Kind]) -> None
 
 
 def _places(data: DataConfig) -> Places:
-    return Places(data.image_column, data.caption_column, data.places)
+    return Places(data.image_column, data.caption_column, data.places, data.caption_ending, data.rules or 2)
 
 
 def _in_folder(name: str, place: str) -> str | Path:

@@ -21,11 +21,15 @@ class Places:
     Attributes:
         image, caption: None takes the usual ones (in shards, ``image`` is not asked).
         fields: by name, whatever else an item has; in shards ``json:KEY`` is a key of the ``.json`` file.
+        ending: of files with captions, in shards; None takes the usual ones.
+        rules: by which the files of a shard are told apart (:class:`imagen.data.tar.ShardRecords`), 1 or 2.
     """
 
     image: str | None = None
     caption: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+    ending: str | None = None
+    rules: int = 2
 
     def free(self, usual: Sequence[str]) -> list[str]:
         """The usual places of a caption that are not a field's: a number in a column `label` is none."""
@@ -87,20 +91,25 @@ class FolderRecords:
 
     Args:
         root: the folder.
-        captions: ``"file"``: each line of the ``.txt`` file beside a picture is a caption; ``"class"``: the name of the
+        captions: ``"file"``: each line of the file beside a picture is a caption; ``"class"``: the name of the
             folder that the picture lies in, its underscores read as spaces.
         fields: where each is: a path is another folder with a file at each picture's path, whose ending may differ (a
             picture is taken before other files); a text is the ending of a file beside each picture, ``t5.npy`` for
             example; ``"class"`` is the name of the folder that the picture lies in.
+        ending: of the files with captions.
 
     Raises:
         ValueError: no such folder, or no pictures in it.
     """
 
     def __init__(
-        self, root: str | Path, captions: Literal["file", "class"] = "file", fields: Mapping[str, str | Path] = NOTHING
+        self,
+        root: str | Path,
+        captions: Literal["file", "class"] = "file",
+        fields: Mapping[str, str | Path] = NOTHING,
+        ending: str = "txt",
     ) -> None:
-        self.root, self.kind = Path(root), captions
+        self.root, self.kind, self.ending = Path(root), captions, f".{ending.lstrip('.')}"
         self.beside = {
             name: place if place == CLASS else f".{place.lstrip('.')}"
             for name, place in fields.items()
@@ -119,12 +128,13 @@ class FolderRecords:
     def captions(self, number: int) -> Captions:
         """Lines of the caption file, or the class name; empty where there is no file."""
         path = self.paths[number]
-        if self.kind == "file" and ".txt" in self.beside.values():
+        if self.kind == "file" and self.ending in self.beside.values():
             return ()  # it holds a field
         if self.kind == "class":
             return (path.parent.name.replace("_", " "),)
+        file = path.with_suffix(self.ending)
         try:
-            return caption_lines(path.with_suffix(".txt").read_bytes(), f"caption {path.with_suffix('.txt').name}")
+            return caption_lines(file.read_bytes(), f"caption {file.name}")
         except FileNotFoundError:
             return ()
         except OSError as error:

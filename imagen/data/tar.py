@@ -4,30 +4,31 @@ wherever they lie, as a stream.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import lzma
 import os
-import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
-from .decode import IMAGE_SUFFIXES, Unusable
+from .decode import Unusable
+from .naming import is_hidden, is_picture, split_item
 from .records import USUAL, Captions, Item, Places, Record, caption_lines, tried
+from .shard_paths import find_shards, shard_urls
 from .table import CAPTION_COLUMNS, caption_cell
 
 TRIES = 4  # of a connection that breaks, with pauses of 1, 2 and 4 seconds between them
+FileT = TypeVar("FileT")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
@@ -42,7 +43,9 @@ class Member:
 
 
 class ShardRecords:
-    """Items of tar shards. As in webdataset, files of one path up to the first dot belong together.
+    """Items of tar shards. As in webdataset, files of one path up to the first dot belong together, but where there is
+    more than one item among them (:func:`imagen.data.naming.split_item`); hidden files are none. With rules 1 there is
+    one, of which the first picture is taken.
 
     The shards are read through once, headers only, for an index; an item is then one or two reads at known places, so
     order, resume and shuffling over all shards are those of any other source. A captions file is ``.txt`` (a caption
@@ -59,7 +62,7 @@ class ShardRecords:
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.shards, self.places = find_shards(shards), places
-        self.items = [item for number, path in enumerate(self.shards) for item in _read_index(path, number)]
+        self.items = [item for number, path in enumerate(self.shards) for item in _read_index(path, number, places)]
         if not self.items:
             raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
         self._open: dict[int, int] = {}
@@ -116,7 +119,7 @@ class ShardStream:
     """
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
-        self.urls = [url for pattern in shards for url in _urls(pattern)]
+        self.urls = [url for pattern in shards for url in shard_urls(pattern)]
         self.places = places
 
     def __len__(self) -> int:
@@ -133,7 +136,7 @@ class ShardStream:
         url, given = self.urls[shard], 0
         for attempt in range(TRIES):
             try:
-                for stem, found in islice(_read_items(url), given, None):
+                for stem, found in islice(_read_items(url, self.places), given, None):
                     given += 1
                     yield f"{url.rpartition('/')[2]}/{stem}", tried(partial(self._record, stem, found))
                 return
@@ -160,10 +163,11 @@ def item_captions(endings: Collection[str], read: Callable[[str], bytes], places
         Unusable: the file with the captions cannot be read.
     """
     taken = [_file_and_key(place) for place in places.fields.values()]
-    ending = next((one for one in ("txt", "cls") if one in endings and (one, None) not in taken), None)
+    files = ("txt", "cls") if places.ending is None else (places.ending.lstrip(".").lower(),)
+    ending = next((one for one in files if one in endings and (one, None) not in taken), None)
     if ending is not None:
         return caption_lines(read(ending), f"caption .{ending}")
-    if "json" not in endings:
+    if "json" not in endings or places.ending is not None:
         return ()
     values = _json_of(read)
     usual = [name for name in CAPTION_COLUMNS if ("json", name) not in taken]
@@ -189,10 +193,12 @@ def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes]
     """
     files = {name: _file_and_key(place) for name, place in places.fields.items()}
     others = [ending for ending, _ in files.values()]
-    pictures = [ending for ending in endings if Path(f"x.{ending}").suffix in IMAGE_SUFFIXES and ending not in others]
-    ending = min(pictures, default=None)
-    if ending is None:
+    pictures = sorted(ending for ending in endings if is_picture(ending) and ending not in others)
+    if not pictures:
         raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
+    if len(pictures) > 1 and places.rules != 1:
+        raise Unusable(f"has {len(pictures)} pictures, {', '.join(pictures)}: keep one, or name the others' fields")
+    ending = pictures[0]
     fields: dict[str, Any] = {}
     for name, (needed, column) in files.items():
         if needed not in endings:
@@ -208,51 +214,79 @@ def _file_and_key(place: str) -> tuple[str, str | None]:
     return place.lstrip(".").lower(), None
 
 
-def _read_index(path: Path, shard: int) -> list[Member]:
+def _named(places: Places) -> list[str]:
+    """The endings that a configuration names."""
+    captions = [] if places.ending is None else [places.ending.lstrip(".").lower()]
+    return [ending for ending, key in map(_file_and_key, places.fields.values()) if key is None] + captions
+
+
+def _split(stem: str, files: Mapping[str, FileT], places: Places) -> Iterator[tuple[str, dict[str, FileT], str | None]]:
+    """(path of an item, its files by ending, what is wrong with one of them) of files of one path up to the first dot.
+
+    What is wrong stands in the place of a file.
+    """
+    items = {"": dict(files)} if places.rules == 1 else split_item(files, _named(places))
+    for more, found in items.items():
+        fault = next((entry for entry in found.values() if isinstance(entry, str)), None)
+        yield (f"{stem}.{more}" if more else stem), found, fault
+
+
+def _read_index(path: Path, shard: int, places: Places) -> list[Member]:
     """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
-    items: dict[str, Member] = {}
+    groups: dict[str, dict[str, tuple[int, int] | str]] = {}
+    damage: list[Member] = []
     try:
         with tarfile.open(path, "r:") as archive:
-            for stem, ending, member in _members(archive):
-                item = items.setdefault(stem, Member(shard, stem))
-                item.files[ending] = (member.offset_data, member.size)
-                item.fault = member_fault(member) or item.fault
+            for stem, ending, member in _members(archive, places):
+                files = groups.setdefault(stem, {})
+                files[ending] = _fault(member, ending in files, places) or (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        items["(damaged)"] = Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")
-    return list(items.values())
+        damage = [Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")]
+    every = [item for stem, files in groups.items() for item in _split(stem, files, places)]
+    return [
+        Member(shard, key, {ending: at for ending, at in found.items() if not isinstance(at, str)}, fault)
+        for key, found, fault in every
+    ] + damage
 
 
-def _read_items(url: str) -> Iterator[tuple[str, dict[str, bytes] | str]]:
+def _read_items(url: str, places: Places) -> Iterator[tuple[str, dict[str, bytes] | str]]:
     """(stem, its files by ending, or what is wrong with it) of a shard, in order."""
     stem: str | None = None
-    fault: str | None = None
+    files: dict[str, bytes | str] = {}
     try:
         with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for stem, group in groupby(_members(archive), key=itemgetter(0)):
-                files, fault = {}, None
+            for stem, group in groupby(_members(archive, places), key=itemgetter(0)):
+                files = {}
                 for _, ending, member in group:
-                    fault = fault or member_fault(member)
-                    content = archive.extractfile(member) if member.isreg() else None
-                    if content is not None:
-                        files[ending] = content.read()
-                yield stem, fault or files
+                    fault = _fault(member, ending in files, places)
+                    content = None if fault else archive.extractfile(member)
+                    files[ending] = fault or (content.read() if content is not None else b"")
+                for key, found, fault in _split(stem, files, places):
+                    yield key, fault or {ending: data for ending, data in found.items() if isinstance(data, bytes)}
                 stem = None
     except DAMAGE as error:
         if stem is not None:
+            fault = next((entry for entry in files.values() if isinstance(entry, str)), None)
             yield stem, fault or "the shard is damaged within it or right behind it"
         yield "(damaged)", f"the shard cannot be read on from here: {error}"
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _members(archive: tarfile.TarFile, places: Places) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """(path up to the first dot of its name, what follows it in lower case, member) of all but folders, one by one, not
     kept by the archive: a shard may hold a million.
     """
     while (member := archive.next()) is not None:
-        if not member.isdir():
+        if not (member.isdir() or (places.rules != 1 and is_hidden(member.name))):
             folder, slash, base = member.name.rpartition("/")
             stem, _, ending = base.partition(".")
             yield folder + slash + stem, ending.lower(), member
         archive.members.clear()  # type: ignore[attr-defined]
+
+
+def _fault(member: tarfile.TarInfo, again: bool, places: Places) -> str | None:
+    """What is wrong with a member, which is there ``again`` or not, or None."""
+    twice = f"{member.name!r} is there twice" if again and places.rules != 1 else None
+    return member_fault(member) or twice
 
 
 def member_fault(member: tarfile.TarInfo) -> str | None:
@@ -262,44 +296,3 @@ def member_fault(member: tarfile.TarInfo) -> str | None:
     if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
         return f"its name {member.name!r} climbs out of the shard"
     return None
-
-
-def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:
-    """Paths of the shards that paths, globs and folders name, sorted, each once.
-
-    Raises:
-        ValueError: one that names nothing, or a compressed tar where they are not ``compressed``.
-    """
-    found: set[Path] = set()
-    for pattern in patterns:
-        folder = Path(pattern)
-        paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in glob.glob(pattern)]
-        if not paths:
-            raise ValueError(f"no shards at {pattern!r}; expected a tar file, a glob or a folder with *.tar")
-        found.update(paths)
-    packed = [path for path in sorted(found) if path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
-    if packed and not compressed:
-        raise ValueError(
-            f"shard {str(packed[0])!r} is compressed, so it cannot be read at random: unpack it to .tar, or read it as "
-            "a stream"
-        )
-    return sorted(found)
-
-
-def _urls(pattern: str) -> list[str]:
-    if "://" not in pattern:
-        return [str(path) for path in find_shards([pattern], compressed=True)]
-    return expand_braces(pattern)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """``a-{08..11}.tar`` -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if match is None:
-        return [pattern]
-    first, last = match.groups()
-    numbers = range(int(first), int(last) + 1)
-    if not numbers:
-        raise ValueError(f"shards {pattern!r}: {{{first}..{last}}} counts down; write the smaller number first")
-    heads = [f"{pattern[: match.start()]}{number:0{len(first)}d}" for number in numbers]
-    return [head + tail for head in heads for tail in expand_braces(pattern[match.end() :])]

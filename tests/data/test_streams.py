@@ -20,8 +20,9 @@ from imagen.data.hub import HubStream
 from imagen.data.pictures import StreamBatches, StreamDataset
 from imagen.data.prepare import Prepare, Want
 from imagen.data.records import Record
+from imagen.data.shard_paths import expand_braces
 from imagen.data.streams import Lane, ShardLengths
-from imagen.data.tar import ShardStream, expand_braces
+from imagen.data.tar import ShardStream
 
 
 class Numbers:
@@ -246,8 +247,8 @@ def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path
     (tmp_path / "a.tar").write_bytes(shard(range(5)))
     read_items, failures = shards._read_items, [2, 4, 0]
 
-    def flaky(url: str) -> Iterator[Any]:
-        for number, item in enumerate(read_items(url)):
+    def flaky(url: str, places: Any) -> Iterator[Any]:
+        for number, item in enumerate(read_items(url, places)):
             if failures and number == failures[0]:
                 failures.pop(0)
                 raise ConnectionResetError("gone")
