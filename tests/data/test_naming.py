@@ -111,7 +111,8 @@ def test_what_systems_leave_behind_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_captions_of_another_ending(tmp_path: Path) -> None:
-    files = [("a.png", png()), ("a.txt", b"no"), ("a.tags.txt", b"yes"), ("b.png", png()), ("b.json", b'{"caption": "no"}')]
+    files = [("a.png", png()), ("a.txt", b"no"), ("a.tags.txt", b"yes"), ("b.png", png())]
+    files += [("b.json", b'{"caption": "no"}')]
     assert captions(read(tmp_path, files, Places(ending=".Tags.txt"))) == {"a": ("yes",), "b": ()}
     for name, data in files:
         (tmp_path / name).write_bytes(data)
