@@ -61,8 +61,7 @@ class AttentionPooling(nn.Module):
         logits = (q * scale) @ (k * scale).transpose(-1, -2)
         if mask is not None:
             logits = logits.masked_fill(~F.pad(mask, (1, 0), value=True)[:, None, None, :], float("-inf"))
-        half = logits.dtype in (torch.float16, torch.bfloat16)
-        weight = torch.softmax(logits.float() if half or self.float32_softmax else logits, dim=-1).to(v.dtype)
+        weight = torch.softmax(logits.float() if self.float32_softmax else logits, dim=-1).to(v.dtype)
         return (weight @ v).transpose(1, 2).reshape(batch, dim)
 
 

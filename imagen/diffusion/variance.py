@@ -91,5 +91,5 @@ def vlb_term(v: Tensor, x0_estimate: Tensor, x0: Tensor, z: Tensor, t: Tensor, s
     log_variance = interpolated_log_variance(v, per_image(small, v), per_image(large, v))
     mean = posterior_mean(estimate, z, log_snr_t, log_snr_s)
     kl = gaussian_kl(posterior_mean(x0, z, log_snr_t, log_snr_s), per_image(small, v), mean, log_variance)
-    nats = torch.where(per_image(first.to(dtype), v) > 0, -binned_log_likelihood(x0, mean, log_variance), kl)
+    nats = torch.where(per_image(first, v) > 0, -binned_log_likelihood(x0, mean, log_variance), kl)
     return nats.flatten(1).mean(dim=1) / math.log(2)
