@@ -59,6 +59,19 @@ def test_halves_of_different_length_are_stacked() -> None:
     assert again_mask.dtype == torch.int64
 
 
+def test_no_text_lies_where_it_is_asked_for() -> None:
+    assert all(part.device.type == "meta" for part in null_text(1, 3, torch.device("meta")))
+
+
+def test_rows_of_texts_keep_what_belongs_to_them() -> None:
+    numbers, mask = torch.arange(12.0).view(3, 2, 2), torch.tensor([[1, 0], [1, 1], [1, 0]])
+    some = Words.of({"caption": ["a", "b", "c"], "embedding": numbers, "embedding_mask": mask})[1:]
+    assert (len(some), some.captions) == (2, ["b", "c"])
+    assert torch.equal(some.embedding, numbers[1:])  # type: ignore[arg-type]
+    assert torch.equal(some.mask, mask[1:])  # type: ignore[arg-type]
+    assert Words.of({"caption": ["a", "b", "c"]})[:2] == Words(["a", "b"])
+
+
 def words(captions: Sequence[str]) -> dict[str, Any]:
     return {"caption": list(captions)}
 

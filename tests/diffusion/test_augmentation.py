@@ -70,12 +70,21 @@ def test_other_modes() -> None:
     [
         ((1, 3, 4, 4), 8, "cubic", "mode is 'cubic'"),
         ((1, 3, 4, 4), 0, "auto", "size=0"),
+        ((1, 3, 4, 4), (8, 0), "area", "size=\\(8, 0\\)"),
+        ((1, 3, 4, 4), (0, 8), "nearest", "size=\\(0, 8\\)"),
         ((3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
+        ((1, 1, 3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
     ],
 )
 def test_resize_refuses(shape: tuple[int, ...], size: int, mode: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize(torch.zeros(shape), size, mode)  # type: ignore[arg-type]
+
+
+def test_resize_takes_floats_alone_and_down_to_one_pixel() -> None:
+    with pytest.raises(ValueError, match=r"x is \(1, 3, 4, 4\) torch.uint8; expected .* in floating point"):
+        resize(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 8)
+    assert resize(torch.ones(1, 3, 4, 4), (1, 2)).tolist() == [[[[1, 1]]] * 3]
 
 
 def test_the_papers_space_noises_the_small_picture() -> None:
@@ -128,7 +137,11 @@ def test_shapes_are_checked() -> None:
 
 SHARED = [
     *[((12, 18), (4, 6)), ((13, 10), (4, 7)), ((5, 9), (2, 4))],
-    *[((12, 10), (4, 5)), ((4, 24), (2, 12)), ((21, 3), (9, 2))],  # another factor along each axis; longer than high
+    *[((12, 10), (4, 5)), ((4, 24), (2, 12)), ((21, 3), (9, 2))],
+    *[
+        ((9, 6), (2, 3)),
+        ((6, 9), (3, 2)),
+    ],  # each side is a multiple of the other's new one  # another factor along each axis; longer than high
 ]
 
 

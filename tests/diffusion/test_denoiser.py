@@ -148,7 +148,10 @@ def test_a_guidance_differentiates_through_the_network_where_gradients_are_off()
         for wrapped in (Rescaled(Towards(CFG()), phi=0.0), Interval(Towards(CFG()), low=-100.0)):
             torch.testing.assert_close(run(wrapped)[0], x0, rtol=0, atol=1e-12)
     z.requires_grad_()
-    assert run(CFG())[0].requires_grad  # who samples with gradients keeps them
+    x0, variance = run(CFG())  # who samples with gradients keeps them, back to what was given
+    assert variance is not None
+    assert torch.allclose(torch.autograd.grad(x0.sum(), z, retain_graph=True)[0], torch.full_like(z, 3.0))
+    assert torch.allclose(torch.autograd.grad(variance.sum(), z)[0], torch.full_like(z, 1.5))
 
 
 def test_thresholding_comes_after_every_guidance() -> None:

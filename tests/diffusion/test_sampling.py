@@ -280,9 +280,10 @@ def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
         sample_loop(constant(0.0), noise(), StepRule(getattr(diffusers, name)(), 3))
 
 
-def test_flow_matching_is_refused() -> None:
-    with pytest.raises(ValueError, match="flow matching"):
-        sampling_clone(UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
+@pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
+def test_flow_matching_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler is set up for flow matching"):
+        sampling_clone(UniPCMultistepScheduler(**options))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,9 @@ def test_flow_matching_is_refused() -> None:
         (lambda: make_scheduler("ddmp", CosineSchedule(), "epsilon"), "sampler is 'ddmp'"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "epsilon", gamma=0.5), "gamma=0.5 has no effect"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "eps"), "prediction_type is 'eps'"),
-        (lambda: ImagenDDPMScheduler(gamma=1.5), "gamma=1.5"),
+        (lambda: ImagenDDPMScheduler(gamma=1.001), "gamma=1.001"),
+        (lambda: ImagenDDPMScheduler(gamma=-0.001), "gamma=-0.001"),
+        (lambda: ImagenDDPMScheduler(gamma=0.5, variance_type="learned"), "gamma=0.5 has no effect"),
         (lambda: ImagenDDPMScheduler(gamma=0.5, variance_type="learned_range"), "gamma=0.5 has no effect"),
         (lambda: ImagenDDPMScheduler(variance_type="fixed_large"), "gamma=1"),
     ],

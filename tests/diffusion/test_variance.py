@@ -107,6 +107,19 @@ def test_a_term_has_its_closed_form(schedule) -> None:
     torch.testing.assert_close(found, first)
 
 
+@pytest.mark.parametrize("narrow", range(4), ids=["v", "x0_estimate", "x0", "z"])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_narrow_numbers_are_counted_as_wide_ones(narrow: int, wide: torch.dtype) -> None:
+    """Any of the four in bfloat16 is that value, in the precision of ``v`` and never less than float32's."""
+    schedule, t = CosineSchedule(), level_time(torch.tensor([0.0001, 0.3, 0.999], dtype=torch.float64))
+    given = [0.5 * randn(3, 3, 4, 4, seed=seed).to(wide) for seed in range(4)]
+    given[narrow] = given[narrow].bfloat16()
+    term = vlb_term(*given, t, schedule)
+    assert term.dtype == (torch.float32 if narrow == 0 else wide)
+    exact = vlb_term(*(value.double() for value in given), t, schedule)
+    torch.testing.assert_close(term.double(), exact, rtol=1e-3, atol=1e-3)
+
+
 def test_the_bound_trains_the_variance_alone() -> None:
     schedule, t = DiscreteCosineSchedule(), level_time(torch.tensor([0.0001, 0.3, 0.999], dtype=torch.float64))
     x0, eps, output, v = randn(4, 3, 3, 4, 4)

@@ -69,4 +69,10 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text("unet: {kind: Unet}\n")
     assert main([str(file)]) == 2
     assert "'Unet'; expected one of BaseUNet, EfficientUNet" in capsys.readouterr().err
+    for content in ("", "unet:\n", "stage: {}\n"):
+        file.write_text(content)
+        assert main([str(file)]) == 2
+        assert f"{file}: kind is None; expected one of BaseUNet" in capsys.readouterr().err
+    file.write_text("unet: {kind: BaseUNet, text_dim: null, channel_mult: [1, 2], attention_levels: []}\n")
+    assert main([str(file), str(tmp_path / "missing.yaml")]) == 2, "every file is read"
     assert main([]) == 2

@@ -28,8 +28,9 @@ def test_any_size_the_strides_divide_and_any_channels(kind: str, patch: int, cha
         given = image_inputs(unet, size=size)
         assert unet(**given, text=draw(3, 2, 3, 24)).shape == (2, channels + 1, *size)
     if step > 1:
-        with pytest.raises(ValueError, match=f"multiples of {step} "):
-            unet(**image_inputs(unet, size=(step, step + 1)), text=draw(3, 2, 3, 24))
+        for size in ((step, step + 1), (step + 1, step)):
+            with pytest.raises(ValueError, match=f"multiples of {step} "):
+                unet(**image_inputs(unet, size=size), text=draw(3, 2, 3, 24))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -107,6 +107,21 @@ def test_a_picture_does_not_depend_on_its_batch(kind: str) -> None:
         assert relative(together[i : i + 1], alone) <= TOLERANCE[kind]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
+def test_a_context_without_pooling_or_padding_is_selected_and_checked_like_any_other(kind: str) -> None:
+    unet = make(kind, text_pooling="none")
+    given, context = image_inputs(unet), unet(text=draw(5, 3, 4, 24))
+    assert context.pooled is None
+    assert context.mask is None
+    order = torch.tensor([2, 0])
+    got = unet(**given, context=context.select(order))
+    assert relative(got, unet(**given, text=draw(5, 3, 4, 24)[order])) <= TOLERANCE[kind]
+    assert relative(got, unet(**given, context=context.select(order.flip(0)))) > 1e-4
+    with pytest.raises(ValueError, match="context has batch size 3, sample 2; give one row for each picture"):
+        unet(**given, context=context)
+
+
 def test_full_masks_are_dropped_and_common_padding_is_cut() -> None:
     text = draw(9, 2, 4, 6)
     cut, mask = trim(text, torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool(), sync=False)
@@ -116,6 +131,18 @@ def test_full_masks_are_dropped_and_common_padding_is_cut() -> None:
     assert torch.equal(cut, text[:, :3])
     assert mask is not None
     assert mask.tolist() == [[True, True, True], [False, True, False]]
+
+
+@torch.no_grad()
+def test_of_texts_without_any_real_token_one_is_left() -> None:
+    """The first, which nothing sees: a text has at least one."""
+    text, none = draw(9, 2, 4, 6), torch.zeros(2, 4, dtype=torch.bool)
+    cut, mask = trim(text, none, sync=True)
+    assert torch.equal(cut, text[:, :1])
+    assert mask is not None
+    assert mask.tolist() == [[False], [False]]
+    unet = make("base")
+    assert unet(**image_inputs(unet), text=draw(10, 2, 3, 24), text_mask=torch.zeros(2, 3)).isfinite().all()
 
 
 @torch.no_grad()
@@ -191,6 +218,8 @@ def test_without_text() -> None:
         assert not any("add_" in name for name, _ in unet.named_parameters())
         with pytest.raises(ValueError, match="text_dim=None"):
             unet(**given, text=draw(0, 2, 3, 24))
+        with pytest.raises(ValueError, match="text_dim=None"):
+            unet(**given, context=make(kind)(text=draw(0, 2, 3, 24)))
     with pytest.raises(ValueError, match="attention to text alone needs text"):
         make("efficient_cross", text_dim=None)
 
@@ -201,7 +230,7 @@ def test_wrong_text_is_refused() -> None:
     text = torch.zeros(1, 3, 24)
     with pytest.raises(ValueError, match=r"text has shape \(1, 3, 5\); give \(B, L, 24\)"):
         unet(text=torch.zeros(1, 3, 5))
-    for shape in ((1, 0, 24), (3, 24)):  # no token at all would give NaN
+    for shape in ((1, 0, 24), (3, 24), (1, 1, 3, 24)):  # no token at all would give NaN
         for inputs in ({}, given):
             with pytest.raises(ValueError, match=r"text has shape .*; give \(B, L, 24\), L at least 1"):
                 unet(**inputs, text=torch.zeros(shape))
@@ -211,8 +240,9 @@ def test_wrong_text_is_refused() -> None:
         unet(**given)
     with pytest.raises(ValueError, match="exactly one"):
         unet(**given, text=text, context=unet(text=text))
-    with pytest.raises(ValueError, match="text_mask has shape"):
-        unet(**given, text=text, text_mask=torch.ones(1, 4))
+    for shape in ((1, 4), (2, 3), (3,), (1, 3, 24)):
+        with pytest.raises(ValueError, match=r"text_mask has shape .*; give a mask of the text's first two axes"):
+            unet(**given, text=text, text_mask=torch.ones(shape))
 
 
 def correlated_tokens(count: int, dim: int) -> torch.Tensor:
@@ -250,9 +280,24 @@ def test_whitening_keeps_weak_directions_in_half_precision() -> None:
         assert (narrow(tokens[None].float()) - exact).abs().max() < 1e-2  # bfloat16 is off by more than 1 here
 
 
+def test_whitening_is_fitted_in_double_precision_whatever_it_is_given() -> None:
+    """Of directions that are turned against each other float32 loses the weakest, a 1e8th of the strongest."""
+    turn = torch.linalg.qr(draw(24, 6, 6))[0]
+    strong = turn @ torch.diag(torch.logspace(0, -8, 6, dtype=torch.float64)) @ turn.T
+    narrow = strong.float()
+    narrow = (narrow + narrow.T) / 2
+    exact, found = TextWhitening(6).double(), TextWhitening(6).double()
+    exact.fit(100, torch.zeros(6), narrow.double(), ridge=1e-6)
+    found.fit(100, torch.zeros(6), narrow, ridge=1e-6)
+    assert torch.equal(found.matrix, exact.matrix)
+
+
 def test_whitening_says_what_it_lacks() -> None:
+    TextWhitening(6).fit(12, torch.zeros(6), torch.eye(6))
     with pytest.raises(ValueError, match="11 tokens of width 6"):
         TextWhitening(6).fit(11, torch.zeros(6), torch.eye(6))
+    with pytest.raises(ValueError, match="finite"):
+        TextWhitening(6).fit(99, torch.zeros(6), torch.eye(6).index_fill(1, torch.tensor(5), torch.inf))
     with pytest.raises(ValueError, match="finite"):
         TextWhitening(6).fit(99, torch.zeros(6), torch.full((6, 6), torch.nan))
 
