@@ -99,7 +99,7 @@ class TextWhitening(nn.Module):
         """(B, L, D) -> (B, L, D). In float32 at least: weak directions lie below the rounding of half precision."""
         wide = torch.promote_types(text.dtype, torch.float32)
         with torch.autocast(text.device.type, enabled=False):
-            return ((text.to(wide) - self.mean.to(wide)) @ self.matrix.to(wide)).to(text.dtype)
+            return ((text - self.mean.to(wide)) @ self.matrix.to(wide)).to(text.dtype)
 
 
 def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:

@@ -42,7 +42,7 @@ def rectangles(uniform: Tensor, height: int, width: int) -> Tensor:
     axes = []
     for places, side in ((uniform[..., :2], height), (uniform[..., 2:], width)):
         low, high = places.amin(dim=-1) * side, places.amax(dim=-1) * side
-        middle = torch.arange(side, device=uniform.device, dtype=uniform.dtype) + 0.5
+        middle = torch.arange(side, device=uniform.device) + 0.5
         axes.append((middle >= low[..., None]) & (middle < high[..., None]))
     inside = axes[0][..., :, None] & axes[1][..., None, :]
     return inside.any(dim=1, keepdim=True).to(uniform.dtype)
