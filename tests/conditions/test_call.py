@@ -79,6 +79,8 @@ def test_arguments_are_those_of_all_conditions() -> None:
 def test_a_label_in_training_and_of_held_out_pictures() -> None:
     label, image = Label(3, ("a", "b", "c")), torch.zeros(2, 3, 4, 4)
     assert label.wants(Want(4)).fields == {"label": Field(3, ("a", "b", "c"))}
+    ids = label.batch({"label": torch.tensor([2, 0], dtype=torch.int32)}, image, torch.zeros(2))
+    assert (ids.tolist(), ids.dtype) == ([2, 0], torch.int64)
     assert label.stored == {"names": ["a", "b", "c"]}
     assert label.needs(5) == ("classes", 3)
     assert label.sampled({"label": [2, 0]}, image) == Labels((2, 0), CPU)

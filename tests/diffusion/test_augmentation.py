@@ -163,6 +163,13 @@ def test_reducing_noise_is_the_share_of_every_pixel(size: tuple[int, int], new: 
     torch.testing.assert_close(resize(x, new, "area"), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"])
+@pytest.mark.parametrize("size", [(3, 5), (8, 9), (4, 8)])
+def test_narrow_pictures_are_computed_in_float32_and_rounded_once(mode: str, size: tuple[int, int]) -> None:
+    x = picture(2, 3, 6, 7).bfloat16()
+    assert torch.equal(resize(x, size, mode), resize(x.float(), size, mode).bfloat16())  # type: ignore[arg-type]
+
+
 def test_levels_and_noise_go_with_their_pictures_and_half_precision_comes_back() -> None:
     lowres, noise = picture(3, 3, 4, 6), torch.randn(3, 3, 4, 6, dtype=torch.float64)
     level = torch.tensor([0.0, 0.4, 1.0])

@@ -61,6 +61,8 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         assert parse_guidance(str(made)) == made
         assert check_guidance(check_guidance(text)) == check_guidance(text) == str(made)
     assert check_guidance("double+shift(by=-2)") == "double+shift(by=-2)+cfg"
+    assert check_guidance("interval(high=2)+apg") == "interval(low=-inf, high=2)+apg(eta=0, norm=inf, momentum=0)"
+    assert check_guidance("interval(low=2)+rescaled") == "interval(low=2, high=inf)+rescaled(phi=0.7)+cfg"
 
 
 @pytest.mark.usefixtures("more")

@@ -73,6 +73,16 @@ def test_t_inverts_log_snr(schedule: Schedule) -> None:
 
 
 @every_schedule
+def test_float32_is_the_rounding_of_what_is_computed_in_float64(schedule: Schedule) -> None:
+    t = torch.linspace(0, 1, 101)
+    log_snr = schedule.log_snr(t)
+    assert torch.equal(log_snr, schedule.log_snr(t.double()).float())
+    assert torch.equal(schedule.t(log_snr), schedule.t(log_snr.double()).float())
+    for narrow, wide in zip(alpha_sigma(log_snr), alpha_sigma(log_snr.double()), strict=True):
+        assert torch.equal(narrow, wide.float())
+
+
+@every_schedule
 def test_snr_falls_with_time(schedule: Schedule) -> None:
     assert (schedule.log_snr(LEVELS).diff() < 0).all()
 
@@ -200,6 +210,14 @@ def test_make_schedule() -> None:
 def test_bad_schedules_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_schedule(**options)  # type: ignore[arg-type]
+
+
+def test_what_schedules_share_is_given_by_name() -> None:
+    """So that a number by its place is what the schedule itself is named for."""
+    assert CosineSchedule(0.01) == CosineSchedule(s=0.01, shift=1.0, max_log_snr=20.0)
+    assert LinearSchedule(0.01, 0.03) == LinearSchedule(beta_start=0.01, beta_end=0.03)
+    with pytest.raises(TypeError):
+        CosineSchedule(0.01, 0.5)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

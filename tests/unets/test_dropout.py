@@ -62,6 +62,26 @@ def test_the_bits_are_uniform() -> None:
     assert mix(one).item() == 0xE220A8397B1DCDAF - 2**64  # SplitMix64's first output from state 0, as published
 
 
+def test_the_bits_are_splitmix64s_in_plain_integers() -> None:
+    """A stream for each row and layer, begun at mix(mix(seed) + layer), of which each number is the upper half."""
+    whole = 2**64
+
+    def finalized(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % whole
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % whole
+        return x ^ x >> 31
+
+    for number in (0, 7):
+        expected = [
+            [
+                finalized((finalized((finalized(seed) + number) % whole) + place * 0x9E3779B97F4A7C15) % whole) >> 32
+                for place in range(1, 6)
+            ]
+            for seed in SEEDS.tolist()
+        ]
+        assert uniform_bits(SEEDS, number, 5).tolist() == expected
+
+
 def test_a_row_is_masked_alike_in_any_batch_dtype_and_layout() -> None:
     mask = masks(0.3)
     assert torch.equal(masks(0.3, SEEDS[2:3])[0], mask[2])

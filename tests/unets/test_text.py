@@ -280,6 +280,15 @@ def test_whitening_keeps_weak_directions_in_half_precision() -> None:
         assert (narrow(tokens[None].float()) - exact).abs().max() < 1e-2  # bfloat16 is off by more than 1 here
 
 
+def test_the_ridge_is_a_hundredth_of_the_mean_variance_unless_told_otherwise() -> None:
+    found, told = TextWhitening(4), TextWhitening(4)
+    variances = torch.tensor([4.0, 1.0, 0.25, 0.0])
+    found.fit(8, torch.ones(4), torch.diag(variances))
+    told.fit(8, torch.ones(4), torch.diag(variances), ridge=0.01)
+    assert torch.equal(found.matrix, told.matrix)
+    torch.testing.assert_close(found.matrix, torch.diag((variances + 0.01 * variances.mean()).rsqrt()))
+
+
 def test_whitening_is_fitted_in_double_precision_whatever_it_is_given() -> None:
     """Of directions that are turned against each other float32 loses the weakest, a 1e8th of the strongest."""
     turn = torch.linalg.qr(draw(24, 6, 6))[0]
