@@ -132,7 +132,7 @@ def _at(picture: Tensor, shape: tuple[int, int]) -> Tensor:
     weight = resize(opacity, shape, mode)
     # hidden colours do not count
     seen = resize(picture[:, :-1].float() * opacity, shape, mode) / weight.clamp(min=1e-3)
-    return masked(seen.clamp(-1, 1), (weight <= 0.5).float())
+    return masked(seen, (weight <= 0.5).float())
 
 
 def make_masked(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device) -> Masked:

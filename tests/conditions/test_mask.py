@@ -88,6 +88,12 @@ def test_a_picture_is_enlarged_along_straight_lines() -> None:
     assert 0 < int(edges.sum()) < 8
 
 
+def test_a_tall_picture_is_enlarged_like_a_wide_one() -> None:
+    picture = torch.ones(4, 8, 4)
+    picture[:3] = torch.tensor([-0.5, 0.5, 1.0, 0.0])
+    torch.testing.assert_close(seen_of(picture, (16, 8))[:3], ramp(8, -0.5, 0.5, 1.0, 0.0).expand(3, 16, 8))
+
+
 def test_of_a_picture_that_is_made_smaller_the_opaque_part_of_a_pixel_counts() -> None:
     """Four pixels to one by their mean, each by its opacity: a fully and a half opaque one beside two hidden ones."""
     picture = torch.zeros(4, 2, 2)

@@ -17,6 +17,8 @@ from imagen.diffusion.schedules import (
     Schedule,
     alpha_sigma,
     export_error,
+    level_log_snrs,
+    level_time,
     log_snr_at,
     log_snr_from_betas,
     make_schedule,
@@ -181,6 +183,20 @@ def test_timestep_at_inverts_log_snr_at(schedule: Schedule) -> None:
 
 def test_a_last_beta_of_one_has_no_signal() -> None:
     assert log_snr_from_betas([0.5, 1.0])[-1] == -math.inf
+
+
+def test_levels_of_a_scheduler_are_those_of_its_betas_however_noisy() -> None:
+    """Only a level without any signal has no log-SNR of its own, and is given -20."""
+    betas = [0.5, 0.9999, 0.9999, 0.99999]
+    noisy = level_log_snrs(DDPMScheduler(4, trained_betas=betas))
+    torch.testing.assert_close(noisy, torch.logit(torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)))
+    assert noisy[-1] < -20
+    assert level_log_snrs(DDPMScheduler(2, trained_betas=[0.5, 1.0])).tolist() == [0.0, -20.0]
+
+
+def test_a_time_falls_into_the_level_that_it_lies_in() -> None:
+    t = torch.tensor([0.0, 0.0009, 0.001, 0.4999, 0.9999], dtype=torch.float64)
+    torch.testing.assert_close(level_time(t) * 1000, torch.tensor([0.5, 0.5, 1.5, 499.5, 999.5], dtype=torch.float64))
 
 
 def test_make_schedule() -> None:

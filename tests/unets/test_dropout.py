@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tests.unets.helpers import KINDS, draw, image_inputs, make, run
 from unets import BaseUNet
+from unets.blocks import ResnetBlock
 from unets.dropout import RowDropout, mix, number_layers, uniform_bits
+from unets.options import Options
 
 SEEDS = torch.tensor([3, 2**62 + 11, 0, 987654321])
 
@@ -101,6 +103,24 @@ def test_without_seeds_it_is_torchs_and_in_evaluation_it_is_nothing() -> None:
     assert torch.equal(ours, torch.nn.functional.dropout(x, 0.4))
     assert torch.equal(layer(0.4).eval()(x, SEEDS), x)
     assert torch.equal(layer(0.0)(x, SEEDS), x)
+
+
+@torch.no_grad()
+def test_a_residual_block_drops_what_its_second_convolution_reads() -> None:
+    """As ADM does: what is dropped is one number there, and nine of the block's output."""
+    block = ResnetBlock(4, 4, Options(time_embed_dim=3, norm_groups=2, dropout=0.5)).double()
+    for number, parameter in enumerate(block.parameters()):
+        parameter.copy_(draw(number, *parameter.shape))
+    read: list[Tensor] = []
+    block.conv2.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    x, emb = draw(50, 4, 4, 3, 5), draw(51, 4, 3)
+    whole = block.eval()(x, emb, SEEDS)
+    out = block.train()(x, emb, SEEDS)
+    dropped = layer(0.5)(read[0], SEEDS)
+    assert torch.equal(read[1], dropped)
+    assert (dropped == 0).any()
+    assert torch.allclose(out, x + block.conv2(dropped), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(whole, x + block.conv2(read[0]), rtol=1e-12, atol=1e-12)
 
 
 def gradients(unet: torch.nn.Module, rows: slice) -> tuple[Tensor, list[Tensor]]:
