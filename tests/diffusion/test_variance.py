@@ -107,6 +107,19 @@ def test_a_term_has_its_closed_form(schedule) -> None:
     torch.testing.assert_close(found, first)
 
 
+def test_the_first_level_ends_where_the_next_begins() -> None:
+    """Times below 0.0015 have timesteps below 1 and no level before them: with v = -1 and the picture itself as the
+    estimate every other term is 0, and theirs is not.
+    """
+    schedule = CosineSchedule()
+    t = torch.tensor([0.0, 0.0005, 0.0014, 0.00150001, 0.002, 1.0], dtype=torch.float64)
+    x0 = (randn(6, 3, 4, 4).clamp(-1, 1) / BIN).round() * BIN
+    z = q_sample(x0, randn(6, 3, 4, 4, seed=1), schedule.log_snr(t))
+    terms = vlb_term(torch.full_like(z, -1.0), x0, x0, z, t, schedule)
+    assert ((terms > 1e-6) == (t < 0.0015)).all()
+    assert terms.isfinite().all()
+
+
 @pytest.mark.parametrize("narrow", range(4), ids=["v", "x0_estimate", "x0", "z"])
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64])
 def test_narrow_numbers_are_counted_as_wide_ones(narrow: int, wide: torch.dtype) -> None:
