@@ -95,6 +95,11 @@ def test_a_number_below_the_number_of_classes_is_one(label: object, number: int 
     assert class_number(label, {}, 0) is None  # no network reads one
 
 
+def test_a_name_that_is_a_number_is_that_class_and_spaces_are_no_part_of_it() -> None:
+    stored = {"names": ["1", "red_ball", "x"]}
+    assert [class_number(label, stored, 3) for label in ("1", " 1 ", 1, "2", " red  ball ")] == [0, 0, 1, 2, 1]
+
+
 @pytest.mark.parametrize("label", [3, -1, "3", "-1", 1.0, True])
 def test_any_other_number_is_none(label: object) -> None:
     with pytest.raises(

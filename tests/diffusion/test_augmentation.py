@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,12 +42,11 @@ def test_two_reductions_are_one() -> None:
     torch.testing.assert_close(resize(resize(x, 18), 6), resize(x, 6), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("size", [8, 19, 48])
 def test_filters_are_pillows(mode: str, size: int) -> None:
     x = picture(1, 1, 24, 24, dtype=torch.float32)
-    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[mode]
-    expected = np.array(Image.fromarray(x[0, 0].numpy()).resize((size, size), resample))
+    expected = np.array(Image.fromarray(x[0, 0].numpy()).resize((size, size), Image.Resampling[mode.upper()]))
     torch.testing.assert_close(resize(x, size, mode)[0, 0], torch.from_numpy(expected), rtol=0, atol=1e-5)  # type: ignore[arg-type]
 
 
@@ -55,6 +56,8 @@ def test_auto_enlarges_by_bicubic_and_treats_axes_apart() -> None:
     mixed = resize(x, (4, 16))
     torch.testing.assert_close(mixed, resize(resize(x, (4, 8)), (4, 16), "bicubic"), rtol=0, atol=1e-12)
     assert resize(x, 8) is x
+    assert resize(mixed, (4, 16)) is mixed
+    assert resize(mixed, (16, 4)).shape[-2:] == (16, 4)
 
 
 def test_other_modes() -> None:
@@ -116,6 +119,16 @@ def test_upsampled_space_and_schedule() -> None:
     torch.testing.assert_close(
         out, alpha * resize(lowres, (8, 12), "bilinear_corners") + sigma * noise, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("space", ["lowres", "upsampled"])
+@pytest.mark.parametrize("mode", ["bilinear", "bilinear_corners", "nearest"])
+def test_the_picture_is_enlarged_in_the_mode_that_is_asked_for(space: Any, mode: Any) -> None:
+    lowres, none = picture(1, 3, 4, 4), torch.zeros(1, 3, *((4, 4) if space == "lowres" else (8, 8))).double()
+    level = torch.tensor([0.5])
+    alpha, _ = alpha_sigma(CosineSchedule().log_snr(level.double()))
+    out = augment_lowres(lowres, level, none, 8, space, mode=mode)
+    torch.testing.assert_close(out, alpha * resize(lowres, 8, mode), rtol=0, atol=1e-12)
 
 
 def test_level_zero_leaves_the_picture_all_but_clean() -> None:

@@ -151,6 +151,9 @@ def test_the_largest_error_of_an_export_is_a_twentieth() -> None:
 def test_a_flat_schedule_is_not_exported() -> None:
     with pytest.raises(ValueError, match="does not fall"):
         trained_betas(CosineSchedule(max_log_snr=4.0))
+    assert len(trained_betas(LinearSchedule(shift=2.0, max_log_snr=10.5))) == 1000  # one level is clamped
+    with pytest.raises(ValueError, match="does not fall between 1 pairs of its 1000 levels"):  # two are
+        trained_betas(LinearSchedule(shift=2.0, max_log_snr=10.0))
 
 
 @dataclass(frozen=True)

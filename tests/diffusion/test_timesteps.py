@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.deepfloyd_if import timesteps as released
 from torch import Tensor
 
@@ -67,6 +67,8 @@ def test_lists_that_cannot_be_visited_are_refused() -> None:
         (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
         (UniPCMultistepScheduler, {"solver_order": 3, "disable_corrector": [0], "timestep_spacing": "leading"}),
         (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+        (DDPMScheduler, {"variance_type": "learned"}),
+        (DDPMScheduler, {"variance_type": "learned_range"}),
     ],
 )
 def test_a_scheduler_s_own_options_are_kept(cls: type, options: dict) -> None:

@@ -129,6 +129,19 @@ def test_wrong_conditions_are_refused(kind: str, change: dict[str, Any], message
     assert "\n" not in str(refused.value)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
+def test_further_channels_are_as_high_and_as_wide_as_the_pictures(kind: str) -> None:
+    unet = make(kind, extra_channels={"mask": 1})
+    given = image_inputs(unet, size=(8, 4))
+    assert run(unet, **given, conditions={"mask": draw(7, 2, 1, 8, 4)}).shape == (2, 3, 8, 4)
+    with pytest.raises(ValueError, match=r"has shape \(2, 1, 4, 8\); give \(2, 1, 8, 4\)"):
+        run(unet, **given, conditions={"mask": draw(7, 2, 1, 4, 8)})
+    if "lowres" in given:
+        with pytest.raises(ValueError, match=r"lowres has \(C, H, W\) \(3, 4, 8\), this network expects \(3, 8, 4\)"):
+            run(unet, **{**given, "lowres": draw(7, 2, 3, 4, 8)}, conditions={"mask": draw(7, 2, 1, 8, 4)})
+
+
 @pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
 def test_conditions_that_no_option_names_are_refused(kind: str) -> None:
     with pytest.raises(

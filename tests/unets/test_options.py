@@ -84,6 +84,22 @@ def test_every_option_of_a_configuration_is_taken_from_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "change", "described", "width"),
+    [
+        ("base", {"channel_mult": (2, 3)}, 16, 64),  # by model_channels, not by the first level's
+        ("efficient", {"channels": (16, 24)}, 16, 64),
+        ("dit", {"width": 32}, 32, 32),
+        *((kind, {"time_embed_dim": 40}, 16, 40) for kind in ("base", "efficient", "dit")),
+    ],
+)
+def test_the_width_of_the_time_embedding(kind: str, change: dict[str, Any], described: int, width: int) -> None:
+    unet = make(kind, **change)
+    assert unet.time_embedding.linear_1.weight.shape == (width, described)
+    assert unet.time_embedding.linear_2.weight.shape == (width, width)
+    assert unet.options.emb_dim == width
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"dropout": -0.001}, "dropout must be at least 0 and below 1, got -0.001"),

@@ -131,6 +131,10 @@ def test_full_masks_are_dropped_and_common_padding_is_cut() -> None:
     assert torch.equal(cut, text[:, :3])
     assert mask is not None
     assert mask.tolist() == [[True, True, True], [False, True, False]]
+    cut, mask = trim(text, torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]]).bool(), sync=True)  # the longest is not the first
+    assert torch.equal(cut, text[:, :3])
+    assert mask is not None
+    assert mask.tolist() == [[False, True, False], [True, True, True]]
 
 
 @torch.no_grad()
