@@ -132,6 +132,7 @@ def test_sinusoids() -> None:
     expected = [*map(math.cos, angles), *map(math.sin, angles), 0.0]
     assert torch.allclose(got[1], torch.tensor(expected), atol=1e-6)
     assert got[0].tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert all(torch.equal(sinusoids(torch.tensor([0.0, 2.5], dtype=d), 7), got) for d in (torch.half, torch.double))
 
 
 def test_cosine_log_snr_coordinate() -> None:

@@ -192,6 +192,15 @@ def test_attention_pooling_is_what_it_says() -> None:
     assert relative(pool(text, mask)[0], expected) < 1e-13
 
 
+@torch.no_grad()
+def test_a_softmax_in_float32_rounds_the_weights_of_a_wide_network() -> None:
+    narrow, wide = (AttentionPooling(6, 2, float32_softmax=told).double() for told in (True, False))
+    narrow.load_state_dict(wide.state_dict())
+    text = draw(13, 2, 4, 6)
+    assert 1e-10 < relative(narrow(text), wide(text)) < 1e-6
+    assert narrow(text).dtype == torch.float64
+
+
 def test_pooling_of_one_token_and_heads() -> None:
     for dim, heads in ((4096, 64), (192, 3), (24, 3)):
         with torch.device("meta"):
