@@ -201,6 +201,12 @@ def test_a_softmax_in_float32_rounds_the_weights_of_a_wide_network() -> None:
     assert narrow(text).dtype == torch.float64
 
 
+def test_what_the_pooling_s_query_learns_starts_as_long_as_one() -> None:
+    torch.manual_seed(0)
+    lengths = [AttentionPooling(256, 4, False).positional_embedding.norm().item() for _ in range(3)]
+    assert all(0.8 < length < 1.2 for length in lengths)  # of 256 draws it is 1 with a deviation of 1 / sqrt(512)
+
+
 def test_pooling_of_one_token_and_heads() -> None:
     for dim, heads in ((4096, 64), (192, 3), (24, 3)):
         with torch.device("meta"):
