@@ -70,6 +70,14 @@ def test_a_text_is_synced_before_it_takes_the_old_one_s_place(tmp_path: Path, mo
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_what_is_synced_is_closed_again(tmp_path: Path) -> None:
+    """A run of a month writes more files than a process may hold open."""
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        write_text(tmp_path / "a", "a")
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def tiny_run(tmp_path: Path, **changes: Any) -> RunConfig:
     path = tmp_path / "config.yaml"
     tree = merge(TINY, {"run_dir": str(tmp_path / "run"), "train.steps": 2, "train.log_every": 1, **changes})

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
-from imagen.cascade.parts import check_parts, load_checker, load_encoder, load_parts, named_dtype
+from imagen.cascade.parts import check_parts, dtype_of, load_checker, load_encoder, load_parts, named_dtype
 from tests.convert.released import safety_parts
 from tests.factories import tiny_base, tiny_pipeline
 
@@ -138,3 +138,7 @@ def test_a_dtype_goes_by_its_name(name: Any, dtype: Any) -> None:
 def test_a_name_of_no_floating_dtype_is_told(name: str) -> None:
     with pytest.raises(ValueError, match=f"dtype is '{name}'; expected float32, bfloat16, float16 or float64"):
         named_dtype(name)
+
+
+def test_a_part_that_a_mapping_does_not_name_is_in_float32() -> None:
+    assert dtype_of("safety_checker", {"dtype": {"text_encoder": F16}}) is F32

@@ -38,7 +38,6 @@ def change_stage(folder: Path, slot: str, **entries: Any) -> None:
 @pytest.mark.parametrize(
     ("slot", "entries", "expected"),
     [
-        ("base", {}, {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}),
         (
             "base",
             {"threshold_p": 0.9, "threshold_cap": 2.0},
@@ -46,8 +45,11 @@ def change_stage(folder: Path, slot: str, **entries: Any) -> None:
         ),
         ("sr256", {"threshold": "static"}, {"thresholding": False, "clip_sample": True}),
         ("sr256", {"threshold": "none"}, {"thresholding": False, "clip_sample": False}),
-        ("base", {"threshold": "static", "threshold_cap": None}, {"clip_sample": True, "sample_max_value": 1.0}),
-        ("base", {"aug_space": "lowres", "aug_schedule": {}}, {"thresholding": True}),
+        (
+            "base",
+            {"threshold": "static", "threshold_cap": None, "aug_space": "lowres"},
+            {"clip_sample": True, "sample_max_value": 1.0},
+        ),
     ],
 )
 def test_a_scheduler_going_back_thresholds_as_the_stage_says(
