@@ -319,7 +319,7 @@ def test_a_variance_is_dropped_in_the_stage_named_and_its_scheduler_told() -> No
     learned = type(learned).from_config(learned.config, variance_type="learned_range")
     ddim = make_scheduler("ddim", CosineSchedule(), "epsilon")
     networks = {"base_unet": tiny_base(out_channels=6), "sr256_unet": tiny_sr(out_channels=6)}
-    pipe = tiny_pipeline(**networks, base_scheduler=learned, sr256_scheduler=ddim)
+    pipe = tiny_pipeline(**networks, base_scheduler=learned, sr256_scheduler=ddim, sr1024_unet=None)
     low = {"lowres": torch.rand(1, 3, 16, 16), "aug_timestep": torch.zeros(1)}
     z, read = torch.randn(1, 3, 16, 16), torch.randn(1, 2, WIDTH)
     before = pipe.sr256_unet(z, torch.tensor([5.0]), text=read, **low)

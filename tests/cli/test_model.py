@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cli.compose import _renamed
+from imagen.cli.compose import main as compose
 from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.sample import check_read, read_prompts
@@ -142,6 +144,31 @@ def test_one_stage_that_reads_text_wants_a_prompt(tmp_path: Path) -> None:
 def test_the_earlier_name_of_an_option_of_compose_is_read() -> None:
     words = ["--base64", "--base64=a=b", "--base", "--base640", "x"]
     assert [_renamed(word) for word in words] == ["--base", "--base=a=b", "--base", "--base640", "x"]
+
+
+@pytest.mark.parametrize("word", ["fp32", "fp16", "bf16"])
+def test_a_composed_pipeline_is_stored_in_the_dtype_asked_for(
+    tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = dict.fromkeys(("tokenizer", "text_encoder", "sr256_unet", "sr1024_unet", "sr256_scheduler"))
+    tiny_pipeline(**parts, base_unet=tiny_base(text_dim=None)).save_pretrained(tmp_path / "old")
+    out = tmp_path / "new"
+    assert compose(["--base", str(tmp_path / "old"), "--out", str(out), "--dtype", word]) == 0
+    assert capsys.readouterr().out == f"{out}: base_unet, base_scheduler\n"
+    tensors = load_file(out / "base_unet" / "diffusion_pytorch_model.safetensors").values()
+    expected = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[word]
+    assert {tensor.dtype for tensor in tensors} == {expected}
+
+
+def test_a_device_that_fails_is_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of everything\nand a long explanation")
+
+    monkeypatch.setattr(ImagenPipeline, "to", fail)
+    assert run("a", "--device", "cpu") == 2
+    assert capsys.readouterr().err.endswith("cannot be put on 'cpu': out of everything\n")
 
 
 def test_seeds_and_folders_that_cannot_be(

@@ -110,7 +110,8 @@ def test_a_network_is_found_in_a_run_in_its_model_folder_and_as_itself(run: Path
 
 def test_the_stage_beside_a_network_is_its_own(run: Path, tmp_path: Path) -> None:
     assert stage_beside(run / "model" / "unet") == saved(run / "model")
-    assert stage_beside(tmp_path / "alone" / "unet") is None
+    for name in ("unet", "base_unet"):
+        assert stage_beside(tmp_path / "alone" / name) is None
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
     stages = {"base": {"size": 8}, "sr256": {"size": 16, "lowres_size": 8}}
