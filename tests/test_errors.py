@@ -100,6 +100,7 @@ def test_an_option_of_another_kind_is_refused(given: dict[str, object], told: st
     [
         (["--stpes", "3"], "cmd: error: unrecognized arguments: --stpes 3; did you mean --steps?"),
         (["--steps", "3", "--zzz"], "cmd: error: unrecognized arguments: --zzz"),
+        (["--zzz", "--stpes"], "cmd: error: unrecognized arguments: --zzz --stpes"),  # of the first, or of none
         (["--steps"], "cmd: error: argument --steps: expected one argument"),
         (["--steps", "x"], "cmd: error: argument --steps: invalid int value: 'x'"),
     ],

@@ -84,6 +84,7 @@ def test_what_networks_of_the_family_may_have(changes: dict[str, Any]) -> None:
         ({"layers_per_block": [1, 1.5]}, "layers_per_block is"),
         ({"attention_head_dim": [8, 8, 4]}, r"attention_head_dim is \[8, 8, 4\], expected one number for all levels"),
         ({"attention_head_dim": "8"}, "attention_head_dim is '8', expected one number"),
+        ({"block_out_channels": "16"}, "block_out_channels is '16', expected a list"),
         ({"block_out_channels": []}, r"block_out_channels is \[\], expected a list"),
         ({"down_block_types": []}, r"down_block_types is \[\], expected a list"),
         ({"block_out_channels": [16, 0]}, "block_out_channels is 0; expected an integer of at least 1"),
