@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
+from imagen import ImagenPipeline
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.pipeline import HUB_ARGUMENTS
@@ -86,6 +88,24 @@ def test_stages_that_are_not_stored_have_the_usual_sizes() -> None:
             read_stages(wrong, FORMAT_VERSION)
 
 
+def test_our_choices_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
+    ours = StageDefaults(**SIZES)
+    length = inspect.signature(ImagenPipeline.__init__).parameters["max_length"].default
+    for told in (
+        f"`{ours.threshold}`, p = {ours.threshold_p}, no upper cap",
+        f"| {ours.num_inference_steps} steps; γ = 0 |",
+        f"(`aug_space: {ours.aug_space}`)",
+        f"| {length} tokens at most",
+    ):
+        assert told in page
+    assert ours.threshold_cap is None
+    assert (ours.aug_schedule, ours.lowres_mode, ours.guidance) == ({}, "auto", "cfg")
+    assert 0.1 <= ours.aug_level <= 0.3, "the best-looking samples"
+    assert ours.guidance_scale > 1
+    assert ours.lowres_consistency == 0
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -105,8 +125,6 @@ def test_a_folder_is_itself_and_a_file_is_none(tmp_path: Path) -> None:
 
 def test_what_the_hub_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline hands the Hub's arguments on, each under its name, and leaves out what is not wanted."""
-    from imagen import ImagenPipeline
-
     asked: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)
