@@ -116,7 +116,7 @@ def test_pictures_are_rounded_to_the_nearest_level(channels: int, mode: str) -> 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_what_comes_out_is_float32_within_the_range_whatever_was_computed_in(dtype: torch.dtype) -> None:
     x = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 3.0], dtype=dtype).reshape(1, 1, 2, 3).requires_grad_()
-    tensor, array = finish(x, "pt", 4), finish(x, "np", 4)
+    tensor, array = finish(x, "pt"), finish(x, "np")
     assert tensor.dtype == torch.float32
     assert array.dtype == np.float32
     assert not tensor.requires_grad

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imagen.convert.configs import stage_settings, unet2d_config, unet_arguments
+from imagen.convert.deepfloyd_if import open_source
 from imagen.convert.folder import check_new, copy_component, copy_licences, new_folder
-from imagen.stages.spec import StageDefaults
+from imagen.stages.spec import SAFETY, StageDefaults
 from tests.convert.released import TINY_I, TINY_II, scheduler
 from unets import BaseUNet
 
@@ -196,3 +198,33 @@ def test_every_licence_travels_and_two_of_one_name_stay_apart(tmp_path: Path) ->
     expected = {"LICENSE": "a", "LICENSE-2": "b", "LICENCE.md": "c", "NOTICE.txt": "n", "USE_POLICY.md": "u"}
     assert copy_licences([tmp_path / "one", tmp_path / "two"], target) == sorted(expected)
     assert {path.name: path.read_text() for path in target.iterdir()} == expected
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_of_a_hub_id_the_weights_asked_for_are_fetched(variant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a variant its own, and the plain ones of the small parts, which are not released in it."""
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(name: str, **options: Any) -> None:
+        asked.update(options, name=name)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match="could not be fetched from the Hub: no route to host"):
+        open_source("owner/name", variant)
+
+    def fetched(path: str) -> bool:
+        allowed = any(fnmatch(path, pattern) for pattern in asked["allow_patterns"])
+        return allowed and not any(fnmatch(path, pattern) for pattern in asked["ignore_patterns"])
+
+    assert asked["name"] == "owner/name"
+    for name in ("unet/config.json", "tokenizer/spiece.model", "LICENSE.md", "model_index.json", "tokenizer/a.txt"):
+        assert fetched(name)
+    assert fetched("unet/model.safetensors") is (variant is None)
+    assert (
+        fetched("unet/model.fp16.safetensors") is fetched("unet/model.fp16-1-of-2.safetensors") is (variant == "fp16")
+    )
+    for name in SAFETY:
+        assert fetched(f"{name}/model.safetensors")
+    assert not fetched("unet/model.bf16.safetensors")
+    assert not fetched("unet/pytorch_model.bin")
