@@ -20,7 +20,7 @@ from imagen.cli.compose import main as compose
 from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.record import Picture, Writer
-from imagen.cli.sample import check_read, read_prompts, sample
+from imagen.cli.sample import check_read, main, read_prompts, sample
 from imagen.errors import Stopped
 from imagen.stages.folder import INDEX, SavedStage, write_run
 from imagen.stages.spec import FORMAT_VERSION, StageDefaults
@@ -169,6 +169,16 @@ def test_a_device_that_fails_is_one_line(
     monkeypatch.setattr(ImagenPipeline, "to", fail)
     assert run("a", "--device", "cpu") == 2
     assert capsys.readouterr().err.endswith("cannot be put on 'cpu': out of everything\n")
+
+
+def test_a_preset_acts_on_every_stage_of_a_model_that_had_others(tmp_path: Path) -> None:
+    tiny_pipeline(sr1024_unet=None, sr1024_scheduler=None).save_pretrained(tmp_path / "model")
+    words = ["a", "--model", str(tmp_path / "model"), "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*words, "--preset", "fewest-step"]) == 0
+    settings = read_settings(tmp_path / "a_seed0.png")
+    assert settings["steps"] == {"16": 20, "32": 15}
+    assert settings["guidance"] == {"16": 7.0, "32": 4.0}
+    assert settings["sampler"] == dict.fromkeys(("16", "32"), "DPMSolverMultistepScheduler")
 
 
 def test_seeds_and_folders_that_cannot_be(

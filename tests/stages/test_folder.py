@@ -34,6 +34,7 @@ def saved(folder: Path) -> SavedStage:
         encoder="t5",
         adapter_of="runs/first/model",
         drop_variance=True,
+        conditions={"label": {"names": ["a leaf", "a stone"]}},
     )
 
 
@@ -60,10 +61,10 @@ def test_what_a_run_wrote_is_read_from_its_folder_and_from_its_model_folder(run:
 
 
 def test_a_whole_network_is_no_adapter(run: Path) -> None:
-    plain = dataclasses.replace(saved(run / "model"), adapter_of=None, drop_variance=False)
+    plain = dataclasses.replace(saved(run / "model"), adapter_of=None, drop_variance=False, conditions={})
     write_run(run / "model", plain)
     assert read_run(run) == plain
-    assert not {"adapter_of", "drop_variance"} & json.loads((run / "model" / RECORD).read_text()).keys()
+    assert not {"adapter_of", "drop_variance", "conditions"} & json.loads((run / "model" / RECORD).read_text()).keys()
 
 
 def test_a_run_of_an_older_format_has_what_settings_were_before(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
