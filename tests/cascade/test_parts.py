@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
 from imagen.cascade.parts import check_parts, dtype_of, load_checker, load_encoder, load_parts, named_dtype
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
+from imagen.stages.spec import SLOTS
 from tests.convert.released import safety_parts
-from tests.factories import tiny_base, tiny_pipeline
+from tests.factories import SIZES, tiny_base, tiny_pipeline, tiny_sr, tiny_stages, tiny_text_encoder, tiny_tokenizer
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -142,3 +145,28 @@ def test_a_name_of_no_floating_dtype_is_told(name: str) -> None:
 
 def test_a_part_that_a_mapping_does_not_name_is_in_float32() -> None:
     assert dtype_of("safety_checker", {"dtype": {"text_encoder": F16}}) is F32
+
+
+def test_every_part_and_setting_of_a_pipeline_is_found_under_its_name() -> None:
+    networks = {"base_unet": tiny_base(), "sr256_unet": tiny_sr(2), "sr1024_unet": tiny_sr(3)}
+    networks |= {"base_weak_unet": tiny_base(4), "sr256_weak_unet": tiny_sr(5), "sr1024_weak_unet": tiny_sr(6)}
+    schedulers = {f"{slot}_scheduler": make_scheduler("ddim", CosineSchedule(), "sample") for slot in SLOTS}
+    given = {"tokenizer": tiny_tokenizer(), "text_encoder": tiny_text_encoder(), **networks, **schedulers}
+    given |= safety_parts()
+    stages, reading = tiny_stages(), {"padding": "visible", "null": "empty", "lowercase": True}
+    conditions = {"label": {"names": ["a", "b"]}, "mask": {}}
+    pipe = ImagenPipeline(**given, stages=stages, max_length=9, text=reading, conditions=conditions)
+    assert pipe.components.keys() == given.keys()
+    assert all(getattr(pipe, name) is part for name, part in given.items())
+    assert (pipe.config["max_length"], pipe.config["text"], pipe.config["conditions"]) == (9, reading, conditions)
+    assert {slot: pipe.config["stages"][slot]["size"] for slot in SLOTS} == dict(zip(SLOTS, SIZES, strict=True))
+    for slot, stage in pipe._stages().items():
+        parts = (stage.unet, stage.scheduler, stage.weak)
+        assert all(
+            part is given[f"{slot}_{kind}"]
+            for part, kind in zip(parts, ("unet", "scheduler", "weak_unet"), strict=True)
+        )
+    offloaded = set(ImagenPipeline.model_cpu_offload_seq.split("->"))
+    assert offloaded == {"text_encoder", *networks}, "the small parts stay where they are"
+    assert set(ImagenPipeline._exclude_from_cpu_offload) == safety_parts().keys()
+    assert set(ImagenPipeline._optional_components) == given.keys()

@@ -17,10 +17,12 @@ from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.cli.compose import _renamed
 from imagen.cli.compose import main as compose
-from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model
+from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model, load
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.record import Picture, Writer
-from imagen.cli.sample import check_read, main, read_prompts, sample
+from imagen.cli.sample import check_read, main, parser, read_prompts, sample
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import Stopped
 from imagen.stages.folder import INDEX, SavedStage, write_run
 from imagen.stages.spec import FORMAT_VERSION, StageDefaults
@@ -56,6 +58,15 @@ def test_runs_are_put_in_the_order_of_the_cascade(tmp_path: Path) -> None:
         find_model(f"{tmp_path / 'a'},{tmp_path}")
 
 
+def test_a_run_is_loaded_in_the_dtype_asked_for(tmp_path: Path) -> None:
+    stage = record(tmp_path, "base")
+    tiny_base(text_dim=None).save_pretrained(stage.unet)
+    make_scheduler("ddim", CosineSchedule(), "sample").save_pretrained(stage.scheduler)
+    for dtype in ("float32", "bfloat16"):
+        pipe = _load_parts(Namespace(model="m", dtype=dtype), find_model(str(tmp_path)))
+        assert pipe.base_unet.dtype == getattr(torch, dtype)
+
+
 def test_a_pipeline_s_folder_is_one_whatever_else_lies_in_it(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with pytest.raises(ValueError, match="is the folder of a run that has exported no stage yet: let it train on"):
@@ -85,6 +96,22 @@ def test_a_model_that_fails_to_load_is_named_once(tmp_path: Path) -> None:
         _load_parts(Namespace(model=name, dtype="float32"), model)
     with pytest.raises(ValueError, match="^model 'other' cannot be loaded: .*; save or fetch it again$"):
         _load_parts(Namespace(model="other", dtype="float32"), model)
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_model_is_put_on_its_device_or_offloaded_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: bool
+) -> None:
+    parts = dict.fromkeys(("sr256_unet", "sr1024_unet", "tokenizer", "text_encoder"))
+    tiny_pipeline(base_unet=tiny_base(text_dim=None), **parts).save_pretrained(tmp_path)
+    put: list[str] = []
+    monkeypatch.setattr(ImagenPipeline, "to", lambda _, device, **__: put.append(device))
+    monkeypatch.setattr("imagen.cli.model._device", lambda _: "cpu")
+    args = parser().parse_args(["--model", str(tmp_path), "--dtype", "bfloat16", *(["--offload"] if offload else [])])
+    pipe = load(args, find_model(str(tmp_path)), [])
+    assert put == ["cpu"], "before it is offloaded, too"
+    assert bool(getattr(pipe, "_all_hooks", [])) is offload
+    assert pipe.base_unet.dtype == torch.bfloat16
 
 
 def test_a_device_that_is_not_there_and_an_offload_that_does_nothing_are_told() -> None:

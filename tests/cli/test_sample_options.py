@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, 
     assert (run.out / "grid_seed5.png").is_file()
     settings = read_settings(picture)
     assert {name: settings[name] for name in SETTINGS} == SETTINGS
+    assert settings["versions"] == {name: version(name) for name in ("torch", "diffusers", "transformers")}
     assert (settings["prompt"], settings["seed"], settings["image"]) == ("two blue star", 8, str(start))
 
     again = parser().parse_args(shlex.split(settings["command"])[2:])
