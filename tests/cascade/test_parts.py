@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import imagen
 from imagen import ImagenPipeline
 from imagen.cascade.parts import check_parts, dtype_of, load_checker, load_encoder, load_parts, named_dtype
 from imagen.diffusion.sampling import make_scheduler
@@ -170,3 +171,9 @@ def test_every_part_and_setting_of_a_pipeline_is_found_under_its_name() -> None:
     assert offloaded == {"text_encoder", *networks}, "the small parts stay where they are"
     assert set(ImagenPipeline._exclude_from_cpu_offload) == safety_parts().keys()
     assert set(ImagenPipeline._optional_components) == given.keys()
+
+
+def test_the_package_holds_its_pipeline_and_no_other_name() -> None:
+    assert imagen.ImagenPipeline is ImagenPipeline
+    with pytest.raises(AttributeError, match="module 'imagen' has no attribute 'Pipeline'"):
+        _ = imagen.Pipeline

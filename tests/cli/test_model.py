@@ -20,7 +20,7 @@ from imagen.cli.compose import main as compose
 from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model, load
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.record import Picture, Writer
-from imagen.cli.sample import check_read, main, parser, read_prompts, sample
+from imagen.cli.sample import _out_folder, check_read, main, parser, read_prompts, sample
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import Stopped
@@ -208,11 +208,21 @@ def test_a_preset_acts_on_every_stage_of_a_model_that_had_others(tmp_path: Path)
     assert settings["sampler"] == dict.fromkeys(("16", "32"), "DPMSolverMultistepScheduler")
 
 
+def test_a_preset_that_says_nothing_of_a_stage_is_refused_before_the_model_is_loaded(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imagen.cli.sample.load", lambda *_: pytest.fail("loaded"))
+    assert run("a", "--preset", "if") == 2
+    assert "preset 'if' is for DeepFloyd IF's stages and says nothing of sr1024; use --steps" in capsys.readouterr().err
+
+
 def test_seeds_and_folders_that_cannot_be(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("a", "--seed", str(2**62 + 1)) == 2
     assert f"--seed is {2**62 + 1}; expected an integer from 0 to {2**62}" in capsys.readouterr().err
+    for _ in range(2):
+        assert _out_folder(str(run.out / "deep" / "er")).is_dir()
     monkeypatch.setattr("imagen.cli.sample.os.access", lambda *_: False)
     assert run("a") == 2
     assert f"--out '{run.out}' cannot be written to; give another folder" in capsys.readouterr().err
