@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from imagen.convert.__main__ import main
-from imagen.convert.deepfloyd_if import convert
+from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, convert
 from imagen.convert.export import export
 from imagen.stages.folder import read_model
 from tests.convert import released
@@ -148,6 +151,8 @@ def test_texts_and_checkers_come_from_the_stage_that_has_them(source: Path, lost
     assert there == networks | parts
     assert {name for name, part in pipe.components.items() if part is not None} == there
     assert licences == ["LICENSE"]
+    index = json.loads((source / "model" / "model_index.json").read_text())
+    assert all(index[name][1] for name in there), "also where the other checkpoint lists it as missing"
     assert read_model(source / "model")["sr256"].defaults.lowres_size == 16
 
 
@@ -156,6 +161,35 @@ def test_a_text_encoder_that_one_of_the_stages_cannot_read_is_refused(source: Pa
     released.save(wide, source / "wide")
     with pytest.raises(ValueError, match="d_model is 16, but the network in .*wide reads text of width 24"):
         convert([str(source / "I"), str(source / "wide")], source / "model")
+
+
+@pytest.mark.parametrize(("name", "stem"), [("safety_checker", "model"), ("watermarker", DIFFUSERS_STEM)])
+def test_tensors_of_small_parts_are_looked_at_too(source: Path, name: str, stem: str) -> None:
+    """Older files hold one more, which only counts."""
+    path = source / "I" / name / f"{stem}.safetensors"
+    tensors = load_file(path)
+    lost, *kept = sorted(tensors)
+    for held, message in (
+        ({key: tensors[key] for key in kept}, f"tensor '{lost}' is missing .*; the {name} needs it with shape"),
+        ({**tensors, "more": torch.zeros(2)}, f"tensor 'more' of shape .* has no place in the {name}"),
+        ({**tensors, "vision.position_ids": torch.arange(3)}, None),
+    ):
+        path.unlink()
+        save_file(held, path)
+        if message is None:
+            convert([str(source / "I")], source / "model")
+            assert filecmp.cmp(path, source / "model" / name / path.name, shallow=False)
+            return
+        with pytest.raises(ValueError, match=message):
+            convert([str(source / "I")], source / "model")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told(source: Path) -> None:
+    path = source / "I" / "tokenizer" / "tokenizer.json"
+    path.unlink()
+    path.write_text("{")
+    with pytest.raises(ValueError, match="tokenizer cannot be read as a tokenizer: "):
+        convert([str(source / "I")], source / "model")
 
 
 def test_the_second_stage_alone_starts_from_a_quarter_of_its_side(

@@ -201,8 +201,8 @@ def test_a_network_s_tensors_may_lie_in_several_files(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "1.safetensors")
     save_file({"c": torch.zeros(1)}, tmp_path / "2.safetensors")
     check_complete(tmp_path, "cab")
-    with pytest.raises(ValueError, match=r"lacks 2 tensors of the network \(d, ...\); fetch it again"):
-        check_complete(tmp_path, "eadbc")
+    with pytest.raises(ValueError, match=r"lacks 20 tensors of the network \(d, ...\); fetch it again"):
+        check_complete(tmp_path, "wvutsrqponmlkjihgfedcba")
 
 
 # --- what is loaded ---------------------------------------------------------------------------------------------------
