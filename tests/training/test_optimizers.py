@@ -126,6 +126,27 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient():
     torch.testing.assert_close(in_basis - in_basis.diagonal().diag(), torch.zeros(6, 6), atol=0.05, rtol=0)
 
 
+def test_on_matrices_it_is_torch_s_muon_over_many_steps():
+    config = OptimConfig(lr=1.0, muon_lr=0.25, weight_decay=0.5)
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(5, 7, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, config)
+    theirs_optimizer = torch.optim.Muon(theirs.parameters(), weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)) * 10.0**-step
+        ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
+        set_learning_rate(optimizer, 0.1 * step)
+        theirs_optimizer.param_groups[0]["lr"] = 0.25 * 0.1 * step
+        optimizer.step()
+        theirs_optimizer.step()
+        assert torch.equal(ours.weight, theirs.weight)
+    optimizer.zero_grad()
+    before = ours.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(ours.weight, before), "without a gradient nothing moves"
+
+
 def test_what_is_not_on_muon_is_updated_as_by_adamw():
     torch.manual_seed(0)
     first, second = Ends(), Ends()
