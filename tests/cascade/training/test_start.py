@@ -36,10 +36,10 @@ from imagen.data.config import DataConfig
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import make_schedule
 from imagen.errors import ConfigError
-from imagen.stages.folder import SavedStage, write_run
+from imagen.stages.folder import SavedStage
 from imagen.stages.spec import StageDefaults
 from imagen.text.reading import TextDefaults
-from tests.factories import tiny_base, tiny_sr
+from tests.factories import save_stage, tiny_base, tiny_sr
 from unets import BaseUNet, EfficientUNet
 from unets.contract import facts
 
@@ -204,17 +204,13 @@ def test_a_network_s_folder_that_does_not_say_what_it_is_says_nothing(tmp_path: 
 
 def exported(folder: Path, slot: str = "sr256", **scheduler: Any) -> SavedStage:
     """A stage as a run exports it, its settings none of the defaults."""
-    network = tiny_sr() if slot == "sr256" else tiny_base(out_channels=6)
-    network.save_pretrained(folder / "unet")
     rule = make_scheduler("ddpm", make_schedule(**{"kind": "cosine", **scheduler}), "v_prediction")
-    rule.save_pretrained(folder / "scheduler")
-    sizes = {"size": 16, "lowres_size": 8} if slot == "sr256" else {"size": 16}
-    more = {"aug_space": "upsampled", "aug_schedule": {"kind": "linear"}, "lowres_mode": "nearest"}
-    defaults = StageDefaults(**sizes, **(more if slot == "sr256" else {}))  # type: ignore[arg-type]
-    text = TextDefaults("visible", "empty", True)
-    stage = SavedStage(slot, defaults, folder / "unet", folder / "scheduler", text, 9, "t5")
-    write_run(folder, stage)
-    return stage
+    text = {"text": TextDefaults("visible", "empty", True), "max_length": 9, "encoder": "t5"}
+    if slot == "base":
+        return save_stage(folder, slot, tiny_base(out_channels=6), rule, defaults=StageDefaults(size=16), **text)
+    shown = {"aug_space": "upsampled", "aug_schedule": {"kind": "linear"}, "lowres_mode": "nearest"}
+    defaults = StageDefaults(size=16, lowres_size=8, **shown)  # type: ignore[arg-type]
+    return save_stage(folder, slot, tiny_sr(), rule, defaults=defaults, **text)
 
 
 def test_all_that_a_stage_says_of_itself_is_read(tmp_path: Path) -> None:
