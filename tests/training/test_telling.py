@@ -150,6 +150,8 @@ def test_a_note_is_written_once_for_each_reason_whoever_met_it_and_kept_in_lette
 def test_half_a_line_of_another_process_is_read_when_it_is_whole_and_cut_off_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     file = SkipFile(path, 9, 0.5)
+    file.add([])
+    assert not path.exists(), "nothing to tell, no file"
     assert file.refresh() == 0
     line = json.dumps(skipped("a")[0]._asdict())
     path.write_text(line[:9])
