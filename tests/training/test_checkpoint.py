@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import zlib
 from dataclasses import asdict, replace
 
@@ -118,6 +120,32 @@ def test_what_a_killed_writer_left_is_not_a_resume_point(tmp_path):
     assert folder.newest() is None
     folder.save(state(3))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_whatever_was_left_is_gone_behind_the_next_resume_point(tmp_path):
+    folder = StateFolder(tmp_path)
+    for name in ("damaged-00000001", "damaged-00000002", "partial-00000003", "partial-00000004"):
+        (tmp_path / name).mkdir()
+    folder.save(state(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+class Code:
+    """What a pickle may hold: a call that reading it would make."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_no_code_in_a_resume_point_is_run(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.save(State(1, {}, {"state": Code(tmp_path / "made")}, {}))
+    with pytest.raises(pickle.UnpicklingError):
+        folder.newest()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_resume_point_of_a_newer_program_is_not_read(tmp_path):

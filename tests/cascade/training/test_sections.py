@@ -73,6 +73,13 @@ def test_a_value_at_the_bound_is_taken_and_one_behind_it_named(
             section(**{**beside, field: value})
 
 
+def test_the_first_slot_has_an_earlier_name() -> None:
+    names: list[Any] = ["base", "base64"]
+    assert [StageConfig(name).name for name in names] == ["base", "base"]
+    with pytest.raises(ValueError, match="stage name is 'sr64'; expected one of base, sr256, sr1024"):
+        StageConfig("sr64")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("classes", "names", "count"), [(3, (), 3), (0, ("a", "b"), 2), (2, ("a", "b"), 2)])
 def test_classes_are_counted_or_named(classes: int, names: tuple[str, ...], count: int) -> None:
     assert LabelConfig(classes, names).count == count

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.config.sections import ScheduleConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
@@ -17,6 +18,7 @@ from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.training.validation import Validation
+from imagen.data.sources import Note
 from imagen.errors import ConfigError
 from imagen.evaluation.curves import read_metrics as read_curve
 from imagen.training.processes import Processes
@@ -83,6 +85,7 @@ def test_every_picture_meets_every_level(config):
     validation.objective = spy  # type: ignore[assignment]
     table = validation.table(make_unet(settings), Processes())
     levels = torch.tensor([1 / 6, 3 / 6, 5 / 6], dtype=torch.float64)
+    assert torch.equal(validation.t, levels)
     torch.testing.assert_close(table, levels[:, None].expand(3, 7))
     pictures = torch.cat([image for t, image, _ in seen if t[0] < 0.2])
     held = validation.source
@@ -168,6 +171,19 @@ def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, t
     held["data"] = {"kind": "folder", "path": str(tmp_path / "nowhere")}
     with pytest.raises(ConfigError, match="^validation.data: "):
         Trainer(StageTask(config(validation=held)))
+
+
+def test_what_is_passed_over_is_told_once_and_levels_that_are_one_are_refused(config):
+    settings = config(**CHANGES)
+    validation = make(settings)
+    skipped, repaired = Note("a.png", "skipped", "is empty"), Note("b.png", "repaired", "turned")
+    with pytest.warns(UserWarning, match=r"^validation: a.png is empty; another picture takes its place$") as said:
+        validation._tell([repaired, skipped, skipped])
+    validation._tell([skipped])
+    assert len(said) == 1
+    flat = replace(settings.stage, schedule=ScheduleConfig(max_log_snr=0.001))
+    with pytest.raises(ConfigError, match="validation.levels 3: some have the same log-SNR, use fewer"):
+        make(replace(settings, stage=flat))
 
 
 @pytest.mark.parametrize("section", ["data", "validation.data"])
