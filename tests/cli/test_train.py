@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imagen.cascade.training import task
+from imagen.cascade.training.config import parsing
 from imagen.cli.train import main
 from imagen.data.decode import NothingUsable
 from imagen.errors import ConfigError
@@ -17,24 +17,24 @@ from imagen.training import trainer
 AGAIN = "; the same command goes on from the last resume point"
 
 
-def ended(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fit: Any, main_process: bool = True, begun: Any = lambda: None
-) -> int:
+def ended(monkeypatch: pytest.MonkeyPatch, fit: Any, main_process: bool = True, begun: Any = lambda: None) -> int:
     """The command with a run that ends as told."""
 
     class Trainer:
         step = 7
         accelerator = SimpleNamespace(is_main_process=main_process)
 
-        def __init__(self, of: Any) -> None:
+        def __init__(self, of: str) -> None:
+            assert of == "of ['--a', 'b']"
             begun()
 
         def fit(self) -> bool:
             return bool(fit())
 
+    monkeypatch.setattr(parsing, "parse", lambda arguments: f"of {arguments}")  # takes most of a second
     monkeypatch.setattr(task, "StageTask", lambda config: config)
     monkeypatch.setattr(trainer, "Trainer", Trainer)
-    return main(["--run_dir", str(tmp_path / "run")])
+    return main(["--a", "b"])
 
 
 def failing(error: BaseException) -> Any:
@@ -49,9 +49,9 @@ def failing(error: BaseException) -> Any:
     (False, True, "train.py: saved at step 7; the same command goes on from there\n"),
 ])  # fmt: skip
 def test_only_a_run_that_was_ended_early_says_where_and_only_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, finished: bool, first: bool, said: str
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, finished: bool, first: bool, said: str
 ) -> None:
-    assert ended(monkeypatch, tmp_path, lambda: finished, first) == 0
+    assert ended(monkeypatch, lambda: finished, first) == 0
     assert capsys.readouterr().err == said
 
 
@@ -72,16 +72,16 @@ WORKER = "Caught NothingUsable in DataLoader worker process 0.\nTraceback (most 
 ], ids=["stopped", "disk", "data", "worker", "shard", "mistake", "ctrl-c"])  # fmt: skip
 @pytest.mark.parametrize("when", ["begun", "fit"])
 def test_what_ends_a_run_is_one_line_and_a_code(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, error: BaseException, code: int, last: str, when: str
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, error: BaseException, code: int, last: str, when: str
 ) -> None:
     how: dict[str, Any] = {"fit": lambda: True, when: failing(error)}
-    assert ended(monkeypatch, tmp_path, **how) == code
+    assert ended(monkeypatch, **how) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("train.py: ")
     assert said.rstrip().endswith(last)
 
 
-def test_what_nobody_foresaw_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_nobody_foresaw_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
-        ended(monkeypatch, tmp_path, lambda: 1 // 0)
+        ended(monkeypatch, lambda: 1 // 0)
