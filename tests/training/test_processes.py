@@ -46,11 +46,12 @@ class Launched:
         return whole if reduction == "sum" else whole / self.num_processes
 
 
-def test_the_processes_of_a_launch_add_their_parts_up() -> None:
+@pytest.mark.parametrize(("rank", "world"), [(2, 4), (1, 2), (0, 2)])
+def test_the_processes_of_a_launch_add_their_parts_up(rank: int, world: int) -> None:
     others = torch.tensor([0.0, 3.0, 4.0])
-    launched: Any = Launched(2, 4, others)
+    launched: Any = Launched(rank, world, others)
     processes = Processes.of(launched)
-    assert (processes.rank, processes.world) == (2, 4)
+    assert (processes.rank, processes.world) == (rank, world)
     assert torch.equal(processes.add(torch.tensor([5.0, 0.0, 0.0])), torch.tensor([5.0, 3.0, 4.0]))
     alone: Any = Launched(0, 1, others)
     assert Processes.of(alone) == Processes()
