@@ -283,6 +283,18 @@ def test_what_was_asked_for_now_goes_before_what_a_resume_point_had():
     assert torch.equal(now.state[module.weight]["exp_avg"], then.state[module.weight]["exp_avg"])
 
 
+def test_a_state_of_numbers_is_taken_over_as_it_is():
+    """Of bitsandbytes' optimizers the step is one."""
+    module = nn.Linear(2, 2, bias=False)
+    module.weight.grad = torch.ones(2, 2)
+    then, now = make_optimizer(module, OptimConfig()), make_optimizer(module, OptimConfig())
+    then.step()
+    saved = then.state_dict()
+    saved["state"][0]["step"] = 3
+    restore_optimizer(now, saved)
+    assert now.state[module.weight]["step"] == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "option"),
     [

@@ -180,6 +180,29 @@ def test_sums_and_the_wish_to_stop_are_of_all_processes_and_the_norm_is_the_same
     assert trainer._reduce(sums, torch.tensor(7.0)) == ([11.0, 22.0, 33.0, 44.0, 7.0], stop)
 
 
+def test_each_process_has_its_share_of_every_micro_batch(make: Callable[..., RegressionConfig]) -> None:
+    """Pictures and places in the global batch, of two processes as of one."""
+
+    def shown(config: RegressionConfig, rank: int, world: int) -> list[tuple[list[str], range]]:
+        task = RegressionTask(config)
+        trainer, batch, seen = Trainer(task), task.batch, []
+        trainer.rank, trainer.world = rank, world
+        task.batch = lambda raw, step, rows: seen.append((raw["key"], rows)) or batch(raw, step, rows)  # type: ignore
+        trainer.fit()
+        return seen
+
+    train = {"steps": 2, "batch_size": 8}
+    whole = shown(make("whole", train=train), 0, 1)
+    assert [rows for _, rows in whole] == [range(8)] * 2
+    parts = [shown(make(f"part{rank}", train={**train, "accumulation": 2}), rank, 2) for rank in range(2)]
+    assert [[rows for _, rows in part] for part in parts] == [
+        [range(0, 2), range(4, 6)] * 2, [range(2, 4), range(6, 8)] * 2,
+    ]  # fmt: skip
+    for step, (keys, _) in enumerate(whole):
+        pieces = [parts[rank][2 * step + micro][0] for micro in range(2) for rank in range(2)]
+        assert [key for piece in pieces for key in piece] == keys
+
+
 def test_accumulation_changes_rounding_alone(make: Callable[..., RegressionConfig]) -> None:
     runs = []
     for parts in (1, 3):

@@ -307,3 +307,26 @@ def test_the_text_comes_with_its_null_and_what_only_other_stages_read_as_nulls()
     labelled = tiny_sr(classes={"label": 3})
     more = one._conditions(words, None, [one.own_stage(tiny_base()), one.own_stage(labelled)])
     assert [condition.name for condition in more[1:]] == ["label"]
+
+
+@pytest.mark.parametrize(("prompts", "start", "held"), [((), None, True), (("a", "b", "c"), None, False),
+                                                        (("a", "b", "c"), torch.zeros(3, 3, 8, 8), True)])  # fmt: skip
+def test_held_out_pictures_are_drawn_with_their_labels_and_prompts_without(
+    monkeypatch: pytest.MonkeyPatch, prompts: tuple[str, ...], start: Any, held: bool
+) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(
+        grids, "run_stage", lambda stage, job, made: jobs.append(job) or torch.zeros(len(job.seeds), 3, *stage.shape)
+    )
+    config = replace(
+        BASE, unet={**UNET, "classes": {"label": 3}}, data=DataConfig(fields={"label": "shape"}),
+        conditions=ConditionsConfig(LabelConfig(names=("circle", "square", "triangle"))),
+        grid=replace(BASE.grid, prompts=prompts, batch_size=2),
+    )  # fmt: skip
+    one = maker(config)
+    one._held_out = [  # type: ignore[misc]
+        replace(sample, fields={"label": number}) for number, sample in enumerate(held_out(BASE))
+    ]
+    one.sample(tiny_base(text_dim=None, classes={"label": 3}), Words(["", "", ""]), start)
+    found = [condition.numbers for job in jobs for condition in job.conditions]  # type: ignore[attr-defined]
+    assert found == ([(0, 1), (2,)] if held else [(None,)] * 2)

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.sections import ScheduleConfig
+from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
+from imagen.cascade.training.config.sections import ScheduleConfig, StageConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet
 from imagen.cascade.training.task import StageTask
-from imagen.cascade.training.validation import Validation
+from imagen.cascade.training.validation import Validation, validation_source
+from imagen.data.config import DataConfig
 from imagen.data.sources import Note
 from imagen.errors import ConfigError
 from imagen.evaluation.curves import read_metrics as read_curve
@@ -160,8 +162,6 @@ def test_mistakes_are_told_in_one_line(config, changes, message):
 
 
 def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, tmp_path):
-    from PIL import Image
-
     folder = tmp_path / "held"
     folder.mkdir()
     Image.new("RGB", (9, 9)).save(folder / "a.png")
@@ -184,6 +184,24 @@ def test_what_is_passed_over_is_told_once_and_levels_that_are_one_are_refused(co
     flat = replace(settings.stage, schedule=ScheduleConfig(max_log_snr=0.001))
     with pytest.raises(ConfigError, match="validation.levels 3: some have the same log-SNR, use fewer"):
         make(replace(settings, stage=flat))
+
+
+def test_as_many_pictures_as_there_are_can_be_held_out_and_no_more(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    held = LossPerLevelConfig(data=DataConfig("folder", str(tmp_path), resize="area"), samples=3)
+    settings = RunConfig("run", stage=StageConfig(size=8), validation=held)
+    assert validation_source(settings).length == 3
+    with pytest.raises(ConfigError, match="validation.samples 4 is more than the 3 pictures of validation.data"):
+        validation_source(replace(settings, validation=replace(held, samples=4)))
+    drawn = [
+        validation_source(
+            replace(settings, train=StageTrainConfig(seed=run), validation=replace(held, data=DataConfig(), seed=seed))
+        )[0].image
+        for run, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert torch.equal(drawn[0], drawn[1]), "the run's seed has no say"
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("section", ["data", "validation.data"])
