@@ -283,6 +283,23 @@ def test_what_was_asked_for_now_goes_before_what_a_resume_point_had():
     assert torch.equal(now.state[module.weight]["exp_avg"], then.state[module.weight]["exp_avg"])
 
 
+class Bytes(torch.optim.SGD):
+    """As bitsandbytes' optimizers do, it takes its bytes over as they are."""
+
+    def load_state_dict(self, saved):
+        self.state[self.param_groups[0]["params"][0]] = dict(saved["state"][0])
+
+
+def test_a_state_of_bytes_stays_one_and_takes_the_weight_s_layout():
+    weight = nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last))
+    optimizer, state = Bytes([weight], lr=1.0), torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    restore_optimizer(optimizer, {"state": {0: {"bytes": state}}})
+    found = optimizer.state[weight]["bytes"]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, state)
+    assert found.stride() == weight.stride()
+
+
 def test_a_state_of_numbers_is_taken_over_as_it_is():
     """Of bitsandbytes' optimizers the step is one."""
     module = nn.Linear(2, 2, bias=False)

@@ -304,9 +304,9 @@ def test_the_text_comes_with_its_null_and_what_only_other_stages_read_as_nulls()
     assert torch.equal(text.prompt[0], words.embedding)
     assert text.negative[0].shape == (1, 1, WIDTH)
     assert not text.negative[0].any()
-    labelled = tiny_sr(classes={"label": 3})
+    labelled = tiny_sr(classes={"label": 3}, extra_channels={"mask": 4})
     more = one._conditions(words, None, [one.own_stage(tiny_base()), one.own_stage(labelled)])
-    assert [condition.name for condition in more[1:]] == ["label"]
+    assert [condition.name for condition in more[1:]] == ["label", "mask"]
 
 
 @pytest.mark.parametrize(("prompts", "start", "held"), [((), None, True), (("a", "b", "c"), None, False),

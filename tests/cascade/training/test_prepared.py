@@ -104,7 +104,7 @@ def test_the_text_s_mean_and_covariance_are_those_of_the_first_captions_that_are
 ) -> None:
     monkeypatch.setattr(network, "CAPTIONS", limit)
     config = RunConfig(
-        "run", stage=StageConfig(size=8), text=TextConfig(t5, max_length=12),
+        "run", stage=StageConfig(size=8), text=TextConfig(t5, max_length=99),
         unet={**TINY, "text_dim": WIDTH}, train=StageTrainConfig(steps=steps, batch_size=4, num_workers=0),
     )  # fmt: skip
     source, texts = make_source(config), Texts(config).load(torch.device("cpu"))
