@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -25,6 +26,7 @@ from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import parse, to_yaml
 from imagen.training.config.sections import EmaConfig, GridConfig, OptimConfig, TrainConfig, ValidationConfig
+from imagen.training.loader import make_loader
 from imagen.training.processes import Processes
 from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer, TrainingStopped
@@ -109,6 +111,40 @@ def test_it_learns_and_tells_its_groups_and_what_is_held_out(make: Callable[...,
     drawn = (run / "samples" / "step-00000060.png").read_bytes()
     assert drawn == exported["map.weight"].numpy().tobytes()
     assert not torch.equal(exported["map.weight"], newest(config)["linear map.weight"])
+
+
+def test_three_steps_are_those_of_torch_by_hand(make: Callable[..., RegressionConfig]) -> None:
+    """The gradient of the mean loss, clipped, at the step's rate; the average behind each; and what is told of them."""
+    config = make(
+        optim={"clip_norm": 0.5, "weight_decay": 0.1, "schedule": "linear"},
+        train={"steps": 3, "log_every": 1, "accumulation": 2}, validation={"every": 3},
+    )  # fmt: skip
+    task = RegressionTask(config)
+    trainer = Trainer(task)
+    twin, average = copy.deepcopy(trainer.module), copy.deepcopy(trainer.module)
+    groups = [{"params": [twin.map.weight], "weight_decay": 0.1}, {"params": [twin.map.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
+    batches, expected = iter(make_loader(config, trainer.source, 0, 0, 1)), []
+    for step, share in enumerate((0, 1 / 2, 1)):
+        parts = [task.batch(next(batches), step, rows) for rows in (range(3), range(3, 6))]
+        loss = torch.cat([task.losses(twin, part) for part in parts]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * share
+        optimizer.step()
+        for mean, weight in zip(average.parameters(), twin.parameters(), strict=True):
+            mean.data.lerp_(weight.data, 1 - min(0.5, (1 + step) / (10 + step)))
+        expected.append([loss.item(), norm.item(), 0.05 * share])
+    assert trainer.fit()
+    found = [[line[key] for key in ("loss", "grad_norm", "lr")] for line in lines(config) if "loss" in line]
+    assert found == [pytest.approx(step, rel=1e-5) for step in expected]
+    for name, value in twin.named_parameters():
+        torch.testing.assert_close(trainer.module.get_parameter(name), value)
+        torch.testing.assert_close(trainer.ema.average[name], average.get_parameter(name).detach())
+    task.module = average
+    assert lines(config)[-1] == {"step": 3, **{key: pytest.approx(value) for key, value in task.measure().items()}}
 
 
 @pytest.mark.parametrize("stop", [1, 5, 11])
@@ -222,6 +258,8 @@ def test_what_is_not_finite_is_skipped_and_too_much_of_it_stops(make: Callable[.
         trainer.fit()
     assert [line["skipped"] for line in lines(config) if "loss" in line] == [0, 0, 0, 1, 1, 1, 1, 2, 3, 4]
     assert trainer.ema.updates == 6
+    again = Trainer(RegressionTask(config))
+    assert (again.step, again.ema.updates, again.skipped, again.skipped_in_a_row) == (10, 6, 4, 3)
 
 
 def test_pictures_that_cannot_be_used_are_written_down_and_too_many_stop(make: Callable[..., RegressionConfig]) -> None:

@@ -102,8 +102,8 @@ def test_the_file_says_what_is_in_it(tmp_path: Path) -> None:
 
 
 def test_every_picture_has_the_generator_of_its_own_place() -> None:
-    found = [generator.initial_seed() for generator in picture_generators(3, "grid", range(2, 5))]
-    assert found == [derive_seed(3, "grid", row) for row in (2, 3, 4)]
+    found = [generator.initial_seed() for generator in picture_generators(3, "here", range(2, 5))]
+    assert found == [derive_seed(3, "here", row) for row in (2, 3, 4)]
 
 
 UNET: dict[str, Any] = {"kind": "BaseUNet", "text_dim": None}

@@ -25,6 +25,7 @@ from imagen.errors import ConfigError
 from imagen.evaluation.curves import read_metrics as read_curve
 from imagen.training.processes import Processes
 from imagen.training.trainer import Trainer
+from tests.factories import redraw
 
 HELD_OUT = {"kind": "shapes", "split": "heldout"}
 CHANGES = {
@@ -41,11 +42,8 @@ def make(settings: RunConfig) -> Validation:
 
 
 def redrawn(settings: RunConfig):
-    unet = make_unet(settings)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        unet.conv_out.weight.normal_(std=0.1)
-    return unet
+    """A network of which every layer counts, so that dropout would show."""
+    return redraw(make_unet(settings), 1)
 
 
 def test_two_processes_measure_what_one_does(config):
