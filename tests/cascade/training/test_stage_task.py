@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from imagen.cascade.training.config.run import RunConfig, StageGridConfig, StageTrainConfig
+from imagen.cascade.training import task as module
+from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageGridConfig, StageTrainConfig
 from imagen.cascade.training.config.sections import (
     LoraConfig,
     LossConfig,
@@ -23,6 +24,7 @@ from imagen.cascade.training.inputs.batches import Batch, draw_batch
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.start.origin import Origin
 from imagen.cascade.training.task import StageTask, check_before_loading
+from imagen.data.config import DataConfig
 from imagen.data.sources import collate
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
@@ -129,3 +131,31 @@ def test_a_batch_is_drawn_as_the_run_says(stratified: bool, dropout: float) -> N
     assert batch.inputs["dropout_seeds"].tolist() == row_seeds(5, "network", 11, range(4, 7)).tolist()
     other = make_source(replace(task.config, train=replace(train, seed=6)))[0]  # type: ignore[index]
     assert not torch.equal(other.image, raw["image"][0]), "the pictures of the endless world are the seed's"
+
+
+def test_the_processes_of_a_run_share_what_is_measured_and_drawn() -> None:
+    held_out = LossPerLevelConfig(every=1, data=DataConfig(split="heldout"), samples=2, levels=3, batch_size=1)
+    task, parts = StageTask(replace(RUN, validation=held_out)), []
+    processes = Processes(0, 2, lambda part: parts.append(part) or torch.ones_like(part))  # type: ignore[func-returns-value]
+    task.load(torch.device("cpu"), processes, None)
+    assert task.grids.processes is processes
+    record = task.measure()
+    assert {*record.values()} == {1.0}, "what is told is what was added up"
+    assert len(record) == 4
+    (table,) = parts
+    assert (table[:, 0] > 0).all()
+    assert not table[:, 1].any(), "the other one's picture"
+    alone = StageTask(RUN)
+    alone.load(torch.device("cpu"), Processes(), None)
+    with pytest.raises(AssertionError, match="nothing is measured without validation.every"):
+        alone.measure()
+
+
+def test_a_network_is_whitened_where_it_is_new_and_otherwise_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[Any] = []
+    monkeypatch.setattr(module, "fit_whitening", lambda unet, config, source, texts: fitted.append((unet, texts)))
+    task = StageTask(RUN)
+    saved = task.load(torch.device("cpu"), Processes(), None).module.state_dict()
+    assert fitted == [(task.unet, task.texts)]
+    task.load(torch.device("cpu"), Processes(), saved)
+    assert len(fitted) == 1
