@@ -138,21 +138,24 @@ def test_the_text_encoder_is_the_stages_or_the_one_that_is_asked_for_and_reads_w
     tiny_clip(positions=20).save_pretrained(tmp_path / "clip")
     tiny_clip_tokenizer().save_pretrained(tmp_path / "clip")
     clip = str(tmp_path / "clip")
-    for length in (20, 21):
-        long = {"base": with_text(tmp_path / f"{length}", "base", clip, WIDTH, max_length=length)}
-        both = {**long, "sr256": with_text(tmp_path / f"sr{length}", "sr256", clip, WIDTH, max_length=5)}
-        if length == 20:
-            assert compose(both).config["max_length"] == 20
-            continue
-        with pytest.raises(ConfigError, match="^--text: .*21"):
-            compose(both)
+    short = with_text(tmp_path / "short", "sr256", clip, WIDTH, max_length=20)
+    assert compose({"sr256": short}).config["max_length"] == 20
+    long = with_text(tmp_path / "long", "base", clip, WIDTH, max_length=21)
+    with pytest.raises(ConfigError, match="^--text: .*21"):
+        compose({"base": long, "sr256": short})
+
+
+BASE_ALONE: dict[str, Any] = {
+    "tokenizer": None, "text_encoder": None, "stages": {"base": {"size": 16}},
+    **{f"{slot}_{part}": None for slot in ("sr256", "sr1024") for part in ("unet", "scheduler")},
+}  # fmt: skip
 
 
 def test_a_pipeline_is_written_over_another_part_by_part_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "model"
     for word in ("partial", "replaced"):  # of a writer that was killed
         (tmp_path / "deep" / f"model.{word}" / "base_unet").mkdir(parents=True)
-    first, second = (tiny_pipeline(base_unet=tiny_base(seed)) for seed in (1, 9))
+    first, second = (tiny_pipeline(base_unet=tiny_base(seed), **BASE_ALONE) for seed in (1, 9))
     save(first, out)
     (out / "README.md").write_text("a card")
     before = sorted(path.relative_to(out) for path in out.rglob("*"))
@@ -164,7 +167,7 @@ def test_a_pipeline_is_written_over_another_part_by_part_and_nothing_is_left_bes
 
 
 def test_a_pipeline_that_cannot_be_written_leaves_the_old_one_and_nothing_beside(tmp_path: Path) -> None:
-    pipe, out = tiny_pipeline(sr1024_unet=None, sr1024_scheduler=None), tmp_path / "model"
+    pipe, out = tiny_pipeline(**BASE_ALONE), tmp_path / "model"
     save(pipe, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
