@@ -1,0 +1,145 @@
+"""A run that goes on: what of its configuration may change, key by key, and how its pictures are reduced."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imagen.data.config import DataConfig
+from imagen.training.config.resumed import Changes, changed_keys, flatten, migrate, read_stored, with_resize
+from imagen.training.config.sections import RunSettings, ValidationConfig
+
+FREE = {  # of any run: where it is, how fast, what it tells and keeps, when it gives up
+    *("run_dir", "data.max_skipped_share", "grid.every"),
+    *(f"validation.{name}" for name in ("every", "data", "samples", "batch_size", "seed")),
+    *(
+        f"train.{name}"
+        for name in (
+            *("num_workers", "checkpoint_every", "keep_last", "log_every", "time_limit", "max_skipped"),
+            *("max_skipped_in_a_row", "tensorboard", "compile", "accumulation"),
+        )
+    ),
+}
+WARNED = {  # what it learns goes on, otherwise
+    *("train.steps", "train.mixed_precision", "data.path", "ema.decay", "ema.warmup"),
+    *(f"optim.{name}" for name in ("lr", "betas", "eps", "weight_decay", "warmup", "schedule", "hold", "clip_norm")),
+}
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """A stored configuration with dotted keys changed."""
+    found = asdict(RunSettings("run"))
+    for key, value in changes.items():
+        *parents, leaf = key.split(".")
+        node = found
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    return found
+
+
+def test_every_key_may_change_or_warns_or_is_refused() -> None:
+    config = RunSettings("run")
+    flat = flatten(asdict(config))
+    assert flat.keys() > FREE | WARNED
+    for key, value in flat.items():
+        warned, refused = changed_keys(tree(**{key: {"a": 1} if value == {} else "another"}), config)
+        kind = "free" if key in FREE else "warned" if key in WARNED else "refused"
+        assert [bool(warned), bool(refused)] == [kind == "warned", kind == "refused"], f"{key} is not {kind}"
+        assert all(told.startswith(key) for told in warned + refused)
+
+
+@pytest.mark.parametrize("key", ["optim.muon_lr", "optim.momentum"])
+def test_a_number_may_change_but_not_whether_there_is_one(key: str) -> None:
+    kind = "adamw" if key == "optim.muon_lr" else "adafactor"
+    section = replace(RunSettings("run").optim, kind=kind, **{key.removeprefix("optim."): 0.25})
+    config = RunSettings("run", optim=section)
+    before = tree(**{"optim.kind": kind, key: 0.5})
+    assert changed_keys(before, config) == ([f"{key} 0.5 -> 0.25"], [])
+    assert changed_keys(tree(**{"optim.kind": kind}), config) == ([], [f"{key} None -> 0.25"])
+    without = RunSettings("run", optim=replace(section, **{key.removeprefix("optim."): None}))
+    assert changed_keys(before, without) == ([], [f"{key} 0.5 -> None"])
+
+
+def test_a_task_names_further_keys_and_sections_in_words_that_end_at_a_point() -> None:
+    config = RunSettings("run")
+    saved = tree(**{"data.split": "heldout", "data.shuffle": 3, "train.seed": 2})
+    told = ["data.shuffle 3 -> 1000", "data.split heldout -> train", "train.seed 2 -> 0"]
+    assert changed_keys(saved, config) == ([], told)
+    assert changed_keys(saved, config, Changes(("data",), ("train.seed",))) == (told[2:], [])
+    assert changed_keys(saved, config, Changes(("data.split",), ("data.shuffle",))) == (told[:1], told[2:])
+    assert changed_keys(saved, config, Changes(("dat", "data.s"), ("train.see",))) == ([], told)
+
+
+def test_what_an_older_version_did_not_store_was_as_it_is_by_default() -> None:
+    saved = tree()
+    del saved["train"]["seed"], saved["ema"], saved["data"]["lanes"]
+    assert changed_keys(saved, RunSettings("run")) == ([], [])
+    assert changed_keys({**saved, "gone": {"key": 1}}, RunSettings("run")) == ([], ["gone.key 1 -> None"])
+    old = replace(RunSettings("run"), train=replace(RunSettings("run").train, seed=3))
+    assert changed_keys(saved, old) == ([], ["train.seed 0 -> 3"])
+
+
+# --- the rule by which pictures are reduced --------------------------------------------------------------------------
+
+FOLDER = DataConfig("folder", "pictures")
+
+
+@pytest.mark.parametrize(("saved", "changed"), [
+    ({}, False), ({"data": None}, False), ({"data": {"path": "x"}}, False), ({"data": {"kind": "shapes"}}, False),
+    ({"data": {"kind": "folder", "resize": "area"}}, False), ({"data": {"kind": "folder", "resize": None}}, False),
+    ({"data": {"kind": "folder"}}, True), ({"data": {"kind": "hub", "path": "x"}, "train": {"seed": 3}}, True),
+], ids=str)  # fmt: skip
+def test_only_a_run_of_stored_pictures_from_before_the_rule_is_migrated(saved: dict[str, Any], changed: bool) -> None:
+    tree, notes = migrate(saved)
+    expected = {**saved, "data": {**saved["data"], "resize": "bicubic"}} if changed else saved
+    assert (tree, len(notes)) == (expected, int(changed))
+
+
+@pytest.mark.parametrize(("asked", "stored", "rule"), [
+    (None, None, "area"), (None, {}, "area"), (None, {"data": None}, "area"),
+    (None, {"data": {"resize": None}}, "area"), (None, {"data": {"resize": "bicubic"}}, "bicubic"),
+    ("area", {"data": {"resize": "bicubic"}}, "area"),
+    ("bicubic", None, "bicubic"),
+])  # fmt: skip
+def test_what_is_asked_for_goes_before_what_the_run_began_with(asked: Any, stored: Any, rule: str) -> None:
+    config = with_resize(RunSettings("run", data=replace(FOLDER, resize=asked)), stored)
+    assert config == RunSettings("run", data=replace(FOLDER, resize=rule))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", [None, "area"])
+def test_held_out_pictures_follow_those_trained_on_unless_they_are_told_otherwise(asked: Any) -> None:
+    data, held = replace(FOLDER, resize="bicubic"), ValidationConfig(data=replace(FOLDER, path="o", resize=asked))
+    found = with_resize(RunSettings("run", data=data, validation=held), None)
+    assert found.data == data
+    assert found.validation.data == replace(FOLDER, path="o", resize=asked or "bicubic")
+
+
+def test_drawn_pictures_have_no_rule_beside_stored_ones() -> None:
+    drawn = RunSettings("run", validation=ValidationConfig(data=FOLDER))
+    found = with_resize(drawn, None)
+    assert (found.data, found.validation.data) == (DataConfig(), replace(FOLDER, resize="area"))
+    held = RunSettings("run", data=FOLDER, validation=ValidationConfig(data=DataConfig()))
+    assert with_resize(held, None).validation == held.validation
+
+
+def test_a_run_is_gone_on_with_where_there_are_a_resume_point_and_a_configuration(tmp_path: Path) -> None:
+    def migration(saved: Any) -> tuple[dict[str, Any], list[str]]:
+        return {"seen": saved}, ["a note"]
+
+    assert read_stored(tmp_path, migration) is None
+    (tmp_path / "state" / "step-00000002").mkdir(parents=True)
+    assert read_stored(tmp_path, migration) is None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run_dir": "größer"}, allow_unicode=True), encoding="utf-8")
+    assert read_stored(tmp_path, migration) == ({"seen": {"run_dir": "größer"}}, ["a note"])
+    (tmp_path / "state" / "step-00000002").rmdir()
+    assert read_stored(tmp_path, migration) is None
+
+
+def test_sections_are_flattened_to_dotted_keys() -> None:
+    found = flatten({"a": {"b": (1, 2), "c": {"d": None}}, "e": {}, "f": [3]})
+    assert found == {"a.b": [1, 2], "a.c.d": None, "e": {}, "f": [3]}
