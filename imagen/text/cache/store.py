@@ -206,7 +206,7 @@ class TextCache:
         """
         if not captions:
             raise ValueError("captions is empty; expected at least one")
-        for caption in self.missing(captions)[:1]:
+        for caption in self.missing(captions):
             raise MissingCaption(f"the text cache in {str(self.folder)!r} lacks the caption {caption!r}")
         rows = [self._tokens(int(self._order[place])) for place in self._find(captions)[0]]
         lengths = torch.tensor([len(row) for row in rows])
