@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from imagen import data
 from imagen.data import ShapesDataset, Want, make_source
 from imagen.data.config import DataConfig
 from imagen.data.fields import Label
@@ -98,6 +99,13 @@ def test_places_are_those_of_the_fields_and_of_the_keys_of_their_own() -> None:
     config = DataConfig("folder", "p", conditioning="pairs", embedding="npy", fields={"label": "cls"})
     assert config.places == {"conditioning": "pairs", "embedding": "npy", "label": "cls"}
     assert DataConfig("folder", "p", embedding="npy").places == {"embedding": "npy"}
+
+
+def test_the_package_has_the_names_it_says_and_no_others() -> None:
+    assert data.make_source is make_source
+    assert data.ShapesDataset is ShapesDataset
+    with pytest.raises(AttributeError, match="module 'imagen.data' has no attribute 'Shapes'"):
+        _ = data.Shapes
 
 
 def test_every_setting_of_the_shapes_world_is_handed_on() -> None:

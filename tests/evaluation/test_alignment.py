@@ -219,7 +219,6 @@ def test_shuffled_words_are_sampled_of_the_relations_alone(tmp_path: Path, monke
     ("options", "stage", "steps", "scales"),
     [
         ([], 128, [12], [1.28]),
-        (["--stage", "64"], 64, [6], [0.64]),
         (["--stage", "64", "--steps", "3", "5", "--guidance", "2", "1"], 64, [3, 5], [2.0, 1.0]),
         (["--size", "64", "--guidance", "7"], 64, [6], [7.0]),
     ],

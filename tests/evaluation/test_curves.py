@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from imagen.evaluation.__main__ import main
+from imagen.evaluation.__main__ import build_parser, main
 from imagen.evaluation.curves import plot_alignment, plot_metrics, plot_sweep, read_alignment, read_metrics
 from imagen.evaluation.stats import Share
 
@@ -189,3 +189,30 @@ def test_metrics_and_alignment_are_drawn_by_one_call(axes: list[Any], tmp_path: 
     assert f"{files[1]} has no pictures of 256 px; choose another --size" in capsys.readouterr().err
     assert main(["curves", "--out", str(tmp_path)]) == 2
     assert "nothing to draw: give --metrics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["alignment", "sweep", "guidances", "superres", "curves"])
+def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name: str) -> None:
+    model = [] if name == "curves" else ["--model", "m"]
+    assert build_parser().parse_args([name, *model]).out == Path("results") / name
+    assert build_parser().parse_args([name, *model, "--out", "o"]).out == Path("o")
+    plain = vars(build_parser().parse_args([name, *model]))
+    usual = {
+        "alignment": {"num": 200, "split": "heldout", "size": 256, "num_1024": None, "train_step": None},
+        "sweep": {"num": 40, "split": "tune", "size": 256, "stage": None},
+        "guidances": {"num": 200, "split": "tune", "weak": None},
+        "superres": {"num": 24, "num_1024": 8},
+        "curves": {"metrics": [], "alignment": [], "key": "loss", "window": 50, "size": 256},
+    }[name]
+    assert plain.items() >= usual.items()
+    for option, value in usual.items():
+        if isinstance(value, int):
+            with pytest.raises(SystemExit):
+                build_parser().parse_args([name, *model, f"--{option.replace('_', '-')}", "many"])
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    assert main(["curves", "--metrics", str(tmp_path / "nowhere.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "nowhere.jsonl" in error
