@@ -28,9 +28,12 @@ TINY = PretrainConfig(d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8, step
     ],
 )
 def test_places_are_those_of_the_relation(text, places):
-    for seed in range(4):
+    orders = []
+    for seed in range(60):
         told = tell_places(parse(text), np.random.default_rng(seed)).split(". ")
         assert dict(sentence.split(" there is ") for sentence in told) == places
+        orders.append(told[0].startswith(next(iter(places))))
+    assert 15 < sum(orders) < 45, "in either order"
 
 
 def test_both_tellings_agree_and_hold_nothing_out():
@@ -81,8 +84,6 @@ def test_documents_are_told_in_every_way_as_often_as_is_said():
     related = [(parse(first), rest) for first, *rest in texts if rest and parse(first).relation]
     by_place = [told for told in related if len(told[1]) == 2]
     assert abs(len(by_place) - 0.75 * len(related)) < 4 * (len(related) * 0.1875) ** 0.5
-    first_places = [rest[0].partition(" there is ")[0] == PLACES[facts.relation][0] for facts, rest in by_place]
-    assert abs(sum(first_places) - len(by_place) / 2) < 4 * (len(by_place) / 4) ** 0.5
     assert all(len(rest) < 2 for first, *rest in texts if not parse(first).relation)
 
 

@@ -149,7 +149,8 @@ class Upscaler:
 def test_patterns_are_judged_where_they_are_seen_and_swapped_where_the_input_does_not_tell(
     low: int, size: int, more: int
 ) -> None:
-    plain, patterned = [prompt("a large red star")], [prompt("a large striped red star")]
+    plain = [prompt("a large red star")]
+    patterned = [prompt("a large striped red star"), prompt("a large dotted blue ring")]
     upscale = Upscaler()
     measures, columns = check_stage(low, size, upscale, plain, patterned)
     names = [
@@ -162,11 +163,11 @@ def test_patterns_are_judged_where_they_are_seen_and_swapped_where_the_input_doe
     ]
     assert [one.name for one in measures] == names[: 4 + more]
     assert {one.stage for one in measures} == {f"{low} -> {size}"}
-    assert all(one.value == 1.0 and one.values == (1.0,) for one in measures[4:])
+    assert all(one.value == 1.0 and one.values == (1.0, 1.0) for one in measures[4:])
     assert [*columns] == ["input", "bicubic", "model", "truth", "word swapped"][: 4 + (more == 2)]
     sides = {name: [picture.width for picture in pictures] for name, pictures in columns.items()}
-    assert sides == {name: [low if name == "input" else size] * 2 for name in columns}
-    swapped = [(["a large dotted red star"], low, size)] if more == 2 else []
+    assert sides == {name: [low if name == "input" else size] * 3 for name in columns}
+    swapped = [(["a large dotted red star", "a large checkered blue ring"], low, size)] if more == 2 else []
     assert upscale.calls == [([one.text for one in some], low, size) for some in (plain, patterned)] + swapped
 
 
