@@ -191,6 +191,15 @@ def test_every_row_of_a_parquet_file_is_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "cut"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_every_cell_may_stand_in_quotes(tmp_path: Path, name: str, cut: str) -> None:
+    lines = [["image", "text"], ["0.png", "a, b"], ["1.png", 'say ""so""']]
+    (tmp_path / name).write_text("\n".join(cut.join(f'"{cell}"' for cell in line) for line in lines) + "\n")
+    records = TableRecords(tmp_path / name)
+    assert [records.key(number) for number in range(2)] == ["0.png", "1.png"]
+    assert [records.captions(number) for number in range(2)] == [("a, b",), ('say "so"',)]
+
+
+@pytest.mark.parametrize(("name", "cut"), [("t.csv", ","), ("t.tsv", "\t")])
 def test_cells_stand_under_their_names(tmp_path: Path, name: str, cut: str) -> None:
     picture(tmp_path, "0.png")
     lines = [["text", "mask", "image"], ["one", "m.png", "0.png"], ["two"], ["three", "", "0.png", "", ""], []]

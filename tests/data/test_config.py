@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,27 @@ def test_every_setting_of_the_shapes_world_is_handed_on() -> None:
     expected = ShapesDataset(32, 7, "heldout", 8, 16, "counting", {"label": "color"}, {"label": kind})
     assert isinstance(made, ShapesDataset)
     assert vars(made) == vars(expected)
+
+
+def test_a_field_of_a_folder_lies_beside_the_pictures_or_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "class", "masks", "pairs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+    for name, place, found in (
+        ("mask", "mask.png", "pictures/a.mask.png"),
+        ("mask", "masks", "masks/a.png"),
+        ("mask", "pairs/", "pairs/a.png"),
+        ("label", "class", "pictures"),  # though there is a folder of that name
+        ("conditioning", "pairs", "pairs/a.png"),
+        ("conditioning", "class", "class/a.png"),
+        ("embedding", "masks", "pictures/a.masks"),
+    ):
+        given: dict[str, Any] = {name: place} if name in ("conditioning", "embedding") else {"fields": {name: place}}
+        records = make_records(DataConfig("folder", "pictures", **given))
+        assert str(records.record(0).fields[name]) == found
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -28,7 +28,9 @@ def test_files_of_every_ending_are_pictures(tmp_path: Path) -> None:
     for name in [*names, "a.txt", "b.png.bak", "png"]:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / ".hidden.png").write_bytes(b"")
+    for hidden in (".hidden.png", ".x/a.png", "y/.a.png", "y/.z/a.png"):
+        (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"")
     records = FolderRecords(tmp_path)
     assert [records.key(number) for number in range(len(records))] == names
     assert len(IMAGE_SUFFIXES) == 9

@@ -76,7 +76,7 @@ def test_stages_show_the_first_patterned_samples_at_three_resolutions(tmp_path) 
     assert patterned != [0, 1], "some are passed over"
     views = [
         ("64 px: ", data),
-        ("256 px: ", ShapesDataset(256, 2, lowres_size=64)),
+        ("256 px: ", ShapesDataset(256, 2)),
         ("256 of 1024 px: ", ShapesDataset(1024, 2, crop=256, lowres_size=256)),
     ]
     expected = [tile(view[n].image, name + view[n].caption, 32) for n in patterned for name, view in views]

@@ -226,6 +226,7 @@ def test_shuffled_words_are_sampled_of_the_relations_alone(tmp_path: Path, monke
 def test_a_sweep_changes_one_stage_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     options: list[str],
     stage: int,
     steps: list[int],
@@ -238,6 +239,9 @@ def test_a_sweep_changes_one_stage_alone(
     grid = [(number, scale) for number in steps for scale in scales]
     asked = [(call["num_inference_steps"], call["guidance_scale"]) for call in pipe.calls]
     assert asked == [({stage: number}, {stage: scale}) for number, scale in grid]
+    printed = capsys.readouterr().out
+    assert f"settings of the {stage} px stage" in printed
+    assert [line.split()[:2] for line in printed.splitlines()[4:]] == [[str(n), f"{scale:g}"] for n, scale in grid]
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert content["stage"] == stage
     assert [(cell["steps"], cell["guidance"]) for cell in content["cells"]] == grid

@@ -179,6 +179,8 @@ def test_metrics_and_alignment_are_drawn_by_one_call(axes: list[Any], tmp_path: 
     assert main([*words, "--window", "2"]) == 0
     assert lines(axes[0]) == {"run": ([1, 2, 3], [1, 1.5, 2.5])}
     assert lines(axes[1])["overall"][0] == [1, 2]
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"wrote {tmp_path / 'out' / name}.png" for name in ("loss", "alignment")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["alignment.png", "loss.png"]
     assert main([*words, "--window", "1", "--size", "64"]) == 0
     assert "64 px" in axes[3].get_ylabel()

@@ -213,7 +213,8 @@ def test_every_stage_is_checked_on_as_many_prompts_as_asked_for(
     assert "control: bicubic enlargement fails, as it must" in printed
     for _, size in asked:
         columns = 5 if size >= 192 else 4
-        assert Image.open(tmp_path / f"sheet_{size}.png").width == columns * (256 + 14)
+        rows = 2 * (1 if size == 1024 else 2)
+        assert Image.open(tmp_path / f"sheet_{size}.png").size == (columns * (256 + 14), rows * (256 + 14 + 52))
 
 
 @pytest.mark.parametrize(

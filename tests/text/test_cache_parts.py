@@ -171,6 +171,16 @@ def test_a_length_beyond_the_encoder_is_refused_before_anything_is_encoded(tmp_p
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_an_encoder_of_the_hub_is_downloaded_once(t5: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(build, "local_folder", lambda name: Path(t5) if loaded else None)
+    monkeypatch.setattr(build, "load_text_encoder", loaded.append)
+    for _ in range(2):
+        identity = identify(Encoding("me/t5", 6, dtype="float16"))
+    assert identity == replace(identify(Encoding(t5, 6, dtype="float16")), encoder="me/t5")
+    assert loaded == ["me/t5"]
+
+
 @pytest.mark.parametrize(
     ("device", "places"), [("cuda", ["cuda:0", "cuda:1", "cuda:0"]), ("cpu", ["cpu"] * 3), ("meta", ["meta"] * 3)]
 )

@@ -211,6 +211,7 @@ def test_a_batch_is_whole_documents_with_what_is_hidden_as_labels(tokenizer):
         assert [*hidden] == [first - number for number in range(len(hidden))]
         rebuilt = [piece for token in source for piece in hidden.get(token, [token])]
         assert rebuilt == tokenizer(texts[row], add_special_tokens=False).input_ids
+    assert len(hidden) == 60, "of 150 tokens, each by itself: there are as many sentinels"
     again, other = (
         _batch(lambda index: texts[index % 6], tokenizer, one, 2) for one in (config, replace(config, seed=4))
     )

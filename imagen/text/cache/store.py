@@ -185,7 +185,7 @@ class TextCache:
 
     def _find(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Positions in the index, and whether that is truly the caption's."""
-        wanted = np.array([caption_key(caption) for caption in captions], dtype=f"S{KEY_BYTES}")
+        wanted = np.array([caption_key(caption) for caption in captions])
         place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
         return place, self._keys[place] == wanted
 
