@@ -30,8 +30,11 @@ def test_wilson_is_the_inverse_of_the_score_test() -> None:
 def test_shares_say_what_they_count() -> None:
     share = Share.of([True, True, False, True])
     assert (share.successes, share.trials, share.value) == (3, 4, 0.75)
-    assert "75.0 %" in str(share)
-    assert "3/4" in str(share)
+    assert str(Share(81, 263)) == " 30.8 % [25.5,  36.6]  81/263"
+    assert str(Share(29, 29)) == "100.0 % [88.3, 100.0]  29/29"
+    assert Share(29, 29).to_json() == {
+        "share": 1.0, "interval": [pytest.approx(0.883, abs=5e-4), 1.0], "successes": 29, "trials": 29
+    }  # fmt: skip
     empty = Share.of([])
     assert math.isnan(empty.value)
     assert empty.interval == (0.0, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from imagen.text.encoder import as_read, check_loaded, check_tokenizer, encode, token_count
-from imagen.text.folders import TOKENIZER_FILES, component_folders, fingerprint
-from imagen.text.kinds import check_max_length
+from imagen.text.encoder import as_read, check_loaded, check_tokenizer, encode, load_text_encoder, token_count
+from imagen.text.folders import TOKENIZER_FILES, component_folders, fingerprint, local_folder
+from imagen.text.kinds import check_max_length, read_encoder
 from imagen.text.reading import TextDefaults
 from tests.factories import tiny_clip, tiny_clip_tokenizer, tiny_text_encoder, tiny_tokenizer
 
@@ -173,3 +175,45 @@ def test_names_of_files_count_as_well_as_what_they_hold(tmp_path: Path) -> None:
 def test_weights_configuration_and_tokenizer_are_all_needed(tmp_path: Path, missing: str) -> None:
     with pytest.raises(ValueError, match="no text encoder with its tokenizer in"):
         fingerprint(folder(tmp_path, *(name for name in FILES if name != missing)), 8)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_report_of_transformers_is_as_loud_afterwards_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    told = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(told, "disabled", silent)
+    with pytest.raises(OSError, match="nowhere"):
+        read_encoder(tmp_path / "nowhere")
+    assert told.disabled == silent
+    tiny_text_encoder().save_pretrained(tmp_path)
+    encoder, info = read_encoder(tmp_path, dtype=torch.bfloat16)
+    assert encoder.dtype == torch.bfloat16
+    assert not info["missing_keys"]
+    assert told.disabled == silent
+
+
+def test_a_name_that_the_hub_cannot_have_is_nowhere_on_this_machine(tmp_path: Path) -> None:
+    for name in ("a/b/c", "owner/nobody-has-this", str(tmp_path / "nowhere")):
+        assert local_folder(name) is None
+    assert local_folder(tmp_path) == local_folder(str(tmp_path)) == tmp_path
+
+
+def test_tokenizer_and_encoder_are_of_the_revision_asked_for(tmp_path: Path) -> None:
+    """A cache of the Hub in which one repository holds another CLIP than before."""
+    cached = tmp_path / "models--owner--encoder"
+    (cached / "refs").mkdir(parents=True)
+    for name, commit, seed in (("main", "a" * 40, 0), ("older", "b" * 40, 1)):
+        (cached / "refs" / name).write_text(commit)
+        tiny_clip(seed).save_pretrained(cached / "snapshots" / commit)
+        tokenizer = deepcopy(tiny_clip_tokenizer())
+        if name == "older":
+            tokenizer.add_tokens("purple")
+        tokenizer.save_pretrained(cached / "snapshots" / commit)
+    here: dict[str, Any] = {"cache_dir": tmp_path, "local_files_only": True}
+    tokenizer, encoder = load_text_encoder("owner/encoder", revision="main", **here)
+    assert "purple" not in tokenizer.get_vocab()
+    expected = tiny_clip(0).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(ValueError, match=r"of 'owner/encoder' has ids up to (\d+), its encoder \1 embeddings"):
+        load_text_encoder("owner/encoder", revision="older", **here)
