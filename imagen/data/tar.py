@@ -19,7 +19,7 @@ from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 
@@ -208,11 +208,24 @@ def _file_and_key(place: str) -> tuple[str, str | None]:
     return place.lstrip(".").lower(), None
 
 
+class _Header(tarfile.TarInfo):
+    """A damaged or cut header raises; tarfile takes one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):  # not the zeros that end an archive
+                raise tarfile.ReadError(str(error)) from error
+            raise
+
+
 def _read_index(path: Path, shard: int) -> list[Member]:
     """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
     items: dict[str, Member] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=_Header) as archive:
             for stem, ending, member in _members(archive):
                 item = items.setdefault(stem, Member(shard, stem))
                 item.files[ending] = (member.offset_data, member.size)
@@ -227,7 +240,7 @@ def _read_items(url: str) -> Iterator[tuple[str, dict[str, bytes] | str]]:
     stem: str | None = None
     fault: str | None = None
     try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
             for stem, group in groupby(_members(archive), key=itemgetter(0)):
                 files, fault = {}, None
                 for _, ending, member in group:
