@@ -265,7 +265,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)
         after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        pictures.check_output_type(output_type, stages[-1].channels)
+        for stage in stages:
+            pictures.check_output_type(output_type, stage.channels)
         reader = self.reader
         positive = reader.read("prompt", prompt, prompt_embeds, prompt_mask)
         negative = reader.read("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_mask)

@@ -15,7 +15,9 @@ from imagen import ImagenPipeline
 from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule
+from imagen.stages.folder import SavedStage, write_run
 from imagen.text.pretrain import train_tokenizer
+from imagen.text.reading import TextDefaults
 from unets import BaseUNet, EfficientUNet
 
 WIDTH = 16
@@ -126,6 +128,16 @@ def tiny_pipeline(**changes: Any) -> ImagenPipeline:
     pipe = ImagenPipeline(**{**parts, **changes})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def save_stage(model: Path, slot: str, unet: Any, rule: Any, **stage: Any) -> SavedStage:
+    """A stage as a run exports it into its model folder; `stage` are fields of a SavedStage."""
+    unet.save_pretrained(model / "unet")
+    rule.save_pretrained(model / "scheduler")
+    given = {"text": TextDefaults(), "max_length": 16, **stage}
+    saved = SavedStage(slot=slot, unet=model / "unet", scheduler=model / "scheduler", **given)
+    write_run(model, saved)
+    return saved
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import yaml
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.task import StageTask
-from imagen.disk import write_text
+from imagen.disk import MetricsFile, read_json, write_text
 from imagen.training.trainer import Trainer
 from tests.cascade.training.conftest import TINY, merge
 
@@ -68,6 +69,52 @@ def test_a_text_is_synced_before_it_takes_the_old_one_s_place(tmp_path: Path, mo
     assert path.read_text(encoding="utf-8") == "new: ä"
     assert [(target, unsynced) for _, target, unsynced in disk.renames] == [(path, [])]
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_synced_is_closed_again(tmp_path: Path) -> None:
+    """A run of a month writes more files than a process may hold open."""
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        write_text(tmp_path / "a", "a")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[1]", "holds a list, not an obj"),
+    ],
+)
+def test_what_is_no_object_is_told_with_its_file(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} {message}"):
+        read_json(path)
+    path.write_bytes('{"a": "ä"}'.encode())
+    assert read_json(path) == {"a": "ä"}
+
+
+def test_a_log_goes_on_behind_the_step_of_a_resume_point(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "log.jsonl"
+    first = MetricsFile(path, 0)
+    for step in (1, 2, 3):
+        first.write({"step": step})
+        assert path.read_text().splitlines()[-1] == f'{{"step": {step}}}', "at once"
+    first.close()
+    for resumed, kept in ((5, [1, 2, 3]), (2, [1, 2]), (0, [])):
+        path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+        again = MetricsFile(path, resumed)
+        again.write({"step": 9})
+        again.close()
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*kept, 9]
+    for broken in ('{"step": 2', '{"step": 2}', "{}\n", "no\n", "3\n"):
+        path.write_text(f'{{"step": 1}}\n{broken}')
+        MetricsFile(path, 5).close()
+        assert path.read_text() == '{"step": 1}\n'
 
 
 def tiny_run(tmp_path: Path, **changes: Any) -> RunConfig:

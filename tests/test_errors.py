@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import dataclass
 
 import pytest
 
-from imagen.errors import ConfigError, Stopped, config_errors, run_command
+from imagen.errors import ConfigError, Parser, Stopped, config_errors, one_line, require, require_reader, run_command
 
 
 def test_what_is_wrong_is_one_line_behind_the_section_s_name() -> None:
@@ -68,3 +69,68 @@ def test_what_standard_output_has_no_letters_for_is_escaped_and_work_goes_on(mon
     assert run_command("cmd", work) == 7
     sys.stdout.flush()
     assert written.getvalue().decode("ascii").splitlines() == [r"a caf\xe9 in \u6771\u4eac.png", "done"]
+
+
+def test_an_error_is_one_line_and_has_at_least_a_name() -> None:
+    assert one_line(ValueError("a\n   b\tc ")) == "a b c"
+    assert one_line(MemoryError()) == "MemoryError"
+
+
+def test_what_is_required_holds_or_is_told() -> None:
+    require(True, "never")
+    with pytest.raises(ConfigError, match="^lr is 0$"):
+        require(False, "lr is 0")
+
+
+@dataclass
+class Section:
+    kind: str = "a"
+    path: str | None = None
+    shuffle: int = 3
+
+
+READERS = {"path": ("b",), "shuffle": ("b", "c")}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"kind": "a"}, None),
+        ({"kind": "a", "shuffle": 3}, None),
+        ({"kind": "b", "path": "x", "shuffle": 4}, None),
+        ({"kind": "c", "shuffle": 4}, None),
+        ({"kind": "a", "shuffle": 4}, "data.shuffle 4 is of kind b or c, and data.kind is a: leave it out"),
+        ({"kind": "c", "path": "x", "shuffle": 4}, "data.path 'x' is of kind b, and data.kind is c: leave it out"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(given: dict[str, object], told: str | None) -> None:
+    config = Section(**given)  # type: ignore[arg-type]
+    if told is None:
+        return require_reader("data", config, config.kind, READERS)
+    with pytest.raises(ConfigError, match=f"^{told}$"):
+        require_reader("data", config, config.kind, READERS)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--stpes", "3"], "cmd: error: unrecognized arguments: --stpes 3; did you mean --steps?"),
+        (["--steps", "3", "--zzz"], "cmd: error: unrecognized arguments: --zzz"),
+        (["--zzz", "--stpes"], "cmd: error: unrecognized arguments: --zzz --stpes"),  # of the first, or of none
+        (["--steps"], "cmd: error: argument --steps: expected one argument"),
+        (["--steps", "x"], "cmd: error: argument --steps: invalid int value: 'x'"),
+    ],
+)
+def test_a_parser_says_what_was_perhaps_meant(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="cmd")
+    parser.add_argument("--steps", type=int)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_what_a_section_says_is_one_line_each_trimmed() -> None:
+    with pytest.raises(ConfigError) as caught, config_errors("data: ", also=KeyError):
+        raise ValueError(" a\n  b  \nc")
+    assert str(caught.value) == "data: a b c"

@@ -260,6 +260,7 @@ def test_callback_after_every_step_of_every_stage(pipe):
 
 def test_callback_may_replace_z_and_nothing_else(pipe):
     def zero(p, step, timestep, tensors):
+        assert tensors.keys() == {"z"}, "what is handed over unasked"
         return {"z": torch.zeros_like(tensors["z"])} if p.stage == "base" and step == 1 else None
 
     def zero_in_place(p, step, timestep, tensors):

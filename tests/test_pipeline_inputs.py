@@ -92,6 +92,20 @@ def test_other_channels_come_as_arrays():
     assert gray().images[0].mode == "L"
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 5), (5, 3)])
+def test_an_output_must_hold_the_channels_of_every_stage_that_runs(first, second):
+    """For the pictures of all of them come out."""
+    bare = dict.fromkeys(("tokenizer", "text_encoder", "sr1024_unet", "sr1024_scheduler"))
+    base = tiny_base(text_dim=None, in_channels=first, out_channels=first)
+    sr = tiny_sr(text_dim=None, in_channels=second, out_channels=second, lowres_channels=first)
+    pipe = tiny_pipeline(base_unet=base, sr256_unet=sr, **bare)
+    shapes = [tuple(stage.shape) for stage in sample(pipe, output_type="pt", num_inference_steps=1).stages.values()]
+    assert shapes == [(1, first, 16, 16), (1, second, 32, 32)]
+    with Calls(pipe.base_unet) as calls, pytest.raises(ValueError, match="output_type='pil' cannot hold 5 channels"):
+        pipe()
+    assert not calls.samples
+
+
 NAN = float("nan")
 EMBEDS = {"prompt": None, "prompt_embeds": torch.zeros(2, 2, WIDTH)}
 BAD_CALLS = [

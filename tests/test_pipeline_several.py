@@ -134,3 +134,18 @@ def test_a_network_sees_no_more_pixels_at_once_than_its_limit(pipe, monkeypatch)
     torch.testing.assert_close(parts.images, whole.images, atol=1e-4, rtol=0)
     assert [len(call["z"]) for call in base.samples] == [8, 8]  # of 16 px all fit
     assert [len(call["z"]) for call in last.samples] == [3, 3, 2, 3, 3, 2]
+
+
+def test_one_picture_that_is_over_the_limit_is_seen_alone(pipe, monkeypatch):
+    monkeypatch.setattr("imagen.cascade.runner.PIXELS_PER_CALL", 100)
+    with Calls(pipe.base_unet) as base:
+        sample(pipe, PROMPTS, size=16, num_inference_steps=1)
+    assert [len(call["z"]) for call in base.samples] == [1, 1, 1, 1]
+
+
+def test_the_level_of_the_low_res_noise_does_not_change_the_noise_of_the_steps(pipe):
+    """It is drawn at level 0 too, so that what follows of the generator is the same."""
+    given = {"image": noise(9, 3, 16, 16), "size": 32, "num_inference_steps": 3}
+    off, on = (sample(pipe, PROMPTS[0], aug_level=level, **given).images for level in (0.0, 1e-6))
+    torch.testing.assert_close(off, on, atol=1e-3, rtol=0)
+    assert (off - sample(pipe, PROMPTS[0], aug_level=0.0, generator=seeded(1), **given).images).abs().max() > 0.01

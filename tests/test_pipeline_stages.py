@@ -232,5 +232,5 @@ def test_the_centre_of_a_picture_that_is_not_square():
 def test_pictures_come_out_as_they_went_in():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
     x = torch.stack(load_pictures(pixels, 3))
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in finish(x, "pil", 16)]), pixels)
-    assert finish(x * 3, "pt", 16).aminmax() == (0, 1)
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in finish(x, "pil")]), pixels)
+    assert finish(x * 3, "pt").aminmax() == (0, 1)

@@ -119,7 +119,7 @@ class TokenAttention(nn.Module):
         ``kv`` are keys and values computed before; without them they are computed from ``text``.
         mask (B, L) bool marks the real tokens (None: all are).
         """
-        if kv is None and text is not None and self.add_k_proj is not None:
+        if kv is None and text is not None:
             kv = self._project(text, mask)
         return kv if x is None else self._answer(x, kv, mask)
 

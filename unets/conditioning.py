@@ -61,8 +61,7 @@ class AttentionPooling(nn.Module):
         logits = (q * scale) @ (k * scale).transpose(-1, -2)
         if mask is not None:
             logits = logits.masked_fill(~F.pad(mask, (1, 0), value=True)[:, None, None, :], float("-inf"))
-        half = logits.dtype in (torch.float16, torch.bfloat16)
-        weight = torch.softmax(logits.float() if half or self.float32_softmax else logits, dim=-1).to(v.dtype)
+        weight = torch.softmax(logits.float() if self.float32_softmax else logits, dim=-1).to(v.dtype)
         return (weight @ v).transpose(1, 2).reshape(batch, dim)
 
 
@@ -100,7 +99,7 @@ class TextWhitening(nn.Module):
         """(B, L, D) -> (B, L, D). In float32 at least: weak directions lie below the rounding of half precision."""
         wide = torch.promote_types(text.dtype, torch.float32)
         with torch.autocast(text.device.type, enabled=False):
-            return ((text.to(wide) - self.mean.to(wide)) @ self.matrix.to(wide)).to(text.dtype)
+            return ((text - self.mean.to(wide)) @ self.matrix.to(wide)).to(text.dtype)
 
 
 def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:

@@ -109,8 +109,7 @@ def facts(section: Mapping[str, Any]) -> Facts:
     """
     kind = section.get("kind")
     cls = network_class(kind)
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    defaults = {p.name: p.default for p in inspect.signature(cls.__init__).parameters.values()}
     try:
         arguments = {**defaults, **section}
         return facts_of(cls.__name__, cls.sides_divisor(arguments), arguments)

@@ -230,7 +230,7 @@ class Network(nn.Module):
             raise ValueError(f"lowres has (C, H, W) {given}, this network expects {wanted}")
         further = [] if lowres is None else [lowres]
         further += [named[name] for name in by_name(options.extra_channels)]
-        x = torch.cat([sample, *(picture.to(sample.dtype) for picture in further)], dim=1) if further else sample
+        x = torch.cat([sample, *(picture.to(sample.dtype) for picture in further)], dim=1)
         return F.pixel_unshuffle(x.to(self._compute_dtype()), options.patch_size)
 
     def _skipped_input(self, emb: Tensor, sample: Tensor, lowres: Tensor | None) -> Tensor:

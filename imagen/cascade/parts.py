@@ -70,6 +70,12 @@ def named_dtype(dtype: Any) -> Any:
     return found
 
 
+def dtype_of(part: str, options: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that the options of ``from_pretrained`` mean for a component: one for all, or one for each."""
+    dtype = options.get("dtype") or torch.float32
+    return dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+
+
 def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
     """A pipeline folder's encoder, dtype explicit, every weight checked (transformers has loaded some silently wrong).
 
@@ -79,12 +85,11 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
     Raises:
         ValueError: weights are missing or damaged.
     """
-    dtype = options.get("dtype") or torch.float32
-    if isinstance(dtype, Mapping):
-        dtype = dtype.get("text_encoder", dtype.get("default", torch.float32))
     variant = options.get("variant")
     variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = read_encoder(folder, dtype=dtype, variant=variant, use_safetensors=options["use_safetensors"])
+    encoder, info = read_encoder(
+        folder, dtype=dtype_of(folder.name, options), variant=variant, use_safetensors=options["use_safetensors"]
+    )
     check_loaded(encoder, info, str(folder))
     return encoder.requires_grad_(False).eval()
 
@@ -114,5 +119,4 @@ def load_checker(folder: Path, options: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"model folder {str(folder.parent)!r}: safety_checker does not load: {one_line(error)}"
         ) from error
-    dtype = options.get("dtype")
-    return checker.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).requires_grad_(False).eval()
+    return checker.to(dtype_of(folder.name, options)).requires_grad_(False).eval()

@@ -129,7 +129,6 @@ def to_pil(pixels: np.ndarray) -> list[Image.Image]:
 def finish(
     x: Tensor,
     output_type: str,
-    side: int,
     safety_checker: Any = None,
     feature_extractor: Any = None,
     watermarker: Any = None,
@@ -141,11 +140,11 @@ def finish(
 
     The mark lies in the lower right corner, 62 / 1024 of the square root of the picture's area to a side: one of fewer
     than 273 pixels (16 x 16, say) has no room for a pixel of it, and leaves unmarked. diffusers' class takes a picture
-    whose shorter side is below ``sample_size`` for a part of a larger one, and would put the mark beside it.
+    whose shorter side is below ``sample_size`` for a part of a larger one, and would put the mark beside it: it is told
+    that side.
 
     Args:
         x: (B, C, H, W) in [-1, 1].
-        side: the stage's size, for the watermark; of a picture with a shorter side it is that side.
         safety_checker, feature_extractor, watermarker: the pipeline's, or None.
 
     Returns:
@@ -171,4 +170,4 @@ def finish(
     has_pixels = width * height * MARK_SIDE**2 >= 1024**2  # without any the watermark's class stops
     if watermarker is None or not has_pixels:
         return images
-    return watermarker.apply_watermark(images, min(side, width, height))
+    return watermarker.apply_watermark(images, min(width, height))

@@ -116,7 +116,7 @@ class RunningMixin:
 
                     done = run_stage(stage, job, x, advance)
                 x = list(done)
-                images = finish(done, output_type, size, *(getattr(self, name) for name in SAFETY))
+                images = finish(done, output_type, *(getattr(self, name) for name in SAFETY))
                 made.add(stage.slot, size, images)
                 if stage_end is not None:
                     stage_end(self, size, images)

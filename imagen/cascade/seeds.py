@@ -41,7 +41,7 @@ def stage_generator(seed: int, slot: str) -> torch.Generator:
 
 def _draw(generator: torch.Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (1,), generator=generator, device=device, dtype=torch.int64).item())
+    return int(torch.randint(2**62, (1,), generator=generator, device=device).item())
 
 
 def _hash(*parts: int | str) -> int:

@@ -42,7 +42,7 @@ def rectangles(uniform: Tensor, height: int, width: int) -> Tensor:
     axes = []
     for places, side in ((uniform[..., :2], height), (uniform[..., 2:], width)):
         low, high = places.amin(dim=-1) * side, places.amax(dim=-1) * side
-        middle = torch.arange(side, device=uniform.device, dtype=uniform.dtype) + 0.5
+        middle = torch.arange(side, device=uniform.device) + 0.5
         axes.append((middle >= low[..., None]) & (middle < high[..., None]))
     inside = axes[0][..., :, None] & axes[1][..., None, :]
     return inside.any(dim=1, keepdim=True).to(uniform.dtype)
@@ -132,7 +132,7 @@ def _at(picture: Tensor, shape: tuple[int, int]) -> Tensor:
     weight = resize(opacity, shape, mode)
     # hidden colours do not count
     seen = resize(picture[:, :-1].float() * opacity, shape, mode) / weight.clamp(min=1e-3)
-    return masked(seen.clamp(-1, 1), (weight <= 0.5).float())
+    return masked(seen, (weight <= 0.5).float())
 
 
 def make_masked(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device) -> Masked:

@@ -91,7 +91,8 @@ def open_source(name: str, variant: str | None = None) -> Source:
         path = folder / "image_noising_scheduler" / "scheduler_config.json"
         noising = _scheduler(path).config
         if noising.trained_betas is not None or noising.beta_schedule != "squaredcos_cap_v2":
-            raise ValueError(f"{path}: beta_schedule is {noising.beta_schedule!r}, expected 'squaredcos_cap_v2'")
+            found = "trained_betas" if noising.trained_betas is not None else repr(noising.beta_schedule)
+            raise ValueError(f"{path}: beta_schedule is {found}, expected 'squaredcos_cap_v2'")
     return Source(folder, SLOT_OF[kind], unet, weights, scheduler, int(config["sample_size"]))
 
 

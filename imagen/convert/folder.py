@@ -22,12 +22,7 @@ def check_new(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when all went well and is removed when anything did not.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    check_new(folder)
+    """A folder to fill, which takes its name (:func:`check_new`) when all went well and is removed when not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:

@@ -141,10 +141,8 @@ class Prepare:
         return pairs, repairs
 
     def _draw_caption(self, captions: tuple[str, ...], rng: np.random.Generator) -> str:
-        """One of several; a single one is taken without drawing."""
-        if len(captions) > 1:
-            captions = (captions[int(rng.integers(len(captions)))],)
-        return self.phrase(captions[0]) if captions else ""
+        """One of them; none is an empty one."""
+        return self.phrase(captions[int(rng.integers(len(captions)))]) if captions else ""
 
     def phrase(self, caption: str) -> str:
         """A caption as training sees it: in the template."""

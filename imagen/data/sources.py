@@ -78,7 +78,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _batched(values: Sequence[Value], name: str) -> dict[str, Tensor]:
-    tensors = [value if isinstance(value, Tensor) else torch.tensor(value) for value in values]
+    tensors = [torch.as_tensor(value) for value in values]
     if tensors[0].ndim != 2:
         return {name: _stack(tensors, name)}
     padded = pad_sequence(tensors, batch_first=True)

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import fsspec
 
@@ -231,12 +231,25 @@ def _split(stem: str, files: Mapping[str, FileT], places: Places) -> Iterator[tu
         yield (f"{stem}.{more}" if more else stem), found, fault
 
 
+class _Header(tarfile.TarInfo):
+    """A damaged or cut header raises; tarfile takes one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):  # not the zeros that end an archive
+                raise tarfile.ReadError(str(error)) from error
+            raise
+
+
 def _read_index(path: Path, shard: int, places: Places) -> list[Member]:
     """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
     groups: dict[str, dict[str, tuple[int, int] | str]] = {}
     damage: list[Member] = []
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=_Header) as archive:
             for stem, ending, member in _members(archive, places):
                 files = groups.setdefault(stem, {})
                 files[ending] = _fault(member, ending in files, places) or (member.offset_data, member.size)
@@ -254,7 +267,7 @@ def _read_items(url: str, places: Places) -> Iterator[tuple[str, dict[str, bytes
     stem: str | None = None
     files: dict[str, bytes | str] = {}
     try:
-        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
             for stem, group in groupby(_members(archive, places), key=itemgetter(0)):
                 files = {}
                 for _, ending, member in group:

@@ -17,8 +17,7 @@ Resize = Literal["area", "bicubic"]
 
 def item_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
     """Randomness of one sample: a function of (seed, index, stream), all at least 0, and of nothing else."""
-    bits = np.random.Philox(key=np.array([seed, index], np.uint64))
-    return np.random.Generator(bits.jumped(stream) if stream else bits)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)).jumped(stream))
 
 
 def extent(picture: Picture) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def _interpolate(x: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
         return F.interpolate(x, size, mode="nearest-exact")
     if mode == "bilinear_corners":
         return F.interpolate(x, size, mode="bilinear", align_corners=True)
-    return F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
+    return F.interpolate(x, size, mode=mode, antialias=True)
 
 
 def resize(x: Tensor, size: int | tuple[int, int], mode: ResizeMode = "auto") -> Tensor:

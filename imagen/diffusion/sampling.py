@@ -104,7 +104,7 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
             shape = self.one if predicted_variance is None else predicted_variance
             return torch.full_like(shape, -torch.inf if kind == "learned_range" else 0.0)
         small = super()._get_variance(t, predicted_variance, kind)
-        if kind != "fixed_small" or self.config.gamma == 0:
+        if kind != "fixed_small":
             return small
         large = super()._get_variance(t, variance_type="fixed_large")
         return small ** (1 - self.config.gamma) * large**self.config.gamma

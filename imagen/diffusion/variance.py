@@ -83,13 +83,13 @@ def vlb_term(v: Tensor, x0_estimate: Tensor, x0: Tensor, z: Tensor, t: Tensor, s
     v, estimate, x0, z = v.to(dtype), x0_estimate.detach().to(dtype), x0.to(dtype), z.to(dtype)
     first = timestep_from_t(t) < 1
     log_snr_t = schedule.log_snr(t)
-    log_snr_s = torch.where(first, torch.inf, schedule.log_snr((t - 1 / NUM_TIMESTEPS).clamp(min=0)))
+    log_snr_s = torch.where(first, torch.inf, schedule.log_snr(t - 1 / NUM_TIMESTEPS))
     small, large = step_log_variances(log_snr_t, log_snr_s)
     # onto the picture the small variance is 0; as in iDDPM that of the second level stands for it
-    second = schedule.log_snr((t + 1 / NUM_TIMESTEPS).clamp(max=1))
+    second = schedule.log_snr(t + 1 / NUM_TIMESTEPS)
     small = torch.where(first, step_log_variances(second, log_snr_t)[0], small)
     log_variance = interpolated_log_variance(v, per_image(small, v), per_image(large, v))
     mean = posterior_mean(estimate, z, log_snr_t, log_snr_s)
     kl = gaussian_kl(posterior_mean(x0, z, log_snr_t, log_snr_s), per_image(small, v), mean, log_variance)
-    nats = torch.where(per_image(first.to(dtype), v) > 0, -binned_log_likelihood(x0, mean, log_variance), kl)
+    nats = torch.where(per_image(first, v) > 0, -binned_log_likelihood(x0, mean, log_variance), kl)
     return nats.flatten(1).mean(dim=1) / math.log(2)

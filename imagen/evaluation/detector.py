@@ -118,8 +118,7 @@ def _pixels(picture: Picture) -> Floats:
         raise ValueError(f"picture is {width}x{height} px; expected a square of 64 px or more")
     side = 64 if width < 192 else 256
     rgb = picture.convert("RGB")
-    if width != side:
-        rgb = rgb.reduce(width // side) if width % side == 0 else rgb.resize((side, side), Image.Resampling.BOX)
+    rgb = rgb.reduce(width // side) if width % side == 0 else rgb.resize((side, side), Image.Resampling.BOX)
     return np.asarray(rgb, dtype=np.float32)
 
 

@@ -92,7 +92,9 @@ def check_loaded(encoder: TextEncoder, info: dict[str, Any], name: str) -> None:
         embeddings = encoder.embeddings
         tables = {"embedding": embeddings.token_embedding.weight, "position": embeddings.position_embedding.weight}
     for what, table in tables.items():
-        if table.device.type != "meta" and not bool(torch.isfinite(table).all() and table.float().std() > 0):
+        if table.device.type != "meta" and not bool(
+            table.float().std() > 0
+        ):  # of numbers that are not finite it is NaN
             raise ValueError(f"text encoder {name!r}: the {what} table is constant or not finite; the file is damaged")
 
 

@@ -79,7 +79,7 @@ def fingerprint(folder: Path, max_length: int) -> Fingerprint:
 def _hash(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of files."""
     whole = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
+    for path in sorted(paths):  # of one folder
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         whole.update(f"{path.name} {content}\n".encode())

@@ -117,7 +117,7 @@ def corrupt_spans(
     spans = min(max(round(hidden / mean_span), 1), hidden, n - hidden + 1, len(sentinels))
     lengths = _random_partition(hidden, spans, rng)
     gaps = _random_partition(n - hidden + 2, spans + 1, rng)
-    gaps[0], gaps[-1] = gaps[0] - 1, gaps[-1] - 1  # the text may start or end with a hidden span
+    gaps[0] -= 1  # the text may start with a hidden span, and end with one: the last gap is what is left
     inputs: list[int] = []
     targets: list[int] = []
     position = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from imagen.cascade.presets import GUIDANCE, PRESETS, apply_preset, with_preset
@@ -45,3 +48,19 @@ def test_what_is_no_preset_and_a_stage_beyond_one_are_named() -> None:
     for name in PRESETS:
         with pytest.raises(ValueError, match=f"preset '{name}' .* says nothing of sr1024; use --steps"):
             with_preset(name, beyond)
+
+
+def test_the_presets_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    told = {}
+    for line in page.partition("| `--preset` |")[2].partition("\n\n")[0].splitlines()[2:]:
+        name, *stages = (entry.strip(" `") for entry in line.strip("|").split("|")[:3])
+        found = [re.match(r"([\w+]+), `?(\w+)`?(?: steps)?(?:, guidance (\d+))?$", stage) for stage in stages]
+        told[name] = [(match[1], match[2], float(match[3] or 0)) for match in found if match]
+    for name, (sampler, steps) in PRESETS.items():
+        expected = [(sampler, str(steps[slot]), guidance) for slot, guidance in GUIDANCE.items()]
+        assert [
+            (one[0], one[1], one[2] or GUIDANCE[slot]) for one, slot in zip(told[name], GUIDANCE, strict=True)
+        ] == expected
+    assert told.keys() == PRESETS.keys()
+    assert all(guidance for _, _, guidance in told["if"]), "the table says it"

@@ -116,6 +116,13 @@ def test_settings_take_the_place_of_stored_ones_in_the_stages_named() -> None:
     assert [stage.aug_level for stage in chosen.values()] == [KEEPING["base"].aug_level, 0.3, 0.4]
 
 
+def test_a_list_of_values_is_in_the_order_in_which_stages_run() -> None:
+    for name, values in (("guidance_scale", [2.0, 3.0, 4.0]), ("aug_level", [0.3, 0.4])):
+        chosen = resolve(SWAPPED, Wish(settings={name: values}))
+        assert list(chosen) == ["base", "sr1024", "sr256"]
+        assert [getattr(stage, name) for stage in chosen.values()][-2:] == values[-2:]
+
+
 @pytest.fixture(scope="module")
 def pipe() -> ImagenPipeline:
     """16 -> 32 -> 32."""

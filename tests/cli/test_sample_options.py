@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -82,6 +84,7 @@ def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, 
     assert (run.out / "grid_seed5.png").is_file()
     settings = read_settings(picture)
     assert {name: settings[name] for name in SETTINGS} == SETTINGS
+    assert settings["versions"] == {name: version(name) for name in ("torch", "diffusers", "transformers")}
     assert (settings["prompt"], settings["seed"], settings["image"]) == ("two blue star", 8, str(start))
 
     again = parser().parse_args(shlex.split(settings["command"])[2:])
@@ -120,3 +123,37 @@ def test_each_stage_gets_its_adapter(run: Any, tmp_path: Path) -> None:
     assert base["base"] != plain["base"] == sr["base"]
     assert both["base"] == base["base"]
     assert len({one["sr256"] for one in (plain, base, sr, both)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "expected"),
+    [
+        ("--steps", "5", 5),
+        ("--steps", " 5 , smart27,7", [5, "smart27", 7]),
+        ("--steps", "64=5, base=smart27", {64: 5, "base": "smart27"}),
+        ("--guidance", "2", 2.0),
+        ("--guidance", "2,3.5", [2.0, 3.5]),
+        ("--guidance", "256=0", {256: 0.0}),
+        ("--lowres-consistency", "1,2", [1, 2]),
+        ("--guidance-method", "interval(low=-1, high=3)", "interval(low=-1, high=3)+cfg"),
+        ("--guidance-method", "interval(low=-1, high=3),cfg", ["interval(low=-1, high=3)+cfg", "cfg"]),
+        ("--guidance-method", "64=rescaled(phi=0.5),sr256=cfg", {64: "rescaled(phi=0.5)+cfg", "sr256": "cfg"}),
+    ],
+)
+def test_values_are_one_for_all_one_for_each_or_named(flag: str, text: str, expected: Any) -> None:
+    read = vars(parser().parse_args([flag, text]))
+    (value,) = (read[name] for name, option in OF_CALLS.items() if option == flag)
+    assert repr(value) == repr(expected), "numbers of their kind, too"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        *[("--steps", text) for text in ("64=5,3", "3,64=5", "5,", "64=", "", "64:5", "5.0")],
+        *[("--lowres-consistency", "1.5"), ("--guidance", "64:5")],
+    ],
+)
+def test_values_that_are_neither_are_told(flag: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([flag, text])
+    assert f"argument {flag}: {text!r} is not understood; write " in capsys.readouterr().err

@@ -17,10 +17,12 @@ from transformers import T5Config, T5EncoderModel
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.grids import held_out
 from imagen.cascade.training.inputs.source import make_source
-from imagen.cli.text_cache import data_captions, main
+from imagen.cli.text_cache import data_captions, file_captions, main, report
+from imagen.errors import ConfigError
 from imagen.text.cache import build
-from imagen.text.cache.build import Encoding
-from imagen.text.cache.store import Manifest, TextCache
+from imagen.text.cache.build import Encoding, Result
+from imagen.text.cache.store import Identity, Manifest, TextCache
+from imagen.text.folders import Fingerprint
 from imagen.text.pretrain import train_tokenizer
 from tests.cascade.training.conftest import TINY, merge
 
@@ -253,3 +255,66 @@ def test_a_run_s_captions_are_those_of_its_data_its_grids_and_its_held_out_pictu
     assert found[:5] == [source.scene(index)[1] for index in range(5)]
     assert found[5 : 5 + len(shown)] == shown
     assert len(found) == 5 + len(shown) + measured
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "device", "processes"),
+    [
+        ([], 0, "cpu", 1),
+        ([], 3, "cuda", 3),
+        (["--processes", "2"], 3, "cuda", 2),
+        (["--device", "cpu"], 3, "cpu", 1),
+        (["--device", "cuda"], 0, "cuda", 1),
+    ],
+)
+def test_by_default_every_gpu_has_a_process(folder, monkeypatch, options, gpus, device, processes):
+    def work(captions, out, encoding, *rest):
+        seen.append((encoding.device, rest[0]))
+        raise ValueError("seen")
+
+    seen: list[tuple] = []
+    monkeypatch.setattr(build, "build_cache", work)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert main(["--captions", str(folder / "captions.txt"), "--text.encoder", "t5", "--out", "c", *options]) == 2
+    assert seen == [(device, processes)]
+
+
+@pytest.mark.parametrize("option", ["--num", "--processes", "--batch_size", "--shard_size"])
+def test_numbers_are_positive(option, capsys):
+    for wrong in ("0", "-1", "many"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["--captions", "c.txt", option, wrong])
+        assert stopped.value.code == 2
+        assert option in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--captions", "c.txt", "--dtype", "float64"])
+
+
+@pytest.mark.parametrize(("padding", "lowercase"), [("visible", "false"), ("masked", "true")])
+def test_a_cache_keeps_captions_as_written_and_unpadded(folder, tmp_path, capsys, padding, lowercase):
+    words = ["--text.padding", padding, "--text.lowercase", lowercase]
+    assert main(command(folder, tmp_path / "c", *words)) == 2
+    assert f"text.padding {padding} and text.lowercase {lowercase.title()}: a cache keeps" in capsys.readouterr().err
+
+
+def test_lines_of_a_file_are_captions_as_they_stand(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(b"\xef\xbb\xbf a  cat \n\ngr\xc3\xb6\xc3\x9fer\nlast")
+    assert list(file_captions(str(path))) == [" a  cat ", "", "größer", "last"]
+    path.write_bytes(b"fine\ncaf\xe9\n")
+    with pytest.raises(ConfigError, match=r"--captions '.*captions.txt' is not UTF-8 .*: save it as UTF-8"):
+        list(file_captions(str(path)))
+    with pytest.raises(ConfigError, match="cannot read --captions '.*nowhere': No such file"):
+        list(file_captions(str(tmp_path / "nowhere")))
+
+
+def test_only_where_nothing_was_encoded_nothing_was_to_do():
+    manifest = Manifest(Identity("e", Fingerprint("a", "b", 12), "float32", "float16", 16), 3, True, 10, 55, 4000, 2)
+    lines = report(Result(manifest, 14, 6), "out")
+    assert lines[0] == "out: 14 captions given, 6 encoded now, 10 different ones in all, in 3 files"
+    assert lines[1] == "tokens: 55, 5.5 a caption; 2 captions were cut at 12"
+    assert lines[2] == (
+        "bytes: 4,000 in float16, 400 a caption; as float32 of fixed length 7,680, 768 a caption (1.9 times)"
+    )
+    lines[0] = lines[0].replace("6 encoded", "0 encoded")
+    assert report(Result(manifest, 14, 0), "out") == ["nothing to do: every caption is in the cache", *lines]

@@ -64,6 +64,22 @@ def test_a_schedule_of_levels_is_used_on_its_levels() -> None:
     torch.testing.assert_close(given["lowres"], alpha * large, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("space", ["lowres", "upsampled"])
+def test_a_pair_of_any_shape_is_enlarged_to_the_pictures(space: Any) -> None:
+    """4 x 2 pixels beside 8 x 4; what is drawn is of each picture's shape, and the level told in its dtype."""
+    image, pair = torch.zeros(BATCH, 3, 8, 4), torch.rand(BATCH, 3, 4, 2, generator=torch.Generator().manual_seed(1))
+    condition, asked = Lowres(8, 4, CosineSchedule(), space=space), []
+
+    def normal(purpose: str, shape: Any) -> Tensor:
+        asked.append(tuple(shape))
+        return torch.zeros(BATCH, *shape)
+
+    given = condition.inputs(condition.batch({"conditioning": pair}, image, NONE), Draw(NONE, 0 * LEVEL, normal))
+    assert asked == [(3, 4, 2) if space == "lowres" else (3, 8, 4)]
+    torch.testing.assert_close(given.values["lowres"], resize(pair, (8, 4)), rtol=0, atol=1e-3)
+    assert given.values["aug_timestep"].dtype == torch.float32  # type: ignore[union-attr]
+
+
 def test_windows_shrink_by_the_factor_of_whole_pictures() -> None:
     assert Lowres(1024, 256, CosineSchedule()).picture({}, torch.zeros(1, 3, 256, 256)).shape == (1, 3, 64, 64)
 

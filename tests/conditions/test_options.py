@@ -23,6 +23,23 @@ def test_a_photograph_that_lies_on_its_side_is_read_upright(orientation: int, tu
         assert np.array_equal(np.asarray(read(flag, str(file))), np.rot90(pixels, turns))
 
 
+@pytest.mark.parametrize(("opacity", "painted"), [(0, True), (127, True), (128, False), (255, False)])
+def test_what_is_less_than_half_opaque_is_painted(opacity: int, painted: bool, tmp_path: Path) -> None:
+    """One such pixel is enough; a picture without any is refused, as one that knows no transparency is."""
+    pixels = np.full((4, 6, 4), 255, dtype=np.uint8)
+    pixels[3, 5, 3] = opacity
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    read = OPTIONS["mask"].read
+    if painted:
+        assert np.array_equal(np.asarray(read("--mask", str(tmp_path / "picture.png"))), pixels)
+    else:
+        with pytest.raises(ValueError, match="--mask .*picture.png' has no transparent part"):
+            read("--mask", str(tmp_path / "picture.png"))
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "opaque.png")
+    with pytest.raises(ValueError, match="--mask .*opaque.png' has no transparent part"):
+        read("--mask", str(tmp_path / "opaque.png"))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "No such file or directory"), (b"no picture", "cannot identify")]
 )

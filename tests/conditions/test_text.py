@@ -59,6 +59,27 @@ def test_halves_of_different_length_are_stacked() -> None:
     assert again_mask.dtype == torch.int64
 
 
+def test_no_text_lies_where_it_is_asked_for() -> None:
+    assert all(part.device.type == "meta" for part in null_text(1, 3, torch.device("meta")))
+
+
+def test_rows_of_texts_keep_what_belongs_to_them() -> None:
+    numbers, mask = torch.arange(12.0).view(3, 2, 2), torch.tensor([[1, 0], [1, 1], [1, 0]])
+    some = Words.of({"caption": ["a", "b", "c"], "embedding": numbers, "embedding_mask": mask})[1:]
+    assert (len(some), some.captions) == (2, ["b", "c"])
+    assert torch.equal(some.embedding, numbers[1:])  # type: ignore[arg-type]
+    assert torch.equal(some.mask, mask[1:])  # type: ignore[arg-type]
+    assert Words.of({"caption": ["a", "b", "c"]})[:2] == Words(["a", "b"])
+
+
+def test_the_shorter_of_two_texts_is_padded_behind() -> None:
+    short, long = (torch.ones(1, 2, 3), torch.ones(1, 2)), (torch.full((2, 4, 3), 2.0), torch.ones(2, 4))
+    for first, second, order in ((short, long, [0, 1, 2]), (long, short, [2, 0, 1])):
+        both, mask = cat_text(first, second)
+        assert both[order, :, 0].tolist() == [[1, 1, 0, 0], [2, 2, 2, 2], [2, 2, 2, 2]]
+        assert mask[order].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
 def words(captions: Sequence[str]) -> dict[str, Any]:
     return {"caption": list(captions)}
 
@@ -94,6 +115,7 @@ def test_an_empty_caption_is_read_in_place_of_a_dropped_one() -> None:
 def test_a_source_is_asked_for_captions_or_what_was_made_of_them() -> None:
     want, kind = Want(8, captions="optional"), Encoded(4, 2)
     assert Captions(read).wants(want) == Want(8, captions="required")
+    assert Captions(read, required=False).wants(Want(8)) == Want(8, captions="required")  # somebody else needs them
     assert Captions(read, required=False, encoded=kind).wants(want) == Want(
         8, captions="optional", fields={"embedding": kind}
     )

@@ -183,6 +183,9 @@ def damages() -> Iterator[tuple[str, Damage]]:
     yield "another scheduler", entry("I/scheduler/scheduler_config.json", "_class_name", "DDIMScheduler")
     yield "100 levels", entry("I/scheduler/scheduler_config.json", "num_train_timesteps", 100)
     yield "linear noise", entry("II/image_noising_scheduler/scheduler_config.json", "beta_schedule", "linear")
+    yield "noise of its own", entry("II/image_noising_scheduler/scheduler_config.json", "trained_betas", [0.1] * 1000)
+    second = entry("I/model_index.json", "_class_name", "IFSuperResolutionPipeline")
+    yield "the other stage's pipeline", lambda folder: second(folder) and "in_channels is 3, which does not fit the IFS"
     yield "text too wide", entry("I/text_encoder/config.json", "d_model", 24)
 
 

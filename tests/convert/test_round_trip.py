@@ -127,11 +127,14 @@ def test_safety_checker_and_watermark_are_carried_and_act(converted: Path) -> No
 
 
 def test_what_is_not_wanted_stays_behind(checkpoint: Path, tmp_path: Path) -> None:
-    convert([str(checkpoint / "I")], tmp_path / "bare", without=["safety_checker", "watermarker"])
+    words = ["deepfloyd-if", str(checkpoint / "I"), str(tmp_path / "bare"), "--without", "safety_checker"]
+    assert main([*words, "--without", "watermarker"]) == 0
     bare = ImagenPipeline.from_pretrained(tmp_path / "bare")
     assert bare.safety_checker is None
     assert bare.watermarker is None
     assert bare.feature_extractor is not None
+    with pytest.raises(SystemExit):
+        main([*words, "--without", "unet"])
 
 
 def test_what_ifs_pipelines_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,12 @@ def npy(values: Any) -> bytes:
     return stream.getvalue()
 
 
+def npz(values: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, values)
+    return stream.getvalue()
+
+
 def png(number: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (number, 0, 0)).save(stream, "PNG")
@@ -134,6 +140,7 @@ BAD = [
     (npy(np.full((2, WIDTH), np.inf, np.float16)), "not finite"),
     ([[1.0, 2.0], [3.0]], "is no .npy file of numbers"),
     ("words", "expected floats"),
+    (npz(GOOD), "embedding holds NpzFile; expected floats"),
 ]
 
 

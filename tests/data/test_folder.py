@@ -269,3 +269,53 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, options: dict, message: st
     save(tmp_path, "a.png")
     with pytest.raises(ValueError, match=message):
         folder(tmp_path, 16, **options)
+
+
+def test_what_lies_beside_a_picture_is_named_by_its_stem(tmp_path: Path) -> None:
+    for name in ("sub/a.png", "sub/a.mask.png", "sub/b.mask.png.png", "c.txt", "sub/a.depth.tif"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    places = {"mask": "mask.png", "depth": ".depth.tif", "kind": "class"}
+    records = FolderRecords(tmp_path, fields=places)
+    assert [records.key(number) for number in range(len(records))] == ["sub/a.png", "sub/b.mask.png.png"]
+    record = records.record(0)
+    sub = tmp_path / "sub"
+    assert record.fields == {"mask": sub / "a.mask.png", "depth": sub / "a.depth.tif", "kind": "sub"}
+    assert (record.name, record.image, record.captions, record.root) == ("a.png", sub / "a.png", (), None)
+
+
+def test_of_the_files_of_one_name_in_another_folder_a_picture_is_taken(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/x/a.png", "in/x.png", "out/a.json", "out/a.png", "out/a.txt", "out/x/a.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "out" / ".x.png").write_bytes(b"")
+    records = FolderRecords(tmp_path / "in", fields={"other": tmp_path / "out"})
+    assert [records.key(number) for number in range(3)] == ["a.png", "x.png", "x/a.png"]
+    assert records.record(0).fields == {"other": tmp_path / "out" / "a.png"}
+    assert records.record(2).fields == {"other": tmp_path / "out" / "x" / "a.npy"}
+    with pytest.raises(Unusable, match="has no file of its name in the other folder"):
+        records.record(1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no files in '.*empty'; expected one for each picture"):
+        FolderRecords(tmp_path / "in", fields={"other": tmp_path / "empty"})
+    with pytest.raises(ValueError, match="there is no folder '.*nowhere'"):
+        FolderRecords(tmp_path / "in", fields={"other": tmp_path / "nowhere"})
+
+
+def test_captions_are_the_lines_of_the_file_but_where_it_holds_a_field(tmp_path: Path) -> None:
+    path = save(tmp_path, "red_fox_cub/a.v2.png", caption="one\n \n two  words\n")
+    text = path.with_suffix(".txt")
+    assert FolderRecords(tmp_path).captions(0) == FolderRecords(tmp_path).record(0).captions == ("one", "two words")
+    assert FolderRecords(tmp_path, "class").captions(0) == ("red fox cub",)
+    for ending in ("txt", ".txt"):
+        assert FolderRecords(tmp_path, fields={"score": ending}).captions(0) == ()
+        assert FolderRecords(tmp_path, "class", {"score": ending}).captions(0) == ("red fox cub",)
+        assert FolderRecords(tmp_path, fields={"score": ending}).record(0).fields == {"score": text}
+    text.write_bytes(b" \n")
+    assert FolderRecords(tmp_path).captions(0) == ("",)
+    text.unlink()
+    assert FolderRecords(tmp_path).captions(0) == ()
+    text.mkdir()
+    with pytest.raises(Unusable, match="caption cannot be read: Is a directory"):
+        FolderRecords(tmp_path).captions(0)

@@ -68,15 +68,49 @@ def test_resuming_is_starting_later() -> None:
     assert [next(endless) for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_what_cannot_be_ordered_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("legal", "wrong", "message"),
+    [
+        ((0, 0), (0, -1), "position is -1 at step 0; expected 0 <= position < 4"),
+        ((0, 3), (0, 4), "position is 4 at step 0"),
+        ((0, 0), (-1, 0), "position is 0 at step -1"),
+    ],
+)
+def test_positions_are_those_of_a_batch(legal: tuple[int, int], wrong: tuple[int, int], message: str) -> None:
+    for length in (None, 10):
+        assert 0 <= sample_index(0, *legal, 4, length) < 10
+        with pytest.raises(ValueError, match=message):
+            sample_index(0, *wrong, 4, length)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((8, 0, 3, 0, 1), "batch of 8 cannot be divided into 3 accumulation steps × 1 processes; .* a multiple of 3"),
+        ((8, 0, 1, 0, 3), "batch of 8 cannot be divided into 1 accumulation steps × 3 processes; .* a multiple of 3"),
+        ((8, 0, 3, 0, 2), "multiple of 6"),
+        ((8, 0, 0, 0, 1), "cannot be divided into 0"),
+        ((8, 0, 1, 0, 0), "cannot be divided into 1 accumulation steps × 0"),
+        ((8, 0, 1, 2, 2), "rank 2 of 2, micro-batch 0 of 1; expected both to be in range"),
+        ((8, 0, 1, -1, 2), "rank -1 of 2"),
+        ((8, 2, 2, 0, 2), "micro-batch 2 of 2"),
+        ((8, -1, 2, 0, 2), "micro-batch -1 of 2"),
+    ],
+)
+def test_parts_of_a_batch_are_whole_and_there(parts: tuple[int, ...], message: str) -> None:
+    assert micro_positions(8, 1, 2, 1, 2) == range(6, 8)
+    with pytest.raises(ValueError, match=message):
+        micro_positions(*parts)
+
+
+def test_a_bad_source_or_batch_is_told_before_it_is_read() -> None:
+    assert list(StepSampler(1, 1, num_steps=1)) == [[0]]
+    with pytest.raises(ValueError, match="the source has 0 samples; expected at least one"):
+        StepSampler(0, 8)
     with pytest.raises(ValueError, match="multiple of 6"):
         StepSampler(10, 8, accumulation=3, world=2)
-    with pytest.raises(ValueError, match="rank 2 of 2"):
-        micro_positions(8, 0, 1, 2, 2)
-    with pytest.raises(ValueError, match="0 samples"):
-        StepSampler(0, 8)
-    with pytest.raises(ValueError, match="position is 4"):
-        sample_index(0, 0, 4, 4, None)
+    with pytest.raises(ValueError, match="at step -1"):
+        StepSampler(10, 8, start_step=-1)
 
 
 def sample(key: str = "a", side: int = 4, lowres: bool = False) -> Sample:

@@ -58,6 +58,7 @@ def test_the_scene_does_not_depend_on_the_stage() -> None:
 
 
 def test_values_and_shapes() -> None:
+    assert ShapesDataset(8, lowres_size=1)[0].lowres.shape == (3, 1, 1)  # type: ignore[union-attr]
     for size, crop, lowres, shape in ((24, None, None, 24), (32, 16, 8, 16), (32, 16, None, 16)):
         sample = ShapesDataset(size, crop=crop, lowres_size=lowres)[0]
         assert sample.image.shape == (3, shape, shape)
@@ -161,7 +162,10 @@ def test_categories() -> None:
         ({"size": 8, "seed": -1}, "seed is -1"),
         ({"size": 8, "split": "test"}, "'test'"),
         ({"size": 8, "lowres_size": 3}, "lowres_size is 3"),
+        ({"size": 8, "lowres_size": 0}, "lowres_size is 0"),
+        ({"size": 8, "lowres_size": 16}, "lowres_size is 16"),
         ({"size": 8, "crop": 9}, "crop is 9"),
+        ({"size": 8, "crop": 0}, "crop is 0"),
         ({"size": 256, "lowres_size": 64, "crop": 100}, "multiple of 32"),
         ({"size": 1024, "lowres_size": 256, "crop": 254}, "multiple of 4"),
     ],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from imagen.data.decode import Unusable
@@ -94,3 +96,61 @@ def test_windows_of_one_batch_are_drawn_apart_and_after_a_resume_as_before() -> 
     for one, other in zip(whole[4:], later, strict=True):
         assert one["key"] == other["key"]
         assert torch.equal(one["image"], other["image"])
+
+
+def test_lengths_are_kept_once_each_for_whoever_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "shards.jsonl"
+    first, unkept = ShardLengths(path), ShardLengths(None)
+    for name, length in (("s0", 3), ("größer", 4), ("s0", 3), ("s1", 0)):
+        first.add(name, length)
+        unkept.add(name, length)
+    assert [unkept.get(name) for name in ("s0", "größer", "s1", "s2")] == [3, 4, 0, None]
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        '{"shard": "s0", "records": 3}', '{"shard": "größer", "records": 4}', '{"shard": "s1", "records": 0}'
+    ]  # fmt: skip
+    later = ShardLengths(path)
+    assert [later.get(name) for name in ("s0", "größer", "s1", "s2")] == [3, 4, 0, None]
+    later.add("s0", 5)  # a shard that has grown
+    assert ShardLengths(path).get("s0") == 5
+    path.write_bytes(path.read_bytes()[:-9])  # a killed process
+    half = ShardLengths(path)
+    assert (half.get("s0"), half.get("s1")) == (3, 0)
+    half.add("s2", 6)
+    assert [ShardLengths(path).get(name) for name in ("s0", "s1", "s2")] == [3, 0, 6]
+    assert list(tmp_path.iterdir()) == [path.parent]
+
+
+@pytest.mark.parametrize("block", [1, 3, 64, 65])
+def test_at_least_sixty_four_records_are_held_to_stand_in_for_a_bad_one(block: int) -> None:
+    source = StreamDataset(Same(2, 200), Prepare(Want(8)), lanes=1, block=block)
+    for start in (0, 70):
+        drawn = list(itertools.islice(source.lane(0, ShardLengths(None)).draws(start), 80))
+        assert [draw.number for draw in drawn] == list(range(start, start + 80))
+        assert {len(draw.held) for draw in drawn} == {64 if block in (1, 64) else 66 if block == 3 else 65}
+        assert len({id(draw.held) for draw in drawn}) <= 3, "one list for all that are held together"
+
+
+def test_every_shard_of_a_stream_is_examined_from_its_first_record() -> None:
+    source = StreamDataset(Same(2, 3, every_bad=2), Prepare(Want(64), crop=8), seed=1)
+    states = list(source.examine())
+    assert [None if sample is None else sample.key for sample, _ in states] == [None, "0-1", None, None, "1-1", None]
+    assert [note.key for _, notes in states for note in notes] == ["0-0", "0-2", "1-0", "1-2"]
+    assert list(source.captions()) == [("a star",)] * 2
+
+
+@pytest.mark.parametrize(
+    ("lanes", "batch", "accumulation", "world", "message"),
+    [
+        (2, 4, 1, 4, "2 lanes cannot be shared out over 4 processes; choose a multiple of 4 lanes"),
+        (2, 6, 2, 2, "batch of 6 cannot be cut into 2 accumulation steps × 2 lanes; choose a multiple of 4"),
+        (1, 3, 2, 1, "batch of 3 cannot be cut into 2 accumulation steps × 1 lanes; choose a multiple of 2"),
+    ],
+)
+def test_a_batch_is_cut_into_parts_of_every_lane(
+    lanes: int, batch: int, accumulation: int, world: int, message: str
+) -> None:
+    source = StreamDataset(Same(2, 9), Prepare(Want(8)), lanes=lanes, block=1)
+    with pytest.raises(ValueError, match=message):
+        StreamBatches(source, batch, accumulation=accumulation, world=world)
+    made = StreamBatches(source, 8, num_steps=1, accumulation=2, rank=lanes - 1, world=lanes)
+    assert [len(part["key"]) for part in made] == [4 // lanes] * 2

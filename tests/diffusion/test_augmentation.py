@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,12 +42,11 @@ def test_two_reductions_are_one() -> None:
     torch.testing.assert_close(resize(resize(x, 18), 6), resize(x, 6), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("size", [8, 19, 48])
 def test_filters_are_pillows(mode: str, size: int) -> None:
     x = picture(1, 1, 24, 24, dtype=torch.float32)
-    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[mode]
-    expected = np.array(Image.fromarray(x[0, 0].numpy()).resize((size, size), resample))
+    expected = np.array(Image.fromarray(x[0, 0].numpy()).resize((size, size), Image.Resampling[mode.upper()]))
     torch.testing.assert_close(resize(x, size, mode)[0, 0], torch.from_numpy(expected), rtol=0, atol=1e-5)  # type: ignore[arg-type]
 
 
@@ -55,6 +56,8 @@ def test_auto_enlarges_by_bicubic_and_treats_axes_apart() -> None:
     mixed = resize(x, (4, 16))
     torch.testing.assert_close(mixed, resize(resize(x, (4, 8)), (4, 16), "bicubic"), rtol=0, atol=1e-12)
     assert resize(x, 8) is x
+    assert resize(mixed, (4, 16)) is mixed
+    assert resize(mixed, (16, 4)).shape[-2:] == (16, 4)
 
 
 def test_other_modes() -> None:
@@ -70,12 +73,21 @@ def test_other_modes() -> None:
     [
         ((1, 3, 4, 4), 8, "cubic", "mode is 'cubic'"),
         ((1, 3, 4, 4), 0, "auto", "size=0"),
+        ((1, 3, 4, 4), (8, 0), "area", "size=\\(8, 0\\)"),
+        ((1, 3, 4, 4), (0, 8), "nearest", "size=\\(0, 8\\)"),
         ((3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
+        ((1, 1, 3, 4, 4), 8, "auto", "expected \\(B, C, H, W\\)"),
     ],
 )
 def test_resize_refuses(shape: tuple[int, ...], size: int, mode: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize(torch.zeros(shape), size, mode)  # type: ignore[arg-type]
+
+
+def test_resize_takes_floats_alone_and_down_to_one_pixel() -> None:
+    with pytest.raises(ValueError, match=r"x is \(1, 3, 4, 4\) torch.uint8; expected .* in floating point"):
+        resize(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 8)
+    assert resize(torch.ones(1, 3, 4, 4), (1, 2)).tolist() == [[[[1, 1]]] * 3]
 
 
 def test_the_papers_space_noises_the_small_picture() -> None:
@@ -109,6 +121,16 @@ def test_upsampled_space_and_schedule() -> None:
     )
 
 
+@pytest.mark.parametrize("space", ["lowres", "upsampled"])
+@pytest.mark.parametrize("mode", ["bilinear", "bilinear_corners", "nearest"])
+def test_the_picture_is_enlarged_in_the_mode_that_is_asked_for(space: Any, mode: Any) -> None:
+    lowres, none = picture(1, 3, 4, 4), torch.zeros(1, 3, *((4, 4) if space == "lowres" else (8, 8))).double()
+    level = torch.tensor([0.5])
+    alpha, _ = alpha_sigma(CosineSchedule().log_snr(level.double()))
+    out = augment_lowres(lowres, level, none, 8, space, mode=mode)
+    torch.testing.assert_close(out, alpha * resize(lowres, 8, mode), rtol=0, atol=1e-12)
+
+
 def test_level_zero_leaves_the_picture_all_but_clean() -> None:
     lowres, noise = picture(1, 3, 8, 8), torch.randn(1, 3, 8, 8).double()
     clean = resize(lowres, 16)
@@ -128,7 +150,11 @@ def test_shapes_are_checked() -> None:
 
 SHARED = [
     *[((12, 18), (4, 6)), ((13, 10), (4, 7)), ((5, 9), (2, 4))],
-    *[((12, 10), (4, 5)), ((4, 24), (2, 12)), ((21, 3), (9, 2))],  # another factor along each axis; longer than high
+    *[((12, 10), (4, 5)), ((4, 24), (2, 12)), ((21, 3), (9, 2))],
+    *[
+        ((9, 6), (2, 3)),
+        ((6, 9), (3, 2)),
+    ],  # each side is a multiple of the other's new one  # another factor along each axis; longer than high
 ]
 
 
@@ -148,6 +174,13 @@ def test_reducing_noise_is_the_share_of_every_pixel(size: tuple[int, int], new: 
                     expected[..., top, left] += share * x[..., row, column]
     torch.testing.assert_close(resize(x, new), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(resize(x, new, "area"), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["auto", "area", "bicubic", "bilinear", "bilinear_corners", "nearest"])
+@pytest.mark.parametrize("size", [(3, 5), (8, 9), (4, 8)])
+def test_narrow_pictures_are_computed_in_float32_and_rounded_once(mode: str, size: tuple[int, int]) -> None:
+    x = picture(2, 3, 6, 7).bfloat16()
+    assert torch.equal(resize(x, size, mode), resize(x.float(), size, mode).bfloat16())  # type: ignore[arg-type]
 
 
 def test_levels_and_noise_go_with_their_pictures_and_half_precision_comes_back() -> None:

@@ -59,6 +59,10 @@ def test_a_callback_changes_the_state() -> None:
         assert torch.equal(sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, halve_in_place), halved)
         stopped = sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, stop)
         assert 0.3 < stopped.std() < 1.5, "not in variance-preserving form"
+        seen: list[LoopState] = []
+        sample_loop(x0_fn, noise(), StepRule(scheduler, 4), None, seen.append)
+        torch.testing.assert_close(stopped, seen[1].z, rtol=0, atol=0)
+        assert not torch.equal(seen[1].z, seen[2].z)
 
 
 @pytest.mark.parametrize("inference", [False, True])

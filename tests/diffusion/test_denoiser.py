@@ -25,8 +25,9 @@ def noise(*shape: int) -> Tensor:
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_it_recovers_x0_from_every_form(prediction_type: str) -> None:
     x0, eps = noise(2, 3, 4, 4), noise(1, 2, 3, 4, 4)[0]
-    timestep = torch.tensor([100.0, 750.0])
-    alpha, sigma = (c[:, None, None, None] for c in alpha_sigma(LOG_SNRS[timestep.long()]))
+    timestep = torch.tensor([100.0, 750.25])  # and between two levels, where samplers ask too
+    log_snr = torch.stack([LOG_SNRS[100], 0.75 * LOG_SNRS[750] + 0.25 * LOG_SNRS[751]])
+    alpha, sigma = (c[:, None, None, None] for c in alpha_sigma(log_snr))
     target = training_target(prediction_type, x0, eps, alpha, sigma)
     x0_fn = make_x0_fn(lambda z, t, b: [target], prediction_type=prediction_type, log_snrs=LOG_SNRS, thresholding=NONE)
     x0_out, variance = x0_fn(alpha * x0 + sigma * eps, timestep)
@@ -148,7 +149,10 @@ def test_a_guidance_differentiates_through_the_network_where_gradients_are_off()
         for wrapped in (Rescaled(Towards(CFG()), phi=0.0), Interval(Towards(CFG()), low=-100.0)):
             torch.testing.assert_close(run(wrapped)[0], x0, rtol=0, atol=1e-12)
     z.requires_grad_()
-    assert run(CFG())[0].requires_grad  # who samples with gradients keeps them
+    x0, variance = run(CFG())  # who samples with gradients keeps them, back to what was given
+    assert variance is not None
+    assert torch.allclose(torch.autograd.grad(x0.sum(), z, retain_graph=True)[0], torch.full_like(z, 3.0))
+    assert torch.allclose(torch.autograd.grad(variance.sum(), z)[0], torch.full_like(z, 1.5))
 
 
 def test_thresholding_comes_after_every_guidance() -> None:
@@ -220,3 +224,7 @@ def test_errors() -> None:
     x0_fn = make_x0_fn(lambda z, t, b: [torch.cat([z, z], 1)], prediction_type="sample", log_snrs=LOG_SNRS)
     with pytest.raises(ValueError, match="learned_variance=True"):
         x0_fn(noise(1, 3, 4, 4), torch.tensor([5.0]))
+    for wrong in ((2, 3, 4, 4), (1, 3, 8, 4), (1, 3, 4, 8), (3, 4, 4)):
+        x0_fn = make_x0_fn(lambda z, t, b: [z.new_zeros(wrong)], prediction_type="sample", log_snrs=LOG_SNRS)  # noqa: B023
+        with pytest.raises(ValueError, match=r"the network answered .*, expected \(1, 3, 4, 4\)"):
+            x0_fn(noise(1, 3, 4, 4), torch.tensor([5.0]))

@@ -258,6 +258,17 @@ def test_rescaled_gives_each_picture_the_deviation_of_the_conditional_one() -> N
     torch.testing.assert_close(whole, guided * ratio, rtol=0, atol=1e-12)
 
 
+def test_rescaled_pictures_without_contrast_stay_finite() -> None:
+    x0_fn = make_x0_fn(
+        lambda z, t, branches: [0 * z + 0.5 for _ in branches],
+        prediction_type="sample",
+        log_snrs=LOG_SNRS,
+        guidance=Rescaled(CFG()),
+        guidance_scale=4.0,
+    )
+    assert x0_fn(Z.float(), TIMESTEP).x0.isfinite().all()
+
+
 def test_rescaled_inside_an_interval_leaves_the_rest_alone() -> None:
     x0_fn = run("interval(low=-1, high=2)+rescaled(phi=1)")
     for level, expected in ((500.0, "rescaled(phi=1)"), (900.0, None)):

@@ -61,6 +61,8 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         assert parse_guidance(str(made)) == made
         assert check_guidance(check_guidance(text)) == check_guidance(text) == str(made)
     assert check_guidance("double+shift(by=-2)") == "double+shift(by=-2)+cfg"
+    assert check_guidance("interval(high=2)+apg") == "interval(low=-inf, high=2)+apg(eta=0, norm=inf, momentum=0)"
+    assert check_guidance("interval(low=2)+rescaled") == "interval(low=2, high=inf)+rescaled(phi=0.7)+cfg"
 
 
 @pytest.mark.usefixtures("more")
@@ -86,15 +88,23 @@ def test_a_setting_reads_back_what_it_writes() -> None:
         ("shift+double+interval(low=0)", "interval has to stand first"),
         ("interval(low=0)+interval(high=2)", "has interval twice"),
         ("interval", "not both infinite"),
+        ("interval(low=-inf, high=inf)", "not both infinite"),
+        ("interval(low=1, high=1)", "low=1.0, high=1.0; expected low < high in log-SNR"),
+        ("interval(high=nan)", "expected low < high"),
         ("interval(low=2, high=1)", "low=2.0, high=1.0; expected low < high in log-SNR"),
         ("interval(low=nan)", "expected low < high"),
         ("apg(eta=2)", "eta=2.0; expected 0 to 1"),
+        ("apg(eta=-0.1)", "eta=-0.1; expected 0 to 1"),
         ("apg(norm=0)", "norm=0.0; expected a positive length"),
+        ("apg(norm=nan)", "norm=nan; expected a positive length"),
         ("apg(momentum=-1)", "momentum=-1.0; expected a number between"),
+        ("apg(momentum=1)", "momentum=1.0; expected a number between"),
         ("apg(eta=nan)", "eta=nan"),
         ("apg(norn=1)", "apg has no option 'norn'; did you mean 'norm'\\? known: eta, norm, momentum"),
         ("apg+cfg", "apg combines the branches and stands last"),
         ("rescaled(phi=1.5)", "phi=1.5; expected 0"),
+        ("rescaled(phi=-0.1)", "phi=-0.1; expected 0"),
+        ("rescaled(phi=nan)", "phi=nan; expected 0"),
         ("rescaled+rescaled", "has rescaled twice"),
         ("rescaled+interval(low=0)", "interval has to stand first"),
         ("auto+cfg", "auto combines the branches and stands last"),
@@ -105,6 +115,22 @@ def test_a_bad_setting_is_one_line_that_names_the_place(text: str, message: str)
     with pytest.raises(ValueError, match=message) as caught:
         check_guidance(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "apg(eta=0, norm=1e-09, momentum=-0.999)",
+        "apg(eta=1, norm=inf, momentum=0.999)",
+        "rescaled(phi=0)+cfg",
+        "rescaled(phi=1)+cfg",
+        "interval(low=-inf, high=-5)+cfg",
+        "interval(low=1, high=1.001)+cfg",
+        "interval(low=5, high=inf)+rescaled(phi=0.5)+apg(eta=0.5, norm=2, momentum=0)",
+    ],
+)
+def test_the_nearest_values_that_an_option_may_have_pass(text: str) -> None:
+    assert check_guidance(text) == text
 
 
 def test_the_setting_is_checked_without_torch() -> None:

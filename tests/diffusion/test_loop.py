@@ -74,6 +74,25 @@ def test_a_callback_hears_of_every_step_once_and_changes_nothing(kind: str) -> N
     assert len(used.times) == (7 if kind == "heun" else 4)
 
 
+@pytest.mark.parametrize("kind", ["dpm++", "unipc"])
+def test_a_loop_begins_at_the_first_of_timesteps_that_are_alike(kind: str) -> None:
+    """Karras' sigmas of 60 steps are so close at the noisy end that a scheduler rounds several to one timestep."""
+    scheduler = make_scheduler(kind, CosineSchedule(), "epsilon")
+    own = StepRule(type(scheduler).from_config(scheduler.config, use_karras_sigmas=True), 60)
+    assert len(set(own.clone.timesteps.tolist())) < 60
+    seen: list[Tensor] = []
+
+    def grey(z: Tensor, timestep: Tensor) -> Denoised:
+        seen.append(z)
+        return Denoised(torch.full_like(z, 0.3))
+
+    sample_loop(grey, noise(1), own)
+    ratios = own.clone.sigmas.double().tolist()[:60]
+    for z, ratio in zip(seen, ratios, strict=True):  # z is the picture and the noise, as 1 to sigma
+        expected = (0.3 + ratio * noise(1)) / (1 + ratio**2) ** 0.5
+        torch.testing.assert_close(z, expected, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("kind", "karras"),
     [*((kind, False) for kind in SAMPLERS), *((kind, True) for kind in ("dpm++", "unipc", "euler", "heun"))],

@@ -103,17 +103,34 @@ def test_half_precision_outputs_are_compared_in_float32() -> None:
         ({"kind": "snr"}, "loss weighting is 'snr'"),
         ({"kind": "uniform", "gamma": 3.0}, "gamma=3.0 has no effect"),
         ({"kind": "min_snr", "low": 0.1}, "low=0.1 has no effect"),
+        ({"kind": "uniform", "low": 0.1}, "low=0.1 has no effect on uniform"),
+        ({"kind": "sigmoid", "low": 0.1}, "low=0.1 has no effect on sigmoid"),
+        ({"kind": "uniform", "bias": 0.1}, "bias=0.1 has no effect on uniform"),
+        ({"kind": "clamped_snr", "bias": -0.1}, "bias=-0.1 has no effect on clamped_snr"),
         ({"kind": "min_snr", "gamma": -1.0}, "gamma=-1.0"),
+        ({"kind": "min_snr", "gamma": 0.0}, "low=0.0, gamma=0.0: expected"),
+        ({"kind": "clamped_snr", "gamma": math.nan}, "gamma=nan"),
+        ({"kind": "clamped_snr", "low": -0.1}, "low=-0.1, gamma=5.0: expected"),
         ({"kind": "min_snr", "gamma": math.inf}, "gamma=inf"),
         ({"kind": "clamped_snr", "low": 6.0}, "low=6.0"),
         ({"kind": "sigmoid", "gamma": 3.0}, "gamma=3.0 has no effect on sigmoid"),
         ({"kind": "min_snr", "bias": 1.0}, "bias=1.0 has no effect on min_snr"),
         ({"kind": "sigmoid", "bias": math.nan}, "bias=nan"),
+        ({"kind": "sigmoid", "bias": -math.inf}, "bias=-inf"),
     ],
 )
 def test_bad_weightings_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossWeighting(**options)  # type: ignore[arg-type]
+
+
+def test_bounds_may_meet_and_lie_anywhere_above_nothing() -> None:
+    """low = gamma is one weight on x0 at every level; a bound however small is one."""
+    assert output_weight("sample", LOG_SNR, LossWeighting("clamped_snr", 0.25, 0.25)).tolist() == [
+        pytest.approx(0.25)
+    ] * len(LOG_SNR)
+    tiny = output_weight("sample", LOG_SNR, LossWeighting("min_snr", gamma=1e-3))
+    torch.testing.assert_close(tiny, LOG_SNR.exp().clamp(max=1e-3))
 
 
 def test_shapes_are_checked() -> None:
@@ -122,3 +139,5 @@ def test_shapes_are_checked() -> None:
         diffusion_loss("epsilon", torch.zeros(2, 6, 2, 2), x0, x0, torch.zeros(2))
     with pytest.raises(ValueError, match="one value per image"):
         diffusion_loss("epsilon", x0, x0, x0, torch.zeros(1))
+    with pytest.raises(ValueError, match=r"log_snr has shape \(\); expected one value per image, \(2,\)"):
+        diffusion_loss("epsilon", x0, x0, x0, torch.tensor(0.0))

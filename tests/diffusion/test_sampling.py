@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,36 @@ def test_the_last_ancestral_step_adds_no_noise(variance_type: str) -> None:
     assert torch.equal(sample_loop(x0_fn, noise(), StepRule(scheduler, 4)), torch.full((2, 1, 4, 4), 3.0))
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(set_alpha_to_one=False),
+        DPMSolverMultistepScheduler(final_sigmas_type="sigma_min", algorithm_type="dpmsolver++"),
+        UniPCMultistepScheduler(final_sigmas_type="sigma_min"),
+        EulerDiscreteScheduler(final_sigmas_type="sigma_min"),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_a_scheduler_that_would_end_at_the_last_trained_level_lands_on_x0(scheduler: Any) -> None:
+    assert (sample_loop(constant(3.0), noise(), StepRule(scheduler, 5)) - 3).abs().max() < 2e-4
+
+
+def test_without_generators_noise_is_the_global_generators() -> None:
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(sample_loop(lambda z, t: Denoised(torch.tanh(z)), noise(), StepRule(BASE, 3)))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_our_ancestral_sampler_has_diffusers_defaults_but_for_clipping_and_spacing() -> None:
+    ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (ImagenDDPMScheduler, DDPMScheduler))
+    differ = {name: p.default for name, p in ours.items() if name not in theirs or p.default != theirs[name].default}
+    assert differ == {"clip_sample": False, "timestep_spacing": "trailing", "gamma": 0.0}
+    assert theirs.keys() <= ours.keys()
+
+
 OPTIONS = {
     "ddim": (DDIMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
@@ -168,7 +199,8 @@ def test_gamma_zero_and_one_are_diffusers_fixed_small_and_large() -> None:
     for gamma, kind in ((0.0, "fixed_small"), (1.0, "fixed_large")):
         ours = ImagenDDPMScheduler(**config, gamma=gamma)
         theirs = DDPMScheduler(**{**config, "variance_type": kind})
-        torch.testing.assert_close(variances(ours, 13), variances(theirs, 13), rtol=1e-12, atol=0)
+        for steps in (13, 1000):  # from one level to the next, the first is reached by a step with noise
+            torch.testing.assert_close(variances(ours, steps), variances(theirs, steps), rtol=1e-12, atol=0)
         assert sampling_clone(theirs).config.gamma == gamma
         logarithmic = DDPMScheduler(**{**config, "variance_type": f"{kind}_log"})
         torch.testing.assert_close(variances(sampling_clone(logarithmic), 13), variances(ours, 13), rtol=1e-5, atol=0)
@@ -280,9 +312,10 @@ def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
         sample_loop(constant(0.0), noise(), StepRule(getattr(diffusers, name)(), 3))
 
 
-def test_flow_matching_is_refused() -> None:
-    with pytest.raises(ValueError, match="flow matching"):
-        sampling_clone(UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
+@pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
+def test_flow_matching_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler is set up for flow matching"):
+        sampling_clone(UniPCMultistepScheduler(**options))
 
 
 @pytest.mark.parametrize(
@@ -290,14 +323,19 @@ def test_flow_matching_is_refused() -> None:
     [
         (lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 0)), "num_inference_steps=0"),
         (lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 1001)), "num_inference_steps=1001"),
-        (
-            lambda: sample_loop(constant(0.0), noise(), StepRule(BASE, 2), [torch.Generator()]),
-            "1 generators for 2 images",
+        *(
+            (
+                lambda count=count: sample_loop(constant(0.0), noise(), StepRule(BASE, 2), [torch.Generator()] * count),
+                f"{count} generators for 2 images",
+            )
+            for count in (0, 1, 3)
         ),
         (lambda: make_scheduler("ddmp", CosineSchedule(), "epsilon"), "sampler is 'ddmp'"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "epsilon", gamma=0.5), "gamma=0.5 has no effect"),
         (lambda: make_scheduler("ddim", CosineSchedule(), "eps"), "prediction_type is 'eps'"),
-        (lambda: ImagenDDPMScheduler(gamma=1.5), "gamma=1.5"),
+        (lambda: ImagenDDPMScheduler(gamma=1.001), "gamma=1.001"),
+        (lambda: ImagenDDPMScheduler(gamma=-0.001), "gamma=-0.001"),
+        (lambda: ImagenDDPMScheduler(gamma=0.5, variance_type="learned"), "gamma=0.5 has no effect"),
         (lambda: ImagenDDPMScheduler(gamma=0.5, variance_type="learned_range"), "gamma=0.5 has no effect"),
         (lambda: ImagenDDPMScheduler(variance_type="fixed_large"), "gamma=1"),
     ],

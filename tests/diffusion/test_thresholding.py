@@ -60,7 +60,9 @@ def test_cap_and_static() -> None:
 def test_the_default_is_the_papers() -> None:
     x0 = 2 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert Thresholding() == Thresholding("dynamic", 0.995, None)
-    assert Thresholding()(x0.bfloat16()).dtype == torch.bfloat16
+    narrow = x0.bfloat16()
+    for setting in (Thresholding(), Thresholding("static"), Thresholding(p=0.5)):
+        assert torch.equal(setting(narrow), setting(narrow.float()).bfloat16())  # rounded once
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,21 @@ def test_the_default_is_the_papers() -> None:
     [
         ({"kind": "dynamical"}, "thresholding is 'dynamical'; expected one of none, static, dynamic"),
         ({"p": 0.0}, "p=0.0"),
+        ({"p": -0.1}, "p=-0.1"),
+        ({"p": 1.001}, "p=1.001"),
         ({"p": 99.5}, "p=99.5"),
         ({"p": float("nan")}, "p=nan"),
-        ({"cap": 0.5}, "cap=0.5"),
+        ({"cap": 0.999}, "cap=0.999"),
+        ({"cap": float("nan")}, "cap=nan"),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Thresholding(**options)  # type: ignore[arg-type]
+
+
+def test_the_largest_value_is_a_quantile_and_the_edge_of_the_data_a_cap() -> None:
+    x0 = 2 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    largest = x0.abs().amax((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(Thresholding(p=1.0)(x0), x0 / largest)
+    assert torch.equal(Thresholding(p=1e-9, cap=1.0)(x0), x0.clamp(-1, 1))

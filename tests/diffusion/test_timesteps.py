@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.deepfloyd_if import timesteps as released
 from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
-from imagen.diffusion.sampling import SAMPLERS, make_scheduler
+from imagen.diffusion.sampling import SAMPLERS, make_scheduler, sampling_clone
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.diffusion.timesteps import RESPACINGS, chosen_timesteps, count_steps, respace
 
@@ -51,11 +51,44 @@ def test_lists_that_cannot_be_visited_are_refused() -> None:
 
     with pytest.raises(ValueError, match="UniPCMultistepScheduler takes no list of timesteps"):
         call("unipc", LIST)
-    for wrong in ([3, 77], [1000, 3], [5, 5], [5, -1]):
+    for wrong in ([3, 77], [1000, 3], [5, 5], [9, 8, 8], [5, -1]):
         with pytest.raises(ValueError, match="must fall within 999"):
             call("ddpm", wrong)
+    for fine in ([999, 0], [0], [1, 0]):
+        call("ddpm", fine)
     with pytest.raises(ValueError, match="out of range; expected 1 to 1000"):
         call("ddpm", [])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (DPMSolverMultistepScheduler, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+        (UniPCMultistepScheduler, {"solver_order": 3, "disable_corrector": [0], "timestep_spacing": "leading"}),
+        (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+        (DDPMScheduler, {"variance_type": "learned"}),
+        (DDPMScheduler, {"variance_type": "learned_range"}),
+    ],
+)
+def test_a_scheduler_s_own_options_are_kept(cls: type, options: dict) -> None:
+    scheduler = cls(**options)
+    config = sampling_clone(scheduler).config
+    assert {name: config[name] for name in options} == options
+    assert config["prediction_type"] == "sample"
+    assert {name: scheduler.config[name] for name in options} == options
+
+
+def test_the_bounds_are_those_of_the_levels_that_were_trained() -> None:
+    """100 here: as many steps at most, and a list within them."""
+    scheduler = DDIMScheduler(num_train_timesteps=100, timestep_spacing="trailing")
+    assert (StepRule(scheduler, 100).total, StepRule(scheduler, [99, 0]).times) == (100, [99, 0])
+    with pytest.raises(ValueError, match="num_inference_steps=101 is out of range; expected 1 to 100"):
+        StepRule(scheduler, 101)
+    with pytest.raises(ValueError, match=r"timesteps \[100, 0\] must fall within 99 \.\.\. 0"):
+        StepRule(scheduler, [100, 0])
+    assert respace([2, 3], levels=11) == [10, 8, 6, 5, 0]  # six levels, then five
+    assert chosen_timesteps("fast27", 500) == respace(RESPACINGS["fast27"], 500)
 
 
 @pytest.mark.parametrize(

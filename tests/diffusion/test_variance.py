@@ -107,6 +107,32 @@ def test_a_term_has_its_closed_form(schedule) -> None:
     torch.testing.assert_close(found, first)
 
 
+def test_the_first_level_ends_where_the_next_begins() -> None:
+    """Times below 0.0015 have timesteps below 1 and no level before them: with v = -1 and the picture itself as the
+    estimate every other term is 0, and theirs is not.
+    """
+    schedule = CosineSchedule()
+    t = torch.tensor([0.0, 0.0005, 0.0014, 0.00150001, 0.002, 1.0], dtype=torch.float64)
+    x0 = (randn(6, 3, 4, 4).clamp(-1, 1) / BIN).round() * BIN
+    z = q_sample(x0, randn(6, 3, 4, 4, seed=1), schedule.log_snr(t))
+    terms = vlb_term(torch.full_like(z, -1.0), x0, x0, z, t, schedule)
+    assert ((terms > 1e-6) == (t < 0.0015)).all()
+    assert terms.isfinite().all()
+
+
+@pytest.mark.parametrize("narrow", range(4), ids=["v", "x0_estimate", "x0", "z"])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_narrow_numbers_are_counted_as_wide_ones(narrow: int, wide: torch.dtype) -> None:
+    """Any of the four in bfloat16 is that value, in the precision of ``v`` and never less than float32's."""
+    schedule, t = CosineSchedule(), level_time(torch.tensor([0.0001, 0.3, 0.999], dtype=torch.float64))
+    given = [0.5 * randn(3, 3, 4, 4, seed=seed).to(wide) for seed in range(4)]
+    given[narrow] = given[narrow].bfloat16()
+    term = vlb_term(*given, t, schedule)
+    assert term.dtype == (torch.float32 if narrow == 0 else wide)
+    exact = vlb_term(*(value.double() for value in given), t, schedule)
+    torch.testing.assert_close(term.double(), exact, rtol=1e-3, atol=1e-3)
+
+
 def test_the_bound_trains_the_variance_alone() -> None:
     schedule, t = DiscreteCosineSchedule(), level_time(torch.tensor([0.0001, 0.3, 0.999], dtype=torch.float64))
     x0, eps, output, v = randn(4, 3, 3, 4, 4)

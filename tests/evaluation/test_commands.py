@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from imagen.evaluation.curves import read_metrics, smoothed
 from imagen.evaluation.generate import sample
 from imagen.evaluation.report import Tile, provenance, save_sheet, table
 from imagen.evaluation.suites import Prompt, suite
+from tests.evaluation.painting import Perfect
 from tests.factories import tiny_pipeline
 
 
@@ -29,19 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     tiny_pipeline(max_length=128).save_pretrained(folder)
     return str(folder)
-
-
-class Perfect:
-    """A pipeline that paints the renderer's picture of what it was trained to know: prompt -> picture."""
-
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = {prompt.text: prompt for prompt in prompts}
-        self.calls: list[dict[str, Any]] = []
-
-    def __call__(self, texts: list[str], **given: Any) -> Any:
-        self.calls.append({"texts": texts, **given})
-        prompts = [self.prompts[text] for text in texts]
-        return SimpleNamespace(stages={side: truth_pictures(prompts, side) for side in (64, given["size"])})
 
 
 def test_a_perfect_model_is_all_right_and_the_controls_hold() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imagen import ImagenPipeline
 from imagen.diffusion.sampling import SAMPLERS
 from imagen.evaluation.generate import load, sample
 from imagen.evaluation.suites import suite
@@ -67,7 +68,7 @@ def test_a_setting_of_zero_is_asked_for_and_one_of_none_is_left_to_the_model() -
 
 
 def test_a_model_is_loaded_with_the_sampler_asked_for_in_every_stage_and_shows_no_bars(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_pipeline(max_length=128).save_pretrained(tmp_path)
     for sampler, expected in (("ddim", SAMPLERS["ddim"]), ("euler", SAMPLERS["euler"]), (None, SAMPLERS["ddpm"])):
@@ -79,3 +80,29 @@ def test_a_model_is_loaded_with_the_sampler_asked_for_in_every_stage_and_shows_n
     assert not capsys.readouterr().err
     with pytest.raises(ValueError, match="device 'nowhere' cannot be used"):
         load(Namespace(model=str(tmp_path), sampler=None, device="nowhere"))
+    moved: list[str] = []
+    monkeypatch.setattr(ImagenPipeline, "to", lambda self, device: moved.append(str(device)))
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        for device in (None, "meta"):
+            load(Namespace(model=str(tmp_path), sampler=None, device=device))
+    assert moved == ["cuda", "meta", "cpu", "meta"]
+
+
+def test_a_bar_is_shown_where_it_has_a_name_and_something_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    def pipe(texts: list[str], **asked: Any) -> Any:
+        sizes.append(len(texts))
+        return SimpleNamespace(stages={16: drawn(len(texts))})
+
+    sizes: list[int] = []
+    prompts = suite("heldout", 3)
+    for some, label, shown in ((prompts, None, ""), ([], "name", ""), (prompts, "name", "name: 100%")):
+        made = sample(pipe, some, 16, {}, 1, label=label)  # type: ignore[arg-type]
+        assert {side: len(pictures) for side, pictures in made.items()} == ({16: 3} if some else {})
+        error = capsys.readouterr().err
+        assert shown in error if shown else not error
+    sample(pipe, suite("heldout", 9), 16, {})  # type: ignore[arg-type]
+    assert sizes == [1] * 6 + [8, 1]
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {wrong}; expected at least 1"):
+            sample(pipe, prompts, 16, {}, wrong)  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from imagen.data.shapes.language import is_heldout, parse
 from imagen.evaluation.stats import Share
-from imagen.evaluation.suites import CATEGORIES, shuffled, suite
+from imagen.evaluation.suites import CATEGORIES, SuiteName, shuffled, suite
 
 
 def test_wilson_against_known_values() -> None:
@@ -29,8 +30,11 @@ def test_wilson_is_the_inverse_of_the_score_test() -> None:
 def test_shares_say_what_they_count() -> None:
     share = Share.of([True, True, False, True])
     assert (share.successes, share.trials, share.value) == (3, 4, 0.75)
-    assert "75.0 %" in str(share)
-    assert "3/4" in str(share)
+    assert str(Share(81, 263)) == " 30.8 % [25.5,  36.6]  81/263"
+    assert str(Share(29, 29)) == "100.0 % [88.3, 100.0]  29/29"
+    assert Share(29, 29).to_json() == {
+        "share": 1.0, "interval": [pytest.approx(0.883, abs=5e-4), 1.0], "successes": 29, "trials": 29
+    }  # fmt: skip
     empty = Share.of([])
     assert math.isnan(empty.value)
     assert empty.interval == (0.0, 1.0)
@@ -73,7 +77,30 @@ def test_shuffling_keeps_the_words_and_the_facts() -> None:
         assert (mixed.facts, mixed.seed) == (prompt.facts, prompt.seed)
 
 
-@pytest.mark.parametrize("wrong", [{"name": "test"}, {"num": 0}, {"seed": -1}])
-def test_suites_that_do_not_exist(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize("name", ["heldout", "train", "tune"])
+def test_a_later_seed_goes_on_where_an_earlier_one_left_off(name: SuiteName) -> None:
+    first = 1_000_000 if name == "tune" else 0
+    whole = suite(name, 12)
+    assert [p.seed for p in whole] == list(range(first, first + 12))
+    assert [p.category for p in whole] == [*CATEGORIES] * 3
+    assert suite(name, 8, 4) == whole[4:]
+    assert suite(name, 1) == whole[:1]
+    some = suite(name, 5, 2, ("counting", "single"))
+    assert [p.category for p in some] == ["counting", "single", "counting", "single", "counting"]
+    assert [p.seed for p in some] == list(range(first + 2, first + 7))
+
+
+def test_words_are_shuffled_in_a_way_of_each_prompt_s_own() -> None:
+    prompts = [replace(suite("heldout", 1)[0], seed=seed) for seed in range(8)]
+    assert [shuffled(p) for p in prompts] == [shuffled(p) for p in prompts]
+    assert len({shuffled(p).text for p in prompts}) > 4
+    for text in ("red", "red red"):  # nothing to exchange
+        assert shuffled(replace(prompts[0], text=text)).text == text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"name": "test"}, "split is 'test'"), ({"num": 0}, "num is 0 "), ({"seed": -1}, "seed is -1;")]
+)
+def test_suites_that_do_not_exist(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=f"{told}.* expected"):
         suite(**{"name": "heldout", "num": 4, **wrong})  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ def saved(folder: Path) -> SavedStage:
         encoder="t5",
         adapter_of="runs/first/model",
         drop_variance=True,
+        conditions={"label": {"names": ["a leaf", "a stone"]}},
     )
 
 
@@ -60,10 +61,10 @@ def test_what_a_run_wrote_is_read_from_its_folder_and_from_its_model_folder(run:
 
 
 def test_a_whole_network_is_no_adapter(run: Path) -> None:
-    plain = dataclasses.replace(saved(run / "model"), adapter_of=None, drop_variance=False)
+    plain = dataclasses.replace(saved(run / "model"), adapter_of=None, drop_variance=False, conditions={})
     write_run(run / "model", plain)
     assert read_run(run) == plain
-    assert not {"adapter_of", "drop_variance"} & json.loads((run / "model" / RECORD).read_text()).keys()
+    assert not {"adapter_of", "drop_variance", "conditions"} & json.loads((run / "model" / RECORD).read_text()).keys()
 
 
 def test_a_run_of_an_older_format_has_what_settings_were_before(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,8 @@ def test_a_network_is_found_in_a_run_in_its_model_folder_and_as_itself(run: Path
 
 def test_the_stage_beside_a_network_is_its_own(run: Path, tmp_path: Path) -> None:
     assert stage_beside(run / "model" / "unet") == saved(run / "model")
-    assert stage_beside(tmp_path / "alone" / "unet") is None
+    for name in ("unet", "base_unet"):
+        assert stage_beside(tmp_path / "alone" / name) is None
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
     stages = {"base": {"size": 8}, "sr256": {"size": 16, "lowres_size": 8}}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import os
+import pickle
+import zlib
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from imagen.disk import MetricsFile
 from imagen.errors import ConfigError
-from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.state.checkpoint import State, StateFolder, checksum
 from imagen.training.telling import Window
 
 
@@ -37,6 +40,46 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000030"]
 
 
+def test_steps_are_numbers_in_order_and_nothing_else_is_one(tmp_path):
+    folder = StateFolder(tmp_path / "state", keep_last=9)
+    assert folder.steps() == []
+    for step in (20, 3, 100_000_000):
+        folder.save(state(step))
+    for name in ("step-x", "step-", "damaged-00000004", "other-00000005"):
+        (folder.root / name).mkdir(exist_ok=True)
+    assert folder.steps() == [3, 20, 100_000_000]
+    assert folder.path(3).name == "step-00000003"
+
+
+def test_a_file_is_known_by_its_size_and_its_crc(tmp_path):
+    path = tmp_path / "file"
+    content = bytes(range(256)) * 20_000  # more than is read at once
+    path.write_bytes(content)
+    assert checksum(path) == [len(content), zlib.crc32(content)]
+
+
+def test_a_step_that_is_saved_again_replaces_what_was_there_and_what_a_killed_writer_left(tmp_path):
+    folder = StateFolder(tmp_path)
+    folder.save(state(5))
+    (folder.path(5) / "old").write_text("stale")
+    (tmp_path / "partial-00000005").mkdir()
+    (tmp_path / "partial-00000005" / "old").write_text("stale")
+    path = folder.save(replace(state(5), facts={"again": True}))
+    assert path == folder.path(5)
+    assert folder.newest().facts == {"again": True}
+    assert not list(tmp_path.rglob("old"))
+    record = json.loads((path / "state.json").read_text())
+    assert (record["format_version"], record["step"]) == (1, 5)
+    written = {file.name for file in path.iterdir()} - {"state.json"}
+    assert written == {"unet.safetensors", "ema.safetensors", "optimizer.pt"} == record["files"].keys()
+
+
+def test_tensors_of_any_layout_are_kept_by_their_values(tmp_path):
+    turned = torch.arange(6.0).reshape(2, 3).T
+    StateFolder(tmp_path).save(State(1, {"unet": {"w": turned}}, {}, {}))
+    assert torch.equal(StateFolder(tmp_path).newest().tensors["unet"]["w"], turned)
+
+
 def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -52,8 +95,10 @@ def flip_a_byte(path):
         lambda path: (path / "optimizer.pt").unlink(),
         lambda path: (path / "state.json").write_text('{"format_version": 1, "st'),
         lambda path: (path / "state.json").unlink(),
+        lambda path: (path / "state.json").write_text('{"format_version": 1}'),
+        lambda path: (path / "state.json").write_text("[1]"),
     ],
-    ids=["weights bit", "optimizer bit", "truncated", "file missing", "json cut", "json missing"],
+    ids=["weights bit", "optimizer bit", "truncated", "file missing", "json cut", "json missing", "no files", "list"],
 )
 def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, damage):
     folder = StateFolder(tmp_path, keep_last=2)
@@ -61,6 +106,7 @@ def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, damage):
     damage(folder.save(state(20)))
     with pytest.warns(UserWarning, match="step-00000020 is damaged .* using the one before"):
         assert folder.newest().step == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-00000020", "step-00000010"]
     folder.keep_last = 1
     folder.save(state(15))  # a damaged one that counted as the newest would have it removed at once
     assert folder.newest().step == 15
@@ -74,6 +120,32 @@ def test_what_a_killed_writer_left_is_not_a_resume_point(tmp_path):
     assert folder.newest() is None
     folder.save(state(3))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_whatever_was_left_is_gone_behind_the_next_resume_point(tmp_path):
+    folder = StateFolder(tmp_path)
+    for name in ("damaged-00000001", "damaged-00000002", "partial-00000003", "partial-00000004"):
+        (tmp_path / name).mkdir()
+    folder.save(state(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+class Code:
+    """What a pickle may hold: a call that reading it would make."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_no_code_in_a_resume_point_is_run(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.save(State(1, {}, {"state": Code(tmp_path / "made")}, {}))
+    with pytest.raises(pickle.UnpicklingError):
+        folder.newest()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_resume_point_of_a_newer_program_is_not_read(tmp_path):

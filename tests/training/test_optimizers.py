@@ -126,6 +126,27 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient():
     torch.testing.assert_close(in_basis - in_basis.diagonal().diag(), torch.zeros(6, 6), atol=0.05, rtol=0)
 
 
+def test_on_matrices_it_is_torch_s_muon_over_many_steps():
+    config = OptimConfig(lr=1.0, muon_lr=0.25, weight_decay=0.5)
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(5, 7, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, config)
+    theirs_optimizer = torch.optim.Muon(theirs.parameters(), weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(step)) * 10.0**-step
+        ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
+        set_learning_rate(optimizer, 0.1 * step)
+        theirs_optimizer.param_groups[0]["lr"] = 0.25 * 0.1 * step
+        optimizer.step()
+        theirs_optimizer.step()
+        assert torch.equal(ours.weight, theirs.weight)
+    optimizer.zero_grad()
+    before = ours.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(ours.weight, before), "without a gradient nothing moves"
+
+
 def test_what_is_not_on_muon_is_updated_as_by_adamw():
     torch.manual_seed(0)
     first, second = Ends(), Ends()
@@ -260,6 +281,35 @@ def test_what_was_asked_for_now_goes_before_what_a_resume_point_had():
         asked = {"peak_lr": 1e-2, "weight_decay": decay, "betas": (0.5, 0.6), "eps": 1e-6}
         assert {name: group[name] for name in asked} == asked
     assert torch.equal(now.state[module.weight]["exp_avg"], then.state[module.weight]["exp_avg"])
+
+
+class Bytes(torch.optim.SGD):
+    """As bitsandbytes' optimizers do, it takes its bytes over as they are."""
+
+    def load_state_dict(self, saved):
+        self.state[self.param_groups[0]["params"][0]] = dict(saved["state"][0])
+
+
+def test_a_state_of_bytes_stays_one_and_takes_the_weight_s_layout():
+    weight = nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last))
+    optimizer, state = Bytes([weight], lr=1.0), torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    restore_optimizer(optimizer, {"state": {0: {"bytes": state}}})
+    found = optimizer.state[weight]["bytes"]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, state)
+    assert found.stride() == weight.stride()
+
+
+def test_a_state_of_numbers_is_taken_over_as_it_is():
+    """Of bitsandbytes' optimizers the step is one."""
+    module = nn.Linear(2, 2, bias=False)
+    module.weight.grad = torch.ones(2, 2)
+    then, now = make_optimizer(module, OptimConfig()), make_optimizer(module, OptimConfig())
+    then.step()
+    saved = then.state_dict()
+    saved["state"][0]["step"] = 3
+    restore_optimizer(now, saved)
+    assert now.state[module.weight]["step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from imagen.errors import ConfigError
-from imagen.training.processes import Processes, check_processes
+from imagen.training import processes
+from imagen.training.config.sections import OptimConfig, RunSettings, TrainConfig
+from imagen.training.processes import Processes, check_optimizer, check_processes, make_accelerator
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -42,11 +46,12 @@ class Launched:
         return whole if reduction == "sum" else whole / self.num_processes
 
 
-def test_the_processes_of_a_launch_add_their_parts_up() -> None:
+@pytest.mark.parametrize(("rank", "world"), [(2, 4), (1, 2), (0, 2)])
+def test_the_processes_of_a_launch_add_their_parts_up(rank: int, world: int) -> None:
     others = torch.tensor([0.0, 3.0, 4.0])
-    launched: Any = Launched(2, 4, others)
+    launched: Any = Launched(rank, world, others)
     processes = Processes.of(launched)
-    assert (processes.rank, processes.world) == (2, 4)
+    assert (processes.rank, processes.world) == (rank, world)
     assert torch.equal(processes.add(torch.tensor([5.0, 0.0, 0.0])), torch.tensor([5.0, 3.0, 4.0]))
     alone: Any = Launched(0, 1, others)
     assert Processes.of(alone) == Processes()
@@ -79,3 +84,32 @@ def test_only_data_parallel_launches_are_supported(kind: DistributedType) -> Non
     else:
         with pytest.raises(ConfigError, match=f"launched with {kind.value}, but sharded weights are not supported"):
             check(4, 1, 2, kind)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """accelerate keeps the arithmetic of its first use for the whole process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_accelerate_is_told_the_run_s_arithmetic_folder_and_whether_to_log(mixed: Any, anew: None) -> None:
+    accelerator = make_accelerator(RunSettings("a/run", train=TrainConfig(mixed_precision=mixed)))
+    assert (accelerator.mixed_precision, accelerator.project_dir, accelerator.log_with) == (mixed, "a/run", [])
+    assert not accelerator.step_scheduler_with_optimizer
+
+
+def test_tensorboard_is_asked_for_and_there_or_named(monkeypatch: pytest.MonkeyPatch, anew: None) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(processes, "is_tensorboard_available", lambda there=there: there)
+        make_accelerator(RunSettings("run"))
+    with pytest.raises(ConfigError, match="tensorboard is not installed: pip install tensorboard"):
+        make_accelerator(RunSettings("run", train=TrainConfig(tensorboard=True)))
+
+
+def test_an_optimizer_of_torch_s_own_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: None)
+    for kind in ("adamw", "adafactor"):
+        check_optimizer(RunSettings("run", optim=OptimConfig(kind), train=TrainConfig(dtype="float64")))  # type: ignore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from imagen.training.randomness import derive_seed, draw_noise
+from imagen.training.randomness import derive_seed, draw_noise, row_seeds
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch():
@@ -24,3 +24,23 @@ def test_purposes_and_steps_have_streams_of_their_own():
     }
     assert len(seeds) == 2 * 9 * 9
     assert derive_seed(1, "a", 23) != derive_seed(1, "a", 2, 3)
+
+
+def test_a_seed_is_a_number_that_generators_and_tensors_take_and_depends_on_all_it_is_made_of():
+    drawn = [derive_seed(seed, "a", 1, row) for seed in range(20) for row in range(20)]
+    assert len({*drawn}) == 400
+    assert 0 <= min(drawn) < 2**57
+    assert 2**62 < max(drawn) < 2**63
+    assert len({derive_seed(*given) for given in ((0, "a", 1, 2), (1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 1))}) == 4
+    assert derive_seed(0, "a", 1) != derive_seed(0, "a", 1, 0)
+
+
+def test_a_row_has_the_seed_of_its_own_place():
+    seeds = row_seeds(3, "image", 5, range(2, 5))
+    assert (seeds.dtype, seeds.device.type) == (torch.int64, "cpu")
+    assert seeds.tolist() == [derive_seed(3, "image", 5, row) for row in (2, 3, 4)]
+    noise = draw_noise((2, 3), 3, "image", 5, range(2, 5), torch.Generator())
+    assert (noise.shape, noise.dtype) == ((3, 2, 3), torch.float32)
+    for own, row in zip(noise, (2, 3, 4), strict=True):
+        generator = torch.Generator().manual_seed(derive_seed(3, "image", 5, row))
+        assert torch.equal(own, torch.randn(2, 3, generator=generator))

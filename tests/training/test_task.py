@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,8 @@ from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import parse, to_yaml
 from imagen.training.config.sections import EmaConfig, GridConfig, OptimConfig, TrainConfig, ValidationConfig
+from imagen.training.loader import make_loader
+from imagen.training.processes import Processes
 from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer, TrainingStopped
 from tests.training.regression import MapConfig, RegressionConfig, RegressionTask
@@ -109,6 +113,40 @@ def test_it_learns_and_tells_its_groups_and_what_is_held_out(make: Callable[...,
     assert not torch.equal(exported["map.weight"], newest(config)["linear map.weight"])
 
 
+def test_three_steps_are_those_of_torch_by_hand(make: Callable[..., RegressionConfig]) -> None:
+    """The gradient of the mean loss, clipped, at the step's rate; the average behind each; and what is told of them."""
+    config = make(
+        optim={"clip_norm": 0.5, "weight_decay": 0.1, "schedule": "linear"},
+        train={"steps": 3, "log_every": 1, "accumulation": 2}, validation={"every": 3},
+    )  # fmt: skip
+    task = RegressionTask(config)
+    trainer = Trainer(task)
+    twin, average = copy.deepcopy(trainer.module), copy.deepcopy(trainer.module)
+    groups = [{"params": [twin.map.weight], "weight_decay": 0.1}, {"params": [twin.map.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
+    batches, expected = iter(make_loader(config, trainer.source, 0, 0, 1)), []
+    for step, share in enumerate((0, 1 / 2, 1)):
+        parts = [task.batch(next(batches), step, rows) for rows in (range(3), range(3, 6))]
+        loss = torch.cat([task.losses(twin, part) for part in parts]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * share
+        optimizer.step()
+        for mean, weight in zip(average.parameters(), twin.parameters(), strict=True):
+            mean.data.lerp_(weight.data, 1 - min(0.5, (1 + step) / (10 + step)))
+        expected.append([loss.item(), norm.item(), 0.05 * share])
+    assert trainer.fit()
+    found = [[line[key] for key in ("loss", "grad_norm", "lr")] for line in lines(config) if "loss" in line]
+    assert found == [pytest.approx(step, rel=1e-5) for step in expected]
+    for name, value in twin.named_parameters():
+        torch.testing.assert_close(trainer.module.get_parameter(name), value)
+        torch.testing.assert_close(trainer.ema.average[name], average.get_parameter(name).detach())
+    task.module = average
+    assert lines(config)[-1] == {"step": 3, **{key: pytest.approx(value) for key, value in task.measure().items()}}
+
+
 @pytest.mark.parametrize("stop", [1, 5, 11])
 def test_resuming_is_exact(make: Callable[..., RegressionConfig], stop: int) -> None:
     whole, parts = make("whole"), make("parts")
@@ -137,6 +175,70 @@ def test_a_run_that_goes_on_tells_its_speed_and_what_is_left_from_there(
     assert [line["clock"]["images_per_second"] for line in told if "loss" in line] == [12.0] * 6
 
 
+def test_the_user_and_the_tracker_are_told_what_the_metrics_say(make: Callable[..., RegressionConfig]) -> None:
+    config = make(train={"log_every": 6, "max_skipped_in_a_row": 6})
+    (Path(str(config.data.path)) / "3.png").write_bytes(b"broken")
+    task = RegressionTask(config)
+    trainer, losses = Trainer(task, Progress(12, 0, told := io.StringIO(), every=0.0)), task.losses
+    task.losses = lambda model, batch: losses(model, batch) * (math.nan if trainer.step < 6 else 1)  # type: ignore
+    logged: list[tuple[int, dict[str, Any]]] = []
+    trainer.accelerator.log = lambda values, step: logged.append((step, values))
+    assert trainer.fit()
+    first, measured, last, _ = (json.loads(line) for line in (trainer.run / "metrics.jsonl").read_text().splitlines())
+    assert (first["loss"], first["skipped"], last["skipped"]) == (None, 6, 6)
+    speeds = [line["clock"].pop("images_per_second") for line in (first, last)]
+    shown = [line.split("  ") for line in told.getvalue().splitlines()]
+    assert [line[:2] for line in shown[:4]] == [
+        ["a line for the user"], ["step 6/12", "loss -"], ["step 6", f"held-out loss {measured['val_loss']:.5f}"],
+        ["step 12/12", f"loss {last['loss']:.5f}"],
+    ]  # fmt: skip
+    assert [line[4:] for line in shown if "/" in line[0]] == [["6 skipped", "1 unusable pictures"]] * 2
+    rates = [float(line[2].removesuffix(" img/s")) for line in shown if "/" in line[0]]
+    assert rates == pytest.approx(speeds, abs=0.06)
+    assert [step for step, _ in logged] == [6, 6, 12, 12]
+    values = [entry for _, entry in logged]
+    assert [values[place].pop("images_per_second") for place in (0, 2)] == pytest.approx(speeds, abs=0.01)
+    assert values[0] == {"images": 36, "lr": first["lr"], "skipped": 6}, "what is not known is left out"
+    assert values[2] == {key: value for key, value in last.items() if key not in ("step", "clock")}
+    assert {"step": 6, **values[1]} == measured
+    assert abs(last["clock"]["unix"] - time.time()) < 60
+
+
+@pytest.mark.parametrize(("mine", "other", "stop"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)])
+def test_sums_and_the_wish_to_stop_are_of_all_processes_and_the_norm_is_the_same_on_each(
+    make: Callable[..., RegressionConfig], mine: int, other: int, stop: bool
+) -> None:
+    trainer = Trainer(RegressionTask(make()))
+    others = torch.tensor([10.0, 20.0, 30.0, 40.0, other], dtype=torch.float64)
+    trainer.processes = Processes(0, 2, lambda part: part + others)
+    trainer.stopping.signal = 15 if mine else None
+    sums = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    assert trainer._reduce(sums, torch.tensor(7.0)) == ([11.0, 22.0, 33.0, 44.0, 7.0], stop)
+
+
+def test_each_process_has_its_share_of_every_micro_batch(make: Callable[..., RegressionConfig]) -> None:
+    """Pictures and places in the global batch, of two processes as of one."""
+
+    def shown(config: RegressionConfig, rank: int, world: int) -> list[tuple[list[str], range]]:
+        task = RegressionTask(config)
+        trainer, batch, seen = Trainer(task), task.batch, []
+        trainer.rank, trainer.world = rank, world
+        task.batch = lambda raw, step, rows: seen.append((raw["key"], rows)) or batch(raw, step, rows)  # type: ignore
+        trainer.fit()
+        return seen
+
+    train = {"steps": 2, "batch_size": 8}
+    whole = shown(make("whole", train=train), 0, 1)
+    assert [rows for _, rows in whole] == [range(8)] * 2
+    parts = [shown(make(f"part{rank}", train={**train, "accumulation": 2}), rank, 2) for rank in range(2)]
+    assert [[rows for _, rows in part] for part in parts] == [
+        [range(0, 2), range(4, 6)] * 2, [range(2, 4), range(6, 8)] * 2,
+    ]  # fmt: skip
+    for step, (keys, _) in enumerate(whole):
+        pieces = [parts[rank][2 * step + micro][0] for micro in range(2) for rank in range(2)]
+        assert [key for piece in pieces for key in piece] == keys
+
+
 def test_accumulation_changes_rounding_alone(make: Callable[..., RegressionConfig]) -> None:
     runs = []
     for parts in (1, 3):
@@ -156,6 +258,8 @@ def test_what_is_not_finite_is_skipped_and_too_much_of_it_stops(make: Callable[.
         trainer.fit()
     assert [line["skipped"] for line in lines(config) if "loss" in line] == [0, 0, 0, 1, 1, 1, 1, 2, 3, 4]
     assert trainer.ema.updates == 6
+    again = Trainer(RegressionTask(config))
+    assert (again.step, again.ema.updates, again.skipped, again.skipped_in_a_row) == (10, 6, 4, 3)
 
 
 def test_pictures_that_cannot_be_used_are_written_down_and_too_many_stop(make: Callable[..., RegressionConfig]) -> None:
@@ -184,6 +288,22 @@ def test_a_start_from_another_model_and_notes_are_the_task_s(make: Callable[...,
     assert told.getvalue().startswith("a line for the user\n")
     again = Trainer(RegressionTask(second))
     assert torch.equal(again.module.map.weight, newest(second)["linear map.weight"])
+
+
+def test_tensorboard_shows_every_step_of_the_log_and_what_is_repeated_once(
+    make: Callable[..., RegressionConfig],
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make(train={"tensorboard": True, "log_every": 2, "checkpoint_every": 4, "steps": 8, "keep_last": 9})
+    assert Trainer(RegressionTask(config)).fit()
+    shutil.rmtree(Path(config.run_dir) / "state" / "step-00000008")  # as if killed before it was written
+    assert Trainer(RegressionTask(config)).fit()
+    found = EventAccumulator(str(Path(config.run_dir) / "tensorboard")).Reload()
+    values = [(event.step, event.value) for event in found.Scalars("loss")]
+    expected = [(line["step"], pytest.approx(line["loss"])) for line in lines(config) if "loss" in line]
+    assert values == expected
+    assert [event.step for event in found.Scalars("val_loss")] == [6, 8]
 
 
 def test_what_may_change_is_the_loop_s_and_the_task_s_to_say(make: Callable[..., RegressionConfig]) -> None:

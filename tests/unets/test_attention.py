@@ -112,6 +112,40 @@ def test_xformers_is_asked_for_as_diffusers_does(monkeypatch: pytest.MonkeyPatch
         assert torch.allclose(got, sdpa(q, k, v, 2, mask), atol=1e-12)
 
 
+def test_xformers_is_switched_on_and_off_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, used = attention(), []
+    x, text = draw(50, 2, 8, 3, 2), draw(51, 2, 5, 6)
+
+    def instead(*given: Any, op: Any) -> torch.Tensor:
+        used.append(op)
+        return sdpa(*given)
+
+    monkeypatch.setattr("unets.attention.xformers_attention", instead)
+    monkeypatch.setattr("unets.attention.is_xformers_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="xformers.* needs a CUDA device; none is available"):
+        layer.set_use_memory_efficient_attention_xformers(True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = layer(x, text)
+    layer.set_use_memory_efficient_attention_xformers(True, "an op")  # type: ignore[arg-type]
+    assert torch.equal(layer(x, text), before)
+    assert used == ["an op"]
+    layer.set_use_memory_efficient_attention_xformers(False)
+    assert torch.equal(layer(x, text), before)
+    assert len(used) == 1
+    monkeypatch.setattr("unets.attention.is_xformers_available", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match="xformers"):
+        layer.set_use_memory_efficient_attention_xformers(True)
+
+
+def test_wide_numbers_stay_wide_while_they_learn() -> None:
+    q, k, v = (draw(i, 2, 9, 8).requires_grad_() for i in range(3))
+    got = sdpa(q, k, v, 2, None)
+    halves = [torch.softmax(q[..., part] @ k[..., part].mT / 2, -1) @ v[..., part] for part in (slice(4), slice(4, 8))]
+    assert got.dtype is torch.float64
+    assert torch.allclose(got, torch.cat(halves, -1), rtol=1e-12, atol=1e-12)
+
+
 def test_mixed_precision_on_a_cpu_attends_in_float32_while_it_learns() -> None:
     q, k, v = (draw(i, 2, 9, 8).to(torch.bfloat16).requires_grad_() for i in range(3))
     mask = torch.arange(9)[None] < torch.tensor([[9], [3]])

@@ -35,6 +35,18 @@ def test_named_levels_alone_run_twice_and_gradients_are_equal(kind, levels):
         assert torch.equal(one.grad, other.grad), name
 
 
+def test_nothing_is_checkpointed_where_there_are_no_gradients():
+    unet = make("base")
+    unet.enable_gradient_checkpointing()
+    repeated = []
+    unet._gradient_checkpointing_func = lambda level, *given: repeated.append(level) or level(*given)
+    with torch.no_grad():
+        run(unet)
+    assert repeated == []
+    run(unet)
+    assert repeated == unet._levels()
+
+
 @pytest.mark.parametrize("kind", ["base", "efficient"])
 @pytest.mark.parametrize("levels", [(2,), (0, -1)], ids=str)
 def test_a_level_that_is_not_there_is_refused(kind, levels):

@@ -112,8 +112,13 @@ def test_gradients_reach_the_rows_that_were_read_and_the_channels(kind: str, che
         ({"label": torch.tensor([1.0, 1.0])}, r"dtype torch.float32; give \(2,\) int64"),
         ({"label": torch.tensor([0, 6])}, r"conditions\['label'\] is \[0, 6\]; give 0 to 4, or 5 for no class"),
         ({"label": torch.tensor([-1, 0])}, r"is \[-1, 0\]; give 0 to 4"),
+        ({"camera": None}, "conditions lack 'camera'"),
+        ({"camera": torch.tensor([0, 3])}, r"conditions\['camera'\] is \[0, 3\]; give 0 to 1, or 2 for no class"),
+        ({"camera": torch.tensor([[0], [1]])}, r"conditions\['camera'\] has shape \(2, 1\)"),
         ({"mask": draw(1, 2, 2, 8, 8)}, r"has shape \(2, 2, 8, 8\); give \(2, 1, 8, 8\), 1 channels at the sample's"),
         ({"mask": draw(1, 2, 1, 4, 8)}, r"has shape \(2, 1, 4, 8\); give \(2, 1, 8, 8\)"),
+        ({"mask": draw(1, 2, 1, 8, 4)}, r"has shape \(2, 1, 8, 4\); give \(2, 1, 8, 8\)"),
+        ({"depth": None}, "conditions lack 'depth'"),
         ({"depth": draw(1, 1, 2, 8, 8)}, r"has shape \(1, 2, 8, 8\); give \(2, 2, 8, 8\)"),
     ],
 )
@@ -122,6 +127,19 @@ def test_wrong_conditions_are_refused(kind: str, change: dict[str, Any], message
     with pytest.raises(ValueError, match=message) as refused:
         run(make(kind, **NAMED), conditions=given)
     assert "\n" not in str(refused.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
+def test_further_channels_are_as_high_and_as_wide_as_the_pictures(kind: str) -> None:
+    unet = make(kind, extra_channels={"mask": 1})
+    given = image_inputs(unet, size=(8, 4))
+    assert run(unet, **given, conditions={"mask": draw(7, 2, 1, 8, 4)}).shape == (2, 3, 8, 4)
+    with pytest.raises(ValueError, match=r"has shape \(2, 1, 4, 8\); give \(2, 1, 8, 4\)"):
+        run(unet, **given, conditions={"mask": draw(7, 2, 1, 4, 8)})
+    if "lowres" in given:
+        with pytest.raises(ValueError, match=r"lowres has \(C, H, W\) \(3, 4, 8\), this network expects \(3, 8, 4\)"):
+            run(unet, **{**given, "lowres": draw(7, 2, 3, 4, 8)}, conditions={"mask": draw(7, 2, 1, 8, 4)})
 
 
 @pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
@@ -136,7 +154,10 @@ def test_conditions_that_no_option_names_are_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
 @pytest.mark.parametrize("option", ["classes", "extra_channels"])
-@pytest.mark.parametrize("value", [{"a": 0}, {"a": 1.5}, {"a": True}, {"": 1}, {"a.b": 1}, {3: 1}, ["a"], 3])
+@pytest.mark.parametrize(
+    "value",
+    [{"a": 0}, {"a": 1.5}, {"a": True}, {"": 1}, {"a.b": 1}, {3: 1}, ["a"], 3, {"a": 1, "b.c": 2}, {"a": 1, "b": 0}],
+)
 def test_impossible_options_are_refused(kind: str, option: str, value: object) -> None:
     cls, arguments = KINDS[kind]
     with pytest.raises(ValueError, match=f"{option} must be numbers of at least 1 by name, such as"):
@@ -146,8 +167,11 @@ def test_impossible_options_are_refused(kind: str, option: str, value: object) -
 def test_names_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(ValueError, match="classes and extra_channels both have 'a'"):
         make("base", classes={"a": 1}, extra_channels={"a": 1})
-    with pytest.raises(ValueError, match="'type', which torch's modules use themselves"):
-        make("base", classes={"type": 1})
+    with pytest.raises(ValueError, match="classes and extra_channels both have 'c'"):
+        make("base", classes={"a": 1, "c": 1}, extra_channels={"b": 1, "c": 1})
+    for classes in ({"type": 1}, {"label": 1, "type": 1}):
+        with pytest.raises(ValueError, match="'type', which torch's modules use themselves"):
+            make("base", classes=classes)
 
 
 @torch.no_grad()
@@ -167,6 +191,22 @@ def test_without_the_options_a_network_is_the_one_it_was(kind: str, nothing: dic
     redraw(plain.double())
     redraw(unet.double())
     assert torch.equal(run(unet, conditions={}), run(plain))
+
+
+def test_weights_without_the_first_layer_are_grown_by_the_tables_alone() -> None:
+    """Such as a part of a network's: what is not there stays out, for whoever loads it to say so."""
+    trained, unet = make("base"), make("base", classes=CLASSES, extra_channels=EXTRA)
+    weights = {name: value for name, value in trained.state_dict().items() if name != "conv_in.weight"}
+    grown = unet.grown(weights, trained.facts)
+    tables = {f"class_tables.{name}.weight": unet.class_tables[name].weight for name in CLASSES}
+    assert grown.keys() == weights.keys() | tables.keys()
+    assert all(torch.equal(grown[name], value) for name, value in {**weights, **tables}.items())
+
+
+def test_a_low_resolution_image_more_is_no_further_condition() -> None:
+    trained, unet = make("base"), make("base", lowres_channels=3, extra_channels=EXTRA)
+    with pytest.raises(ValueError, match="in_channels and lowres_channels are 3 and 3, but it was trained with 3 and"):
+        unet.grown(trained.state_dict(), trained.facts)
 
 
 def test_tables_start_small() -> None:

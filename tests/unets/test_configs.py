@@ -69,4 +69,28 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text("unet: {kind: Unet}\n")
     assert main([str(file)]) == 2
     assert "'Unet'; expected one of BaseUNet, EfficientUNet" in capsys.readouterr().err
+    for content in ("", "unet:\n", "stage: {}\n"):
+        file.write_text(content)
+        assert main([str(file)]) == 2
+        assert f"{file}: kind is None; expected one of BaseUNet" in capsys.readouterr().err
+    assert main([str(tmp_path / "missing.yaml")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_the_command_prints_a_row_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for width in (128, 256):
+        files.append(tmp_path / f"{width}.yaml")
+        shape = "num_res_blocks: 1, channel_mult: [1, 2], attention_levels: [1], text_dim: 512"
+        files[-1].write_text(f"unet: {{kind: BaseUNet, model_channels: {width}, {shape}}}\ntrain: {{}}\n")
+    assert main([str(file) for file in files]) == 0
+    header, line, *rows = capsys.readouterr().out.splitlines()
+    assert header.split("|")[-2].strip() == "total"
+    assert line.count("|") == header.count("|") == rows[0].count("|")
+    for file, row in zip(files, rows, strict=True):
+        counts = count(network(str(file)))
+        assert counts["total"] == sum(counts.values()) - counts["total"]
+        name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        assert name == f"`{file}`"
+        assert cells == [f"{round(n / 1e5) / 10:,.1f} M" for n in counts.values()]

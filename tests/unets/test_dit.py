@@ -93,6 +93,16 @@ def test_positions_are_sines_and_cosines_of_row_and_column() -> None:
 
 
 @torch.no_grad()
+def test_a_new_block_s_branches_are_closed_by_their_gates_alone() -> None:
+    """Two factors of zero in a row would get no gradient: what the gates open onto is there from the start."""
+    unet = DiT(**DIT).double()
+    x, text = draw(1, 2, 6, 16), draw(2, 2, 3, 24)
+    for block in unet.blocks:
+        assert block.attentions[0](x, text).abs().max() > 1e-3
+        assert block.mlp_out(F.gelu(block.mlp_in(x))).abs().max() > 1e-3
+
+
+@torch.no_grad()
 def test_a_new_network_is_silent_and_its_blocks_do_nothing() -> None:
     unet = DiT(**DIT).double()
     assert run(unet).abs().max() == 0

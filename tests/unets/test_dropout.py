@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tests.unets.helpers import KINDS, draw, image_inputs, make, run
 from unets import BaseUNet
+from unets.blocks import ResnetBlock
 from unets.dropout import RowDropout, mix, number_layers, uniform_bits
+from unets.options import Options
 
 SEEDS = torch.tensor([3, 2**62 + 11, 0, 987654321])
 
@@ -62,6 +64,26 @@ def test_the_bits_are_uniform() -> None:
     assert mix(one).item() == 0xE220A8397B1DCDAF - 2**64  # SplitMix64's first output from state 0, as published
 
 
+def test_the_bits_are_splitmix64s_in_plain_integers() -> None:
+    """A stream for each row and layer, begun at mix(mix(seed) + layer), of which each number is the upper half."""
+    whole = 2**64
+
+    def finalized(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % whole
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % whole
+        return x ^ x >> 31
+
+    for number in (0, 7):
+        expected = [
+            [
+                finalized((finalized((finalized(seed) + number) % whole) + place * 0x9E3779B97F4A7C15) % whole) >> 32
+                for place in range(1, 6)
+            ]
+            for seed in SEEDS.tolist()
+        ]
+        assert uniform_bits(SEEDS, number, 5).tolist() == expected
+
+
 def test_a_row_is_masked_alike_in_any_batch_dtype_and_layout() -> None:
     mask = masks(0.3)
     assert torch.equal(masks(0.3, SEEDS[2:3])[0], mask[2])
@@ -81,6 +103,24 @@ def test_without_seeds_it_is_torchs_and_in_evaluation_it_is_nothing() -> None:
     assert torch.equal(ours, torch.nn.functional.dropout(x, 0.4))
     assert torch.equal(layer(0.4).eval()(x, SEEDS), x)
     assert torch.equal(layer(0.0)(x, SEEDS), x)
+
+
+@torch.no_grad()
+def test_a_residual_block_drops_what_its_second_convolution_reads() -> None:
+    """As ADM does: what is dropped is one number there, and nine of the block's output."""
+    block = ResnetBlock(4, 4, Options(time_embed_dim=3, norm_groups=2, dropout=0.5)).double()
+    for number, parameter in enumerate(block.parameters()):
+        parameter.copy_(draw(number, *parameter.shape))
+    read: list[Tensor] = []
+    block.conv2.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    x, emb = draw(50, 4, 4, 3, 5), draw(51, 4, 3)
+    whole = block.eval()(x, emb, SEEDS)
+    out = block.train()(x, emb, SEEDS)
+    dropped = layer(0.5)(read[0], SEEDS)
+    assert torch.equal(read[1], dropped)
+    assert (dropped == 0).any()
+    assert torch.allclose(out, x + block.conv2(dropped), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(whole, x + block.conv2(read[0]), rtol=1e-12, atol=1e-12)
 
 
 def gradients(unet: torch.nn.Module, rows: slice) -> tuple[Tensor, list[Tensor]]:

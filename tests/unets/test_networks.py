@@ -28,8 +28,9 @@ def test_any_size_the_strides_divide_and_any_channels(kind: str, patch: int, cha
         given = image_inputs(unet, size=size)
         assert unet(**given, text=draw(3, 2, 3, 24)).shape == (2, channels + 1, *size)
     if step > 1:
-        with pytest.raises(ValueError, match=f"multiples of {step} "):
-            unet(**image_inputs(unet, size=(step, step + 1)), text=draw(3, 2, 3, 24))
+        for size in ((step, step + 1), (step + 1, step)):
+            with pytest.raises(ValueError, match=f"multiples of {step} "):
+                unet(**image_inputs(unet, size=size), text=draw(3, 2, 3, 24))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,6 +132,7 @@ def test_sinusoids() -> None:
     expected = [*map(math.cos, angles), *map(math.sin, angles), 0.0]
     assert torch.allclose(got[1], torch.tensor(expected), atol=1e-6)
     assert got[0].tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert all(torch.equal(sinusoids(torch.tensor([0.0, 2.5], dtype=d), 7), got) for d in (torch.half, torch.double))
 
 
 def test_cosine_log_snr_coordinate() -> None:

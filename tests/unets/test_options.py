@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,76 @@ def test_no_two_layers_drop_by_the_same_number(kind: str) -> None:
     numbers = [m.layer for m in make(kind).modules() if type(m).__name__ == "RowDropout"]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > 1
+
+
+def test_every_option_of_a_configuration_is_taken_from_it() -> None:
+    """Each another value than its default, two alike never; what is no option is passed over."""
+    given: dict[str, Any] = {
+        **{"in_channels": 2, "out_channels": 2, "lowres_channels": 0, "patch_size": 4, "text_dim": 5},
+        **{"text_whitening": True, "text_proj_dim": 6, "text_norm": "group", "text_pooling": "mean", "pool_heads": 7},
+        **{"time_embed_dim": 8, "time_input": "cosine_log_snr", "activation": "gelu", "dropout": 0.5},
+        **{"norm_groups": 9, "residual_scale": 0.25, "shortcut_conv": "always", "head_dim": 10, "qk_norm": True},
+        **{"input_skip": True, "head_channels": 11, "coordinates": True},
+        **{"classes": {"label": 12}, "extra_channels": {"mask": 13}},
+    }
+    assert given.keys() == SHARED.keys()
+    options = Options.of({**given, "width": 3}, sinusoid_dim=14, time_embed_dim=15)
+    assert {name: getattr(options, name) for name in given} == given
+    assert options.sinusoid_dim == 14
+    assert options.stem_channels == (2 + 0 + 13) * 4 * 4
+    assert options.states_dim == 6
+    assert Options(text_dim=5).states_dim == 5
+    assert Options(sinusoid_dim=16).emb_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "described", "width"),
+    [
+        ("base", {"channel_mult": (2, 3)}, 16, 64),  # by model_channels, not by the first level's
+        ("efficient", {"channels": (16, 24)}, 16, 64),
+        ("dit", {"width": 32}, 32, 32),
+        *((kind, {"time_embed_dim": 40}, 16, 40) for kind in ("base", "efficient", "dit")),
+    ],
+)
+def test_the_width_of_the_time_embedding(kind: str, change: dict[str, Any], described: int, width: int) -> None:
+    unet = make(kind, **change)
+    assert unet.time_embedding.linear_1.weight.shape == (width, described)
+    assert unet.time_embedding.linear_2.weight.shape == (width, width)
+    assert unet.options.emb_dim == width
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": -0.001}, "dropout must be at least 0 and below 1, got -0.001"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"dropout": math.nan}, "dropout must be at least 0 and below 1, got nan"),
+        ({"residual_scale": math.nan}, "residual_scale must be above 0, got nan"),
+        ({"residual_scale": -0.5}, "residual_scale must be above 0, got -0.5"),
+        ({"lowres_channels": -1}, "lowres_channels must be at least 0"),
+        ({"input_skip": True, "in_channels": 4}, "the 4 channels of the input .* to the 3 of the output"),
+        ({"input_skip": True, "lowres_channels": 2}, "the 2 of the low-resolution image"),
+        *(({name: 0}, f"^{name} must be at least 1, got 0$") for name in Options.COUNTS),
+        *(({name: "x"}, f"^{name} must be one of .*, got 'x'$") for name in Options.WORDS),
+    ],
+)
+def test_what_is_no_option_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**change)
+
+
+def test_the_nearest_values_are_options() -> None:
+    for change in (
+        {"dropout": 0.0},
+        {"dropout": 0.999},
+        {"residual_scale": 1e-9},
+        {"input_skip": True, "lowres_channels": 0},
+        {"input_skip": True, "lowres_channels": 3},
+        *({name: 1} for name in Options.COUNTS),
+        *({name: word} for name, words in Options.WORDS.items() for word in words),
+        *({name: None} for name in ("text_dim", "text_proj_dim", "pool_heads", "time_embed_dim", "head_channels")),
+    ):
+        assert Options(**change) is not None  # type: ignore[arg-type]
 
 
 def test_a_networks_own_width_of_the_embedding_gives_way_to_one_that_is_given() -> None:

@@ -38,9 +38,10 @@ def test_the_gains_of_the_input_skip_are_linear_in_the_embedding() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("head", [8, 40])  # narrower than the last level, and wider
 @pytest.mark.parametrize("kind", ["base", "efficient"])
-def test_the_head_stands_between_the_last_level_and_the_norm(kind: str) -> None:
-    unet = make(kind, head_channels=40, patch_size=2)
+def test_the_head_stands_between_the_last_level_and_the_norm(kind: str, head: int) -> None:
+    unet = make(kind, head_channels=head, patch_size=2)
     width = unet.config.model_channels if kind == "base" else unet.config.channels[0]
     x = draw(7, 2, width, 3, 5)
     expected = torch.einsum("oc,bchw->bohw", unet.conv_head.weight[:, :, 0, 0], x) + unet.conv_head.bias[:, None, None]

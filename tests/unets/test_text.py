@@ -1,6 +1,5 @@
 """What text does to the networks: masks, padding, the context, independence of the batch."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch.utils import _pytree as pytree
 from tests.unets.helpers import BASE, KINDS, draw, image_inputs, make
 from unets import BaseUNet, TextContext
 from unets.attention import Attention
-from unets.conditioning import AttentionPooling, TextPooling, TextWhitening, trim
+from unets.conditioning import AttentionPooling, TextPooling, trim
 from unets.options import Options
 
 TOLERANCE = {
@@ -107,6 +106,21 @@ def test_a_picture_does_not_depend_on_its_batch(kind: str) -> None:
         assert relative(together[i : i + 1], alone) <= TOLERANCE[kind]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["base", "efficient", "dit"])
+def test_a_context_without_pooling_or_padding_is_selected_and_checked_like_any_other(kind: str) -> None:
+    unet = make(kind, text_pooling="none")
+    given, context = image_inputs(unet), unet(text=draw(5, 3, 4, 24))
+    assert context.pooled is None
+    assert context.mask is None
+    order = torch.tensor([2, 0])
+    got = unet(**given, context=context.select(order))
+    assert relative(got, unet(**given, text=draw(5, 3, 4, 24)[order])) <= TOLERANCE[kind]
+    assert relative(got, unet(**given, context=context.select(order.flip(0)))) > 1e-4
+    with pytest.raises(ValueError, match="context has batch size 3, sample 2; give one row for each picture"):
+        unet(**given, context=context)
+
+
 def test_full_masks_are_dropped_and_common_padding_is_cut() -> None:
     text = draw(9, 2, 4, 6)
     cut, mask = trim(text, torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool(), sync=False)
@@ -116,6 +130,22 @@ def test_full_masks_are_dropped_and_common_padding_is_cut() -> None:
     assert torch.equal(cut, text[:, :3])
     assert mask is not None
     assert mask.tolist() == [[True, True, True], [False, True, False]]
+    cut, mask = trim(text, torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]]).bool(), sync=True)  # the longest is not the first
+    assert torch.equal(cut, text[:, :3])
+    assert mask is not None
+    assert mask.tolist() == [[False, True, False], [True, True, True]]
+
+
+@torch.no_grad()
+def test_of_texts_without_any_real_token_one_is_left() -> None:
+    """The first, which nothing sees: a text has at least one."""
+    text, none = draw(9, 2, 4, 6), torch.zeros(2, 4, dtype=torch.bool)
+    cut, mask = trim(text, none, sync=True)
+    assert torch.equal(cut, text[:, :1])
+    assert mask is not None
+    assert mask.tolist() == [[False], [False]]
+    unet = make("base")
+    assert unet(**image_inputs(unet), text=draw(10, 2, 3, 24), text_mask=torch.zeros(2, 3)).isfinite().all()
 
 
 @torch.no_grad()
@@ -162,6 +192,21 @@ def test_attention_pooling_is_what_it_says() -> None:
     assert relative(pool(text, mask)[0], expected) < 1e-13
 
 
+@torch.no_grad()
+def test_a_softmax_in_float32_rounds_the_weights_of_a_wide_network() -> None:
+    narrow, wide = (AttentionPooling(6, 2, float32_softmax=told).double() for told in (True, False))
+    narrow.load_state_dict(wide.state_dict())
+    text = draw(13, 2, 4, 6)
+    assert 1e-10 < relative(narrow(text), wide(text)) < 1e-6
+    assert narrow(text).dtype == torch.float64
+
+
+def test_what_the_pooling_s_query_learns_starts_as_long_as_one() -> None:
+    torch.manual_seed(0)
+    lengths = [AttentionPooling(256, 4, False).positional_embedding.norm().item() for _ in range(3)]
+    assert all(0.8 < length < 1.2 for length in lengths)  # of 256 draws it is 1 with a deviation of 1 / sqrt(512)
+
+
 def test_pooling_of_one_token_and_heads() -> None:
     for dim, heads in ((4096, 64), (192, 3), (24, 3)):
         with torch.device("meta"):
@@ -191,6 +236,8 @@ def test_without_text() -> None:
         assert not any("add_" in name for name, _ in unet.named_parameters())
         with pytest.raises(ValueError, match="text_dim=None"):
             unet(**given, text=draw(0, 2, 3, 24))
+        with pytest.raises(ValueError, match="text_dim=None"):
+            unet(**given, context=make(kind)(text=draw(0, 2, 3, 24)))
     with pytest.raises(ValueError, match="attention to text alone needs text"):
         make("efficient_cross", text_dim=None)
 
@@ -201,7 +248,7 @@ def test_wrong_text_is_refused() -> None:
     text = torch.zeros(1, 3, 24)
     with pytest.raises(ValueError, match=r"text has shape \(1, 3, 5\); give \(B, L, 24\)"):
         unet(text=torch.zeros(1, 3, 5))
-    for shape in ((1, 0, 24), (3, 24)):  # no token at all would give NaN
+    for shape in ((1, 0, 24), (3, 24), (1, 1, 3, 24)):  # no token at all would give NaN
         for inputs in ({}, given):
             with pytest.raises(ValueError, match=r"text has shape .*; give \(B, L, 24\), L at least 1"):
                 unet(**inputs, text=torch.zeros(shape))
@@ -211,79 +258,6 @@ def test_wrong_text_is_refused() -> None:
         unet(**given)
     with pytest.raises(ValueError, match="exactly one"):
         unet(**given, text=text, context=unet(text=text))
-    with pytest.raises(ValueError, match="text_mask has shape"):
-        unet(**given, text=text, text_mask=torch.ones(1, 4))
-
-
-def correlated_tokens(count: int, dim: int) -> torch.Tensor:
-    """Tokens whose variances span five powers of ten, around a mean far from zero."""
-    mixing = draw(20, dim, dim) * torch.logspace(0, -2.5, dim, dtype=torch.float64)[:, None]
-    return draw(21, count, dim) @ mixing + 3 * draw(22, dim)
-
-
-def whitened(dim: int, ridge: float) -> tuple[TextWhitening, torch.Tensor]:
-    tokens, whitening = correlated_tokens(400, dim), TextWhitening(dim).double()
-    whitening.fit(len(tokens), tokens.mean(0), torch.cov(tokens.T, correction=0), ridge)
-    return whitening, tokens
-
-
-def test_whitened_tokens_are_uncorrelated() -> None:
-    whitening, tokens = whitened(12, ridge=0.0)
-    white = whitening(tokens[None])[0]
-    assert white.mean(0).abs().max() < 1e-9
-    assert (torch.cov(white.T, correction=0) - torch.eye(12)).abs().max() < 1e-6
-    assert (whitening.matrix - whitening.matrix.T).abs().max() < 1e-9  # of all such maps the one that turns nothing
-
-
-def test_the_ridge_keeps_empty_directions_small() -> None:
-    tokens, whitening = draw(23, 100, 6), TextWhitening(6).double()
-    tokens[:, 5] = 0
-    whitening.fit(100, tokens.mean(0), torch.cov(tokens.T, correction=0), ridge=0.01)
-    mean_variance = torch.cov(tokens.T, correction=0).diagonal().mean()
-    assert whitening.matrix[5, 5].item() == pytest.approx((0.01 * mean_variance.item()) ** -0.5)
-
-
-def test_whitening_keeps_weak_directions_in_half_precision() -> None:
-    whitening, tokens = whitened(12, ridge=0.0)
-    exact, narrow = whitening(tokens[None]), whitening.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert (narrow(tokens[None].float()) - exact).abs().max() < 1e-2  # bfloat16 is off by more than 1 here
-
-
-def test_whitening_says_what_it_lacks() -> None:
-    with pytest.raises(ValueError, match="11 tokens of width 6"):
-        TextWhitening(6).fit(11, torch.zeros(6), torch.eye(6))
-    with pytest.raises(ValueError, match="finite"):
-        TextWhitening(6).fit(99, torch.zeros(6), torch.full((6, 6), torch.nan))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_network_reads_its_text_whitened(kind: str, tmp_path: Path) -> None:
-    unet, plain = make(kind, text_whitening=True), make(kind)
-    given, text = image_inputs(unet), draw(3, 2, 5, 24)
-    assert torch.equal(unet(**given, text=text), plain(**given, text=text))  # until it is fitted
-    tokens = correlated_tokens(100, 24)
-    unet.whitening.fit(100, tokens.mean(0), torch.cov(tokens.T))
-    expected = plain(**given, text=unet.whitening(text))  # pooling and attention both
-    assert torch.equal(unet(**given, text=text), expected)
-    assert torch.equal(unet(**given, context=unet(text=text)), expected)
-    unet.save_pretrained(tmp_path)
-    loaded = type(unet).from_pretrained(tmp_path, torch_dtype=torch.float64)
-    assert torch.equal(loaded.whitening.matrix, unet.whitening.matrix)
-    assert "whitening.matrix" not in plain.state_dict()
-
-
-def test_whitening_of_narrow_text_is_that_of_its_exact_values() -> None:
-    """Text that comes in bfloat16 is whitened in float32: only what comes out is rounded, to three digits."""
-    whitening, tokens = whitened(12, ridge=0.0)
-    whitening, text = whitening.float(), (tokens + 3).bfloat16()[None]
-    mean, matrix = (value.double() for value in (whitening.mean, whitening.matrix))
-    exact = (text.double() - mean) @ matrix
-    made = whitening(text)
-    assert made.dtype == torch.bfloat16
-    assert ((made.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-2).all()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(whitening(text), made)
-    rounded = ((text - whitening.mean.bfloat16()) @ whitening.matrix.bfloat16()).double()
-    assert (rounded - exact).abs().max() > 0.5, "numbers that could show no mistake"
+    for shape in ((1, 4), (2, 3), (3,), (1, 3, 24)):
+        with pytest.raises(ValueError, match=r"text_mask has shape .*; give a mask of the text's first two axes"):
+            unet(**given, text=text, text_mask=torch.ones(shape))

@@ -52,7 +52,7 @@ def draw(count: int, seed: int, split: Split, side: int, stages: bool) -> list[I
     if stages:
         views = {
             "64 px: ": ShapesDataset(64, seed, split),
-            "256 px: ": ShapesDataset(256, seed, split, lowres_size=64),
+            "256 px: ": ShapesDataset(256, seed, split),
             "256 of 1024 px: ": ShapesDataset(1024, seed, split, crop=256, lowres_size=256),
         }
     first = next(iter(views.values()))

@@ -186,7 +186,7 @@ class TextCache:
 
     def _find(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Positions in the index, and whether that is truly the caption's."""
-        wanted = np.array([caption_key(caption) for caption in captions], dtype=f"S{KEY_BYTES}")
+        wanted = np.array([caption_key(caption) for caption in captions])
         place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
         return place, self._keys[place] == wanted
 
@@ -207,7 +207,7 @@ class TextCache:
         """
         if not captions:
             raise ValueError("captions is empty; expected at least one")
-        for caption in self.missing(captions)[:1]:
+        for caption in self.missing(captions):
             raise MissingCaption(f"the text cache in {str(self.folder)!r} lacks the caption {caption!r}")
         rows = [self._tokens(int(self._order[place])) for place in self._find(captions)[0]]
         lengths = torch.tensor([len(row) for row in rows])

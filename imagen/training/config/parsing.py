@@ -25,8 +25,8 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
     known = sorted(known)
     leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [leaf[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=1, cutoff=0.6)]
+    near = difflib.get_close_matches(key, known)
+    near = near or [leaf[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf)]
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
@@ -53,7 +53,7 @@ def _check_mapping(tree: Mapping[str, Any], known: Mapping[str, Hint], where: st
     for key, value in tree.items():
         name = f"{prefix}{key}"
         _check_key(name, known, where)
-        if not is_free(known.get(name)) and isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             _check_mapping(value, known, where, name + ".")
 
 

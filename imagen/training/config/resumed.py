@@ -129,7 +129,7 @@ def changed_keys(old: Mapping[str, Any], new: RunSettings, of_task: Changes = NO
     """
     after = flatten(asdict(new))
     defaults = flatten(asdict(type(new)(run_dir=new.run_dir)))  # type: ignore[call-arg]  # what an older one lacks
-    before = {key: value for key, value in defaults.items() if value != {} or key in after} | flatten(old)
+    before = {key: value for key, value in defaults.items() if key in after} | flatten(old)
     warned: list[str] = []
     refused: list[str] = []
     for key in sorted(before.keys() | after.keys()):

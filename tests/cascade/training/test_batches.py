@@ -38,7 +38,7 @@ class Level:
         return None
 
     def inputs(self, part: None, draw: Draw) -> Given:
-        return Given({"level": draw.level, "grain": draw.noise("grain", (2,))})
+        return Given({"level": draw.level, "grain": draw.noise("grain", (3, 2, 2))})
 
 
 def make(*conditions: Any) -> BatchMaker:
@@ -52,6 +52,8 @@ def test_each_condition_gives_the_network_its_arguments() -> None:
     assert batch.inputs.keys() == {"dropout_seeds", "conditions", "level", "grain"}
     assert torch.equal(batch.inputs["conditions"]["label"], torch.where(draws.drop, 0, RAW["label"]))
     assert torch.equal(batch.inputs["level"], draws.aug_level)
+    assert torch.equal(batch.t, draws.t)
+    assert batch.t.dtype == torch.float64
     assert make()(RAW, draws, STEP, range(4)).inputs.keys() == {"dropout_seeds"}
 
 
@@ -63,6 +65,7 @@ def test_a_micro_batch_is_its_rows_of_the_batch_and_what_is_read_serves_other_dr
     for name in ("dropout_seeds", "level", "grain"):
         assert torch.equal(part.inputs[name], whole.inputs[name][2:])
     assert torch.equal(part.noise, whole.noise[2:])
+    assert not (whole.noise == whole.inputs["grain"]).any(), "each purpose has noise of its own"
     again = maker.redrawn(whole, other, STEP + 1, range(4))
     assert torch.equal(again.image, whole.image)
     assert not (again.noise == whole.noise).any()

@@ -22,11 +22,10 @@ from imagen.cli.sample import main as sample
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
-from imagen.stages.folder import SavedStage, read_run, write_run
+from imagen.stages.folder import read_run
 from imagen.stages.spec import StageDefaults
-from imagen.text.reading import TextDefaults
 from imagen.training.trainer import Trainer
-from tests.factories import WIDTH, tiny_base, tiny_pipeline, tiny_sr
+from tests.factories import WIDTH, save_stage, tiny_base, tiny_pipeline, tiny_sr
 from tests.factories import sample as draw
 
 BASE = {"unet.text_dim": WIDTH, "train.steps": 2, "text.max_length": 12, "sampling.num_inference_steps": 2}
@@ -226,12 +225,9 @@ def stage_run(folder: Path, slot: str, conditions: dict[str, Any], **options: An
     sizes, unet = {"size": 16}, tiny_base(text_dim=None, **options)
     if slot != "base":
         sizes, unet = {"size": 32, "lowres_size": 16}, tiny_sr(text_dim=None, **options)
-    model = folder / "model"
-    unet.save_pretrained(model / "unet")
-    make_scheduler("ddim", CosineSchedule(), "sample").save_pretrained(model / "scheduler")
     defaults = StageDefaults(num_inference_steps=1, **sizes)
-    parts = (model / "unet", model / "scheduler", TextDefaults(), 16)
-    write_run(model, SavedStage(slot, defaults, *parts, conditions=conditions))
+    rule = make_scheduler("ddim", CosineSchedule(), "sample")
+    save_stage(folder / "model", slot, unet, rule, defaults=defaults, conditions=conditions)
     return folder
 
 

@@ -44,3 +44,22 @@ def test_dropping_does_not_depend_on_the_noise_level():
     draws = [draw_batch(2, step, 50, 0.5, True) for step in range(200)]
     t, drop = torch.cat([d.t for d in draws]), torch.cat([d.drop for d in draws])
     assert abs(t[drop].mean() - t[~drop].mean()) < 0.02
+
+
+def test_time_level_and_dropping_are_drawn_apart():
+    """In a run whose times are not spread, too: one number for two of them would tie the noise of the two pictures."""
+    for stratified in (True, False):
+        draws = [draw_batch(2, step, 8, 0.5, stratified) for step in range(300)]
+        drawn = torch.stack(
+            [torch.cat([getattr(d, name).double() for d in draws]) for name in ("t", "drop", "aug_level")]
+        )
+        assert (torch.corrcoef(drawn) - torch.eye(3)).abs().max() < 0.1
+
+
+def test_rows_are_those_of_every_draw():
+    draws = draw_batch(1, 2, 6, 0.5, True)
+    part = draws.rows(range(2, 5))
+    for name in ("t", "drop", "aug_level"):
+        assert torch.equal(getattr(part, name), getattr(draws, name)[2:5])
+    assert draws.t.dtype == draws.aug_level.dtype == torch.float64
+    assert draws.drop.dtype == torch.bool

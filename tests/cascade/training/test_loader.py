@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tarfile
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from imagen.cascade.training.config.parsing import parse
+from imagen.cascade.training.config.run import RunConfig, StageTrainConfig
 from imagen.cascade.training.inputs.source import make_source
 from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
@@ -86,3 +88,51 @@ def test_a_loader_s_worker_gives_all_its_batches_after_a_signal_to_the_whole_job
     os.kill(worker.pid, signal.SIGTERM)
     keys += [key for batch in loader for key in batch["key"]]
     assert len(keys) == len(set(keys)) == 12 * settings.train.batch_size
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """stream(lanes) -> a run's configuration and its stream; nothing is read of it."""
+
+    def make(lanes: int, **train):
+        with tarfile.open(tmp_path / "a.tar", "w"):
+            pass
+        data = DataConfig("shards", str(tmp_path / "a.tar"), streaming=True, lanes=lanes, shuffle=3)
+        how = StageTrainConfig(**{"batch_size": 8, "accumulation": 2, "steps": 9, **train})
+        settings = RunConfig(str(tmp_path / "run"), data=data, train=how)
+        return settings, make_source(settings)
+
+    return make
+
+
+@pytest.mark.parametrize(("workers", "processes", "threads"), [(0, 0, 1), (1, 1, 1), (3, 1, 3)])
+def test_a_stream_is_read_by_one_worker_on_as_many_threads_as_there_would_be_workers(
+    stream, workers, processes, threads
+):
+    settings, source = stream(4, num_workers=workers)
+    loader = make_loader(settings, source, 5, 1, 2)
+    batches = loader.dataset
+    assert (loader.num_workers, batches.threads, loader.batch_size) == (processes, threads, None)
+    assert (batches.source, batches.start_step, batches.num_steps, batches.accumulation) == (source, 5, 9, 2)
+    assert (batches.mine, batches.each) == (range(2, 4), 1)
+    assert str(batches.lengths) == f"{settings.run_dir}/shards.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("lanes", "told"), [(3, "3 lanes cannot be shared out over 2"), (8, "batch of 8 cannot be cut")]
+)
+def test_lanes_that_do_not_divide_the_work_are_told(stream, lanes, told):
+    with pytest.raises(ConfigError, match=f"^data: .*{told}"):
+        make_loader(*stream(lanes), 0, 0, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_stored_pictures_are_loaded_by_workers_that_outlive_a_signal_and_end_with_the_run(workers):
+    settings = RunConfig("run", train=StageTrainConfig(num_workers=workers, batch_size=6))
+    loader = make_loader(settings, make_source(settings), 0, 0, 1)
+    assert loader.num_workers == workers
+    assert loader.worker_init_fn is outlive_one_signal
+    context = loader.multiprocessing_context
+    assert (None if context is None else context.get_start_method()) == ("fork" if workers else None)
+    with pytest.raises(ConfigError, match="^data: .*batch of 6 cannot be divided"):
+        list(make_loader(settings, make_source(settings), 0, 0, 4))

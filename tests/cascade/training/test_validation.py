@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
+from imagen.cascade.training.config.sections import ScheduleConfig, StageConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.network import make_unet
 from imagen.cascade.training.task import StageTask
-from imagen.cascade.training.validation import Validation
+from imagen.cascade.training.validation import Validation, validation_source
+from imagen.data.config import DataConfig
+from imagen.data.sources import Note
 from imagen.errors import ConfigError
 from imagen.evaluation.curves import read_metrics as read_curve
 from imagen.training.processes import Processes
 from imagen.training.trainer import Trainer
+from tests.factories import redraw
 
 HELD_OUT = {"kind": "shapes", "split": "heldout"}
 CHANGES = {
@@ -37,11 +42,8 @@ def make(settings: RunConfig) -> Validation:
 
 
 def redrawn(settings: RunConfig):
-    unet = make_unet(settings)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        unet.conv_out.weight.normal_(std=0.1)
-    return unet
+    """A network of which every layer counts, so that dropout would show."""
+    return redraw(make_unet(settings), 1)
 
 
 def test_two_processes_measure_what_one_does(config):
@@ -83,6 +85,7 @@ def test_every_picture_meets_every_level(config):
     validation.objective = spy  # type: ignore[assignment]
     table = validation.table(make_unet(settings), Processes())
     levels = torch.tensor([1 / 6, 3 / 6, 5 / 6], dtype=torch.float64)
+    assert torch.equal(validation.t, levels)
     torch.testing.assert_close(table, levels[:, None].expand(3, 7))
     pictures = torch.cat([image for t, image, _ in seen if t[0] < 0.2])
     held = validation.source
@@ -157,8 +160,6 @@ def test_mistakes_are_told_in_one_line(config, changes, message):
 
 
 def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, tmp_path):
-    from PIL import Image
-
     folder = tmp_path / "held"
     folder.mkdir()
     Image.new("RGB", (9, 9)).save(folder / "a.png")
@@ -168,6 +169,37 @@ def test_too_few_pictures_or_a_missing_folder_are_told_before_training(config, t
     held["data"] = {"kind": "folder", "path": str(tmp_path / "nowhere")}
     with pytest.raises(ConfigError, match="^validation.data: "):
         Trainer(StageTask(config(validation=held)))
+
+
+def test_what_is_passed_over_is_told_once_and_levels_that_are_one_are_refused(config):
+    settings = config(**CHANGES)
+    validation = make(settings)
+    skipped, repaired = Note("a.png", "skipped", "is empty"), Note("b.png", "repaired", "turned")
+    with pytest.warns(UserWarning, match=r"^validation: a.png is empty; another picture takes its place$") as said:
+        validation._tell([repaired, skipped, skipped])
+    validation._tell([skipped])
+    assert len(said) == 1
+    flat = replace(settings.stage, schedule=ScheduleConfig(max_log_snr=0.001))
+    with pytest.raises(ConfigError, match="validation.levels 3: some have the same log-SNR, use fewer"):
+        make(replace(settings, stage=flat))
+
+
+def test_as_many_pictures_as_there_are_can_be_held_out_and_no_more(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    held = LossPerLevelConfig(data=DataConfig("folder", str(tmp_path), resize="area"), samples=3)
+    settings = RunConfig("run", stage=StageConfig(size=8), validation=held)
+    assert validation_source(settings).length == 3
+    with pytest.raises(ConfigError, match="validation.samples 4 is more than the 3 pictures of validation.data"):
+        validation_source(replace(settings, validation=replace(held, samples=4)))
+    drawn = [
+        validation_source(
+            replace(settings, train=StageTrainConfig(seed=run), validation=replace(held, data=DataConfig(), seed=seed))
+        )[0].image
+        for run, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert torch.equal(drawn[0], drawn[1]), "the run's seed has no say"
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("section", ["data", "validation.data"])

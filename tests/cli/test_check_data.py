@@ -1,0 +1,80 @@
+"""What python -m imagen.cli.check_data tells of the pictures that it has read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen.cli.check_data import examine, report
+from imagen.data.pictures import PictureDataset, StreamDataset
+from imagen.data.prepare import Prepare, Want
+from imagen.data.records import FolderRecords
+from imagen.data.sources import Note
+from imagen.data.tar import ShardStream
+from imagen.training.telling import SkipFile
+from tests.data.test_shards import tar
+
+
+def test_skipped_ones_are_told_first_and_of_each_sort_the_commonest() -> None:
+    notes = [Note("r0", "repaired", "turned")]
+    notes += [Note(f"s{n}", "skipped", f"has {n} channels") for n in range(2)]
+    notes += [Note(f"e{n}", "skipped", "is empty") for n in range(4)]
+    notes += [Note(f"m{n}", "repaired", "P made RGB") for n in range(3)]
+    notes += [Note("r0", "repaired", "P made RGB"), Note("t", "skipped", "x" * 99 + "12345")]
+    assert report(20, notes).splitlines() == [
+        "20 pictures: 13 usable, 4 of them repaired; 7 not usable",
+        "       4 skipped: is empty (e0, e1, e2, ...)",
+        "       2 skipped: has # channels (s0, s1)",
+        f"       1 skipped: {'x' * 99}# (t)",
+        "       4 repaired: P made RGB (m0, m1, m2, ...)",
+        "       1 repaired: turned (r0)",
+    ]
+    assert report(3, notes[8:10]).splitlines()[1:] == ["       2 repaired: P made RGB (m1, m2)"]
+    assert report(3, [Note(f"m{n}", "repaired", "P") for n in range(3)]).splitlines()[1:] == [
+        "       3 repaired: P (m0, m1, m2)"
+    ]
+    assert report(5, []) == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"
+
+
+def pictures() -> dict[str, bytes]:
+    """Seven: the third is empty, the sixth no picture, the fourth and the seventh named wrongly."""
+    found = {}
+    for number in range(7):
+        path = Path(f"{number}.png")
+        image, kind = Image.fromarray(np.full((4, 4, 3), number, np.uint8)), "JPEG" if number in (3, 6) else "PNG"
+        image.save(path, kind)
+        found[path.name] = {2: b"", 5: b"no picture"}.get(number, path.read_bytes())
+        path.write_bytes(found[path.name])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_every_picture_is_read_once_and_told_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "p").mkdir()
+    monkeypatch.chdir(tmp_path / "p")
+    prepare, files = Prepare(Want(4, captions="optional")), pictures()
+    source: PictureDataset | StreamDataset
+    if kind == "folder":
+        source = PictureDataset(FolderRecords(tmp_path / "p"), prepare)
+        keys = [f"{number}.png" for number in (2, 3, 5, 6)]
+    else:
+        names = sorted(files)
+        for shard, some in enumerate((names[:3], names[3:])):
+            tar(tmp_path / f"{shard}.tar", {name: files[name] for name in some})
+        source = StreamDataset(ShardStream([str(tmp_path / "*.tar")]), prepare, lanes=2)
+        keys = ["0.tar/2", "1.tar/3", "1.tar/5", "1.tar/6"]
+    found = SkipFile(tmp_path / "checked.jsonl", source.length, 0.2)
+    length, notes = examine(source, 0, found)
+    expected: list[Any] = [*zip(keys, ["skipped", "repaired", "skipped", "repaired"], strict=True)]
+    assert (length, found.read) == (7, 7)
+    assert [(note.key, note.action) for note in notes] == expected
+    written = [json.loads(line) for line in (tmp_path / "checked.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["action"]) for line in written] == expected
+    assert found.exceeded == (kind == "folder"), "2 of 7; of a stream more are read before it ends a run"
