@@ -164,7 +164,7 @@ def _read(path: Path) -> tuple[list[str], Rows]:
     """Names of the columns, and the rows."""
     kind = path.suffix.lower()
     if kind in (".jsonl", ".ndjson"):
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        lines = path.read_bytes().splitlines()  # json passes over a byte order mark by itself
         rows = [_json_row(line, number) for number, line in enumerate(lines) if line.strip()]
         # of all rows: one without a caption, which is allowed, may be the first
         return list(dict.fromkeys(name for row in rows if not isinstance(row, Unusable) for name in row)), rows

@@ -35,3 +35,11 @@ def test_one_picture_that_is_not_finite_is_told(picture: int) -> None:
         ValueError, match="stage base made numbers that are not finite: .*, or torch.float32 overflowed"
     ):
         run_stage(bare(), Job([], [1, 2], CPU), callback=spoil)
+
+
+@pytest.mark.parametrize("lost", ["sr256_unet", "sr256_scheduler"])
+def test_a_stage_is_there_with_network_and_scheduler(lost: str) -> None:
+    pipe = tiny_pipeline(**{lost: None})
+    assert list(pipe.stage_defaults) == ["base", "sr1024"]
+    with pytest.raises(ValueError, match="size=32: this model makes 16, 64 px"):
+        pipe.settings(size=32)

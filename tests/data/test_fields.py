@@ -25,6 +25,7 @@ STORED = {
     "bool": HALF > 0,
     "0.0 and 1.0": HALF.astype(np.float32) / 255,
     "-1.0 and 1.0": HALF.astype(np.float32) / 127.5 - 1,
+    "-1.0 and half of the range": np.where(HALF > 0, np.float32(0), np.float32(-1)),
     "16 bits": HALF.astype(np.uint16) * 257,
     "barely": np.where(HALF > 0, 128, 127).astype(np.uint8),
 }

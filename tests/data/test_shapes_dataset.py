@@ -98,6 +98,20 @@ def test_crops_aim_at_objects_and_still_vary() -> None:
     assert (np.histogram2d(*corners.T, bins=3)[0] > 5).all()
 
 
+def test_every_object_is_aimed_at_and_stands_anywhere_in_its_window() -> None:
+    dataset = ShapesDataset(512, seed=3, crop=128, category="relation")
+    seen, places = [], []
+    for index in range(300):
+        objects = dataset.scene(index)[2].objects
+        x0, y0, x1, y1 = dataset.window(index, dataset.scene(index)[2])
+        inside = [x0 <= thing.x <= x1 and y0 <= thing.y <= y1 for thing in objects]
+        seen.append(inside)
+        places += [((o.x - x0) * 4, (o.y - y0) * 4) for o, here in zip(objects, inside, strict=True) if here]
+    first, second = np.sum(seen, axis=0)
+    assert min(first, second) > 0.7 * max(first, second) > 40, "the second thing as often as the first"
+    assert np.mean(places, axis=0) == pytest.approx((0.5, 0.5), abs=0.06)
+
+
 def test_patterns_have_one_phase_in_all_crops_that_must_invent_them() -> None:
     dataset = ShapesDataset(256, seed=9, crop=64, lowres_size=64)
     corners = np.array([dataset.window(i, dataset.scene(i)[2])[:2] for i in range(200)]) * 8

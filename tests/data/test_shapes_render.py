@@ -131,6 +131,14 @@ def test_edges_are_antialiased_and_colours_exact() -> None:
     assert np.allclose(half[3, :, 0], [0, 0.5, 1, 1, 0.5, 0], atol=1e-6)
 
 
+def test_every_object_is_drawn_the_later_over_the_earlier() -> None:
+    places = ((0.2, (255, 0, 0)), (0.7, (0, 255, 0)), (0.8, (0, 0, 255)))
+    things = [Placed(x, 0.5, 0.15, rgb, "square") for x, rgb in places]
+    made = render(Scene(tuple(things), BLACK), 40)
+    for at, rgb in ((0.2, (1, 0, 0)), (0.63, (0, 1, 0)), (0.75, (0, 0, 1)), (0.87, (0, 0, 1)), (0.45, (0, 0, 0))):
+        assert tuple(made[20, int(at * 40)]) == rgb
+
+
 def filled(
     pattern: str, size: int, window: tuple[float, float, float, float] = (0.375, 0.375, 0.625, 0.625)
 ) -> np.ndarray:

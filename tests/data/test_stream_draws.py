@@ -136,6 +136,8 @@ def test_every_shard_of_a_stream_is_examined_from_its_first_record() -> None:
     assert [None if sample is None else sample.key for sample, _ in states] == [None, "0-1", None, None, "1-1", None]
     assert [note.key for _, notes in states for note in notes] == ["0-0", "0-2", "1-0", "1-2"]
     assert list(source.captions()) == [("a star",)] * 2
+    first = StreamDataset(Same(1, 12), Prepare(Want(64), crop=8), seed=1).head(12)
+    assert len(torch.stack([sample.image for sample in first]).flatten(1).unique(dim=0)) == 12, "windows of their own"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ def test_a_judged_picture_says_all_that_was_seen() -> None:
     assert (right.tile.text, right.tile.ok, right.tile.picture) == (ONE, True, entry.picture)
 
 
+def test_the_truth_of_a_prompt_is_its_own_and_the_same_every_time() -> None:
+    first, again, other = truth_pictures([prompt(ONE, 1), prompt(ONE, 1), prompt(ONE, 2)], 64)
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+    assert [picture.size for picture in truth_pictures([prompt(ONE)] * 2, 32)] == [(32, 32)] * 2
+
+
 def test_pictures_are_judged_against_prompts_of_other_facts_alone() -> None:
     """A small red star passes for "a red star", and for nothing else here."""
     star = check(truth_pictures([prompt("a small red star")], 64)[0], parse("a small red star"))
@@ -195,6 +201,8 @@ def test_some_are_judged_at_both_sizes_and_every_one_once(
     assert seeds == {"64": [3, 4, 5, 6, 7], "1024": [3, 4]}
     assert [made["shares"]["overall"]["successes"] for made in content["results"].values()] == [5, 2]
     assert set(content["controls"]) == {"rendered truth", "rendered truth, other prompts", "samples, other prompts"}
+    of_all = {name: control["trials"] for name, control in content["controls"].items() if "other" in name}
+    assert len({*of_all.values()}) == 1, "of all pictures, not of the larger ones alone"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["sheet_1024.png", "sheet_64.png"]
     printed = capsys.readouterr().out
     assert "train, 64 px" in printed

@@ -130,8 +130,10 @@ def test_the_largest_object_shows_the_pattern() -> None:
     prompts = [prompt("a large striped red star"), prompt("a large red star"), prompt("a large dotted red star")]
     truth = truth_pictures(prompts, 256)
     empty = flat(128, 128, 128, side=256)
-    asked = [prompts[0], prompts[0], prompts[2], prompts[2]]
-    assert superres.shows_pattern(asked, [truth[0], truth[1], truth[2], empty]) == [True, False, True, False]
+    both = truth_pictures([prompt("a large striped red star above a small dotted blue ring")], 256)[0]
+    asked = [prompts[0], prompts[0], prompts[2], prompts[2], prompts[0], prompts[2]]
+    shown = [truth[0], truth[1], truth[2], empty, both, both]
+    assert superres.shows_pattern(asked, shown) == [True, False, True, False, True, False]
 
 
 class Upscaler:

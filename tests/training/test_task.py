@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -237,6 +238,14 @@ def test_each_process_has_its_share_of_every_micro_batch(make: Callable[..., Reg
     for step, (keys, _) in enumerate(whole):
         pieces = [parts[rank][2 * step + micro][0] for micro in range(2) for rank in range(2)]
         assert [key for piece in pieces for key in piece] == keys
+
+
+def test_only_the_first_process_writes_and_tells(make: Callable[..., RegressionConfig], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    config = make(grid={"every": 0})
+    assert Trainer(RegressionTask(config), Progress(12, 0, told := io.StringIO())).fit()
+    assert not Path(config.run_dir).exists()
+    assert told.getvalue() == ""
 
 
 def test_accumulation_changes_rounding_alone(make: Callable[..., RegressionConfig]) -> None:
