@@ -169,6 +169,9 @@ def test_patterns_are_judged_where_they_are_seen_and_swapped_where_the_input_doe
     assert [*columns] == ["input", "bicubic", "model", "truth", "word swapped"][: 4 + (more == 2)]
     sides = {name: [picture.width for picture in pictures] for name, pictures in columns.items()}
     assert sides == {name: [low if name == "input" else size] * 3 for name in columns}
+    truth = [picture.tobytes() for picture in truth_pictures([*plain, *patterned], size)]
+    for name in ("model", "truth"):
+        assert [picture.tobytes() for picture in columns[name]] == truth
     swapped = [(["a large dotted red star", "a large checkered blue ring"], low, size)] if more == 2 else []
     assert upscale.calls == [([one.text for one in some], low, size) for some in (plain, patterned)] + swapped
 
@@ -210,6 +213,9 @@ def test_every_stage_is_checked_on_as_many_prompts_as_asked_for(
     ]
     assert {one["stage"] for one in content["bicubic"]} == {*stages}
     assert all(one["passes"] for one in content["model"])
+    each = {(one["stage"], one["name"]): one["values"] for one in content["model"]}
+    for stage, name in [key for key in each if key[0].startswith("text")]:  # the same pictures, for it draws the truth
+        assert each[stage, name] == each[stage.removeprefix("text -> "), name]
     printed = capsys.readouterr().out
     assert "model: pass" in printed
     assert "control: bicubic enlargement fails, as it must" in printed
