@@ -92,9 +92,7 @@ def check_loaded(encoder: TextEncoder, info: dict[str, Any], name: str) -> None:
         embeddings = encoder.embeddings
         tables = {"embedding": embeddings.token_embedding.weight, "position": embeddings.position_embedding.weight}
     for what, table in tables.items():
-        if table.device.type != "meta" and not bool(
-            table.float().std() > 0
-        ):  # of numbers that are not finite it is NaN
+        if table.device.type != "meta" and not bool(table.float().std() > 0):  # NaN where not all are finite
             raise ValueError(f"text encoder {name!r}: the {what} table is constant or not finite; the file is damaged")
 
 
