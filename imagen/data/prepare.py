@@ -99,7 +99,7 @@ class Prepare:
             Unusable: why it cannot be made.
         """
         if self.want.captions == "required" and not record.captions:
-            raise Unusable("has no caption")
+            raise Unusable(f"has no caption{record.looked and ': '}{record.looked}")
         fields: dict[str, Value] = {
             name: kind.read(record.fields.get(name), name, record.root)
             for name, kind in self.want.fields.items()

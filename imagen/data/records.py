@@ -12,6 +12,8 @@ from .decode import IMAGE_SUFFIXES, Raw, Unusable
 Captions = tuple[str, ...]
 CLASS = "class"  # for a field: the name of the folder that a picture lies in
 NOTHING: Mapping[str, Any] = {}
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+KINDS = {**dict.fromkeys(TABLES, "table"), ".tar": "shards"}  # of files that are given for a folder
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Record:
         captions: all that the item has, of which training draws one; empty without any.
         fields: what else it has, by name and as it is stored; what that means is for :mod:`imagen.data.fields` to say.
         root: folder that paths in texts are relative to; None: a text is no path.
+        looked: where captions were looked for, told where there are none.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Record:
     captions: Captions = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     root: Path | None = None
+    looked: str = field(default="", compare=False)
 
 
 Item = Record | Unusable
@@ -150,7 +154,9 @@ class FolderRecords:
                 raise Unusable(f"has no file of its name in the {name} folder")
         for name, ending in self.beside.items():
             fields[name] = path.parent.name if ending == CLASS else path.with_suffix(ending)
-        return Record(path.name, path, self.captions(number), fields)
+        return Record(
+            path.name, path, self.captions(number), fields, looked=f"there is no {self.ending} file beside it"
+        )
 
 
 def caption_lines(data: bytes, name: str) -> Captions:
@@ -185,6 +191,10 @@ def _by_stem(root: Path) -> dict[str, Path]:
 
 def _find_files(root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
     """Sorted by their paths inside the folder; hidden ones are passed over."""
+    if root.is_file():
+        kind = KINDS.get(root.suffix.lower())
+        use = f"use data.kind {kind}" if kind else "give the folder it is in"
+        raise ValueError(f"{str(root)!r} is a file, no folder: {use}")
     if not root.is_dir():
         raise ValueError(f"there is no folder {str(root)!r}; expected one with pictures")
     paths = [

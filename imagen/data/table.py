@@ -42,6 +42,11 @@ class Columns:
         self.caption = pick_column(names, places.caption, places.free(CAPTION_COLUMNS), f"caption {what}")
         self.fields = {name: pick_column(names, place, (), f"{name} {what}") for name, place in places.fields.items()}
         self.root, self.classes = root, classes
+        others = ", ".join(name for name in names if name != self.image)
+        free = ", ".join(places.free(CAPTION_COLUMNS))
+        self.looked = f"the column {self.caption!r} is empty there"
+        if self.caption is None:
+            self.looked = f"looked for a column {free}; data.caption_column names another, of {others or 'none'}"
 
     def path(self, row: Row) -> str:
         """The path of the row's picture as the table has it; empty for a picture without one."""
@@ -58,7 +63,7 @@ class Columns:
         """The row's picture, captions and fields."""
         image = picture_of(row.get(self.image), self.root, f"column {self.image!r} has no picture")
         fields = {name: self._cell(row, column) for name, column in self.fields.items()}
-        return Record(self.path(row), image, self.captions(row), fields, self.root)
+        return Record(self.path(row), image, self.captions(row), fields, self.root, self.looked)
 
     def _cell(self, row: Row, column: str) -> Any:
         """The cell; of class labels with its name, and None where a row has no label, which is -1."""
@@ -131,7 +136,8 @@ def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], 
     found = wanted if wanted is not None else next((name for name in usual if name in names), None)
     if (found is None and needed) or (found is not None and found not in names):
         missing = repr(found) if found is not None else f"(looked for {', '.join(usual)})"
-        raise ValueError(f"there is no {what} {missing}; the columns are {', '.join(names)}")
+        key = f"; data.{what.split()[0]}_column names another" if usual else ""
+        raise ValueError(f"there is no {what} {missing}; the columns are {', '.join(names)}{key}")
     return found
 
 
@@ -173,7 +179,8 @@ def _read(path: Path) -> tuple[list[str], Rows]:
     if kind == ".parquet":
         parquet = ParquetRows(path)
         return parquet.names, parquet
-    raise ValueError(f"{str(path)!r} is no table: expected .jsonl, .csv, .tsv or .parquet")
+    use = "use data.kind shards" if kind == ".tar" else "expected .jsonl, .csv, .tsv or .parquet"
+    raise ValueError(f"{str(path)!r} is no table: {use}")
 
 
 def _json_row(line: bytes, number: int) -> Row | Unusable:
@@ -193,6 +200,11 @@ def _read_cells(path: Path, delimiter: str) -> tuple[list[str], Rows]:
         )
         try:
             names = next(lines, [])
+            if len(names) == 1 and any(other in names[0] for other in ";|\t"):
+                raise ValueError(
+                    f"{str(path)!r} has one column, {names[0]!r}: its cells must be separated by "
+                    f"{'tabs' if delimiter != ',' else 'commas'}"
+                )
             remedy = "quote its caption" if quoted else "take the tab out of its caption"
             return names, list(_cell_rows(lines, names, remedy))
         except csv.Error as error:

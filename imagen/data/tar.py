@@ -204,7 +204,9 @@ def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes]
         if needed not in endings:
             raise Unusable(f"has no {name} .{needed}")
         fields[name] = read(needed) if column is None else _json_of(read).get(column)
-    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, places), fields)
+    usual = f".txt, .cls or .json with {' or '.join(places.free(CAPTION_COLUMNS))}"
+    looked = f"looked for {usual if places.ending is None else places.ending}; data.caption_ending names another"
+    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, places), fields, looked=looked)
 
 
 def _file_and_key(place: str) -> tuple[str, str | None]:

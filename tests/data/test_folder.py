@@ -171,7 +171,9 @@ def test_a_missing_caption_skips_the_picture_or_is_empty_if_allowed(tmp_path: Pa
     save(tmp_path, "b.png", caption=None)
     sample = folder(tmp_path, 8)[1]
     assert (sample.key, sample.caption) == ("a.png", "a picture")
-    assert [*map(tuple, sample.notes)] == [("b.png", "skipped", "has no caption")] * len(sample.notes)
+    assert [*map(tuple, sample.notes)] == [
+        ("b.png", "skipped", "has no caption: there is no .txt file beside it")
+    ] * len(sample.notes)
     assert sample.notes
     assert folder(tmp_path, 8, captions="optional")[1].caption == ""
 

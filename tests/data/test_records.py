@@ -158,9 +158,9 @@ def test_a_caption_that_a_comma_cuts_is_not_trained_on(tmp_path: Path) -> None:
     assert reasons == [
         "line 2 has more cells than the header: quote its caption",
         "line 5 has text behind a closing quote: double the quotes inside a cell",
-        "has no caption",
+        "has no caption: the column 'text' is empty there",
     ]
-    with pytest.raises(ValueError, match=r"no image column .*; the columns are a, b$"):
+    with pytest.raises(ValueError, match=r"no image column .*; the columns are a, b; data.image_column names another$"):
         read_table(tmp_path / "t.csv", "a,b\n0.png,a cat, asleep\n")
 
 
@@ -185,7 +185,7 @@ def test_a_jsonl_s_columns_are_those_of_all_rows(tmp_path: Path) -> None:
     content = "\n".join(["{broken", *map(json.dumps, lines)])
     captions, reasons = read_table(tmp_path / "t.jsonl", content)
     assert captions == ["a cat"]
-    assert reasons[1:] == ["has no caption"]
+    assert reasons[1:] == ["has no caption: the column 'text' is empty there"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_class_labels_become_words(tmp_path: Path) -> None:
     made.save_to_disk(str(tmp_path))
     dataset = PictureDataset(HubRecords(str(tmp_path)), Prepare(Want(8), template="a photo of a {}"))
     assert list(dataset.captions()) == [("a photo of a red fox",), ("a photo of a owl",), (), ("a photo of a red fox",)]
-    assert [note.reason for note in dataset.examine(2)[1]] == ["has no caption"]
+    assert [note.reason for note in dataset.examine(2)[1]] == ["has no caption: the column 'label' is empty there"]
     with pytest.raises(ValueError, match="cannot be loaded"):
         HubRecords(str(tmp_path / "nowhere"))
 
