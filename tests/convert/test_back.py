@@ -151,6 +151,13 @@ def test_texts_and_checkers_come_from_the_stage_that_has_them(source: Path, lost
     assert there == networks | parts
     assert {name for name, part in pipe.components.items() if part is not None} == there
     assert licences == ["LICENSE"]
+    assert (source / "model" / "LICENSE").read_text() == (source / "I" / "LICENSE").read_text()
+    (source / "II" / "LICENSE").unlink()  # a link to the file that all tests share
+    (source / "II" / "LICENSE").write_text("other terms")
+    (source / "I" / "NOTICE").write_text("whose it is")
+    _, licences = convert([str(source / "II"), str(source / "I")], source / "both")
+    assert licences == ["LICENSE", "LICENSE-2", "NOTICE"], "of both, and under one name each where they differ"
+    assert (source / "both" / "LICENSE-2").read_text() == "other terms"
     index = json.loads((source / "model" / "model_index.json").read_text())
     assert all(index[name][1] for name in there), "also where the other checkpoint lists it as missing"
     assert read_model(source / "model")["sr256"].defaults.lowres_size == 16

@@ -63,6 +63,8 @@ def test_pictures_are_found_in_order_with_their_captions(tmp_path: Path) -> None
     assert dataset[0].image.shape == (3, 8, 8)
     assert dataset[0].image.dtype == torch.float32
     assert dataset[0].lowres is None
+    tmp_path.rename(hidden := tmp_path.parent / ".cache")
+    assert len(folder(hidden, 8)) == 3, "only what is hidden inside the folder is passed over"
 
 
 def test_pixels_are_kept(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_the_shift_is_the_largest_of_the_channels_whatever_its_sign(shift: tuple
     assert color_shift(before, large) == pytest.approx(9), "of the object alone"
     noisy = np.full((32, 32, 3), 100) + np.where(np.arange(32) % 2, 40, -40)[:, None, None]
     assert color_shift(flat(100, 100, 100), Image.fromarray(noisy.astype(np.uint8))) == pytest.approx(0), "means"
+    noisy = np.full((8, 8, 3), 100) + np.where(np.arange(8) % 2, 40, -40)[:, None, None]
+    assert color_shift(flat(100, 100, 100), Image.fromarray(noisy.astype(np.uint8))) == pytest.approx(0), "noise"
 
 
 def test_an_object_is_what_differs_from_the_border_in_any_channel() -> None:
