@@ -39,14 +39,16 @@ class Columns:
         self, names: Sequence[str], places: Places, what: str, root: Path, classes: Mapping[str, Any] = NOTHING
     ) -> None:
         self.image: str = pick_column(names, places.image, IMAGE_COLUMNS, f"image {what}", needed=True)
-        self.caption = pick_column(names, places.caption, places.free(CAPTION_COLUMNS), f"caption {what}")
+        usual = places.free(CAPTION_COLUMNS)
+        self.caption = pick_column(names, places.caption, usual, f"caption {what}")
         self.fields = {name: pick_column(names, place, (), f"{name} {what}") for name, place in places.fields.items()}
         self.root, self.classes = root, classes
         others = ", ".join(name for name in names if name != self.image)
-        free = ", ".join(places.free(CAPTION_COLUMNS))
         self.looked = f"the column {self.caption!r} is empty there"
         if self.caption is None:
-            self.looked = f"looked for a column {free}; data.caption_column names another, of {others or 'none'}"
+            self.looked = (
+                f"looked for a column {', '.join(usual)}; data.caption_column names another, of {others or 'none'}"
+            )
 
     def path(self, row: Row) -> str:
         """The path of the row's picture as the table has it; empty for a picture without one."""

@@ -30,7 +30,10 @@ def test_the_first_usual_column_is_taken_whatever_the_table_s_order(usual: list[
         found = columns([*there, "image"]) if usual is CAPTIONS else columns(there)
         assert (found.caption if usual is CAPTIONS else found.image) == usual[first]
     assert columns(["image"]).caption is None
-    with pytest.raises(ValueError, match=r"no image column of 't' \(looked for file_name, image, path, .*are a, text$"):
+    with pytest.raises(
+        ValueError,
+        match=r"no image column of 't' \(looked for file_name, image, path, .*are a, text; data.image_column",
+    ):
         columns(["a", "text"])
 
 
