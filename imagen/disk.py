@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = ".in-use"
+_HELD: set[Path] = set()  # locks that this process has
 
 
 def sync(path: Path) -> None:
@@ -83,32 +84,36 @@ def occupied(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file; give a folder to write to")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path, here = folder.resolve() / LOCK, f"process {os.getpid()} on {platform.node()}"
+    busy = f"{str(folder)!r} is being written to by {{}}: wait for it to end, or stop it"
+    if path in _HELD:  # a lock is the process's: it would be given once more, and closing the file would lose it
+        raise ValueError(busy.format(here))
     while True:
         stream = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child that outlives us keeps it
+        except (BlockingIOError, PermissionError):
             stream.seek(0)
             owner = stream.read().strip() or "another process"
             stream.close()
-            raise ValueError(
-                f"{str(folder)!r} is being written to by {owner}: wait for it to end, or stop it"
-            ) from None
+            raise ValueError(busy.format(owner)) from None
         except OSError as error:  # a file system without locks
-            warnings.warn(
-                f"{str(folder)!r} cannot be locked ({error}): see that no other process writes to it", stacklevel=3
-            )
+            told = f"{str(folder)!r} cannot be locked ({error}): see that no other process writes to it"
+            warnings.warn(told, stacklevel=3)
         if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
             break
         stream.close()  # of an owner that ended just now, and removed it
     stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {platform.node()}")
+    stream.write(here)
     stream.flush()
+    _HELD.add(path)
     try:
         yield
     finally:
+        _HELD.discard(path)
         path.unlink(missing_ok=True)
         stream.close()
         with contextlib.suppress(OSError):

@@ -62,13 +62,32 @@ def test_another_command_is_refused_in_one_line_until_its_owner_is_dead(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_child_that_outlives_its_owner_keeps_nothing(tmp_path: Path) -> None:
+    """As a process that loads pictures, which was forked."""
+    fork = HOLD.replace("print('held', flush=True); time.sleep(60)", "child = os.fork(); time.sleep(60 * (not child))")
+    end = "; print(child, flush=True); os.kill(os.getpid(), 9)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", f"import os, {fork.removeprefix('import ')}{end}", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout
+    child = int(owner.stdout.readline())
+    owner.wait()
+    try:
+        with occupied(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_where_nothing_can_be_locked_the_owner_is_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
     with pytest.warns(UserWarning, match="cannot be locked.*no other process"), occupied(tmp_path / "run"):
         pass
 

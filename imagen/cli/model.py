@@ -108,7 +108,9 @@ def _load_parts(args: argparse.Namespace, model: Model) -> ImagenPipeline:
         return ImagenPipeline.from_pretrained(model.folder, dtype=dtype)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ConfigError) or (isinstance(error, ValueError) and reason.startswith("model ")):
+        if isinstance(error, ConfigError) or (
+            isinstance(error, ValueError) and reason.startswith(f"model {args.model!r}")
+        ):
             raise
         raise ValueError(f"model {args.model!r} cannot be loaded: {reason}; save or fetch it again") from error
 

@@ -29,7 +29,7 @@ def read_metrics(path: Path, key: str) -> dict[str, Curve]:
     """
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     keys: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             entry = json.loads(line)
         except ValueError as error:
@@ -48,13 +48,20 @@ def read_metrics(path: Path, key: str) -> dict[str, Curve]:
     return dict(curves)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def read_alignment(path: Path) -> dict[str, Any]:
     """A result of the alignment command.
 
     Raises:
         ValueError: another kind of file, or one without a training step.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(_text(path))
     if not isinstance(content, dict) or content.get("kind") != "alignment":
         raise ValueError(f"{path} is not a result of the alignment command; expected its alignment.json")
     if content.get("train_step") is None:

@@ -20,9 +20,10 @@ from imagen.cli.compose import main as compose
 from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model, load
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.record import Picture, Writer
-from imagen.cli.sample import _out_folder, check_read, main, parser, read_prompts, sample
+from imagen.cli.sample import check_read, main, parser, read_prompts, sample
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
+from imagen.disk import out_folder
 from imagen.errors import Stopped
 from imagen.stages.folder import INDEX, SavedStage, write_run
 from imagen.stages.spec import FORMAT_VERSION, StageDefaults
@@ -63,7 +64,7 @@ def test_a_run_is_loaded_in_the_dtype_asked_for(tmp_path: Path) -> None:
     tiny_base(text_dim=None).save_pretrained(stage.unet)
     make_scheduler("ddim", CosineSchedule(), "sample").save_pretrained(stage.scheduler)
     for dtype in ("float32", "bfloat16"):
-        pipe = _load_parts(Namespace(model="m", dtype=dtype), find_model(str(tmp_path)))
+        pipe = _load_parts(Namespace(model="m", dtype=dtype, text=None), find_model(str(tmp_path)))
         assert pipe.base_unet.dtype == getattr(torch, dtype)
 
 
@@ -89,13 +90,13 @@ def test_a_pipeline_s_folder_is_one_whatever_else_lies_in_it(tmp_path: Path) -> 
 def test_a_model_that_fails_to_load_is_named_once(tmp_path: Path) -> None:
     tiny_pipeline(sr256_unet=None, sr1024_unet=None, tokenizer=None, text_encoder=None).save_pretrained(tmp_path)
     name, model = str(tmp_path), find_model(str(tmp_path))
-    loaded = _load_parts(Namespace(model=name, dtype="bfloat16"), model)
+    loaded = _load_parts(Namespace(model=name, dtype="bfloat16", text=None), model)
     assert loaded.base_unet.dtype == torch.bfloat16
     (tmp_path / "base_scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(ValueError, match="^model '.*' cannot be loaded: (?!.*cannot be loaded)(?!.*; save or fetch)"):
-        _load_parts(Namespace(model=name, dtype="float32"), model)
+        _load_parts(Namespace(model=name, dtype="float32", text=None), model)
     with pytest.raises(ValueError, match="^model 'other' cannot be loaded: .*; save or fetch it again$"):
-        _load_parts(Namespace(model="other", dtype="float32"), model)
+        _load_parts(Namespace(model="other", dtype="float32", text=None), model)
 
 
 @pytest.mark.parametrize("offload", [True, False])
@@ -182,7 +183,9 @@ def test_a_composed_pipeline_is_stored_in_the_dtype_asked_for(
     tiny_pipeline(**parts, base_unet=tiny_base(text_dim=None)).save_pretrained(tmp_path / "old")
     out = tmp_path / "new"
     assert compose(["--base", str(tmp_path / "old"), "--out", str(out), "--dtype", "bf16"]) == 0
-    assert capsys.readouterr().out == f"{out}: base_unet, base_scheduler\n"
+    first, following = capsys.readouterr().out.splitlines()
+    assert first == f"{out}: base_unet, base_scheduler"
+    assert following == f'next: python sample.py "what to show" --model {out}'
     tensors = load_file(out / "base_unet" / "diffusion_pytorch_model.safetensors").values()
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
 
@@ -222,8 +225,8 @@ def test_seeds_and_folders_that_cannot_be(
     assert run("a", "--seed", str(2**62 + 1)) == 2
     assert f"--seed is {2**62 + 1}; expected an integer from 0 to {2**62}" in capsys.readouterr().err
     for _ in range(2):
-        assert _out_folder(str(run.out / "deep" / "er")).is_dir()
-    monkeypatch.setattr("imagen.cli.sample.os.access", lambda *_: False)
+        assert out_folder(str(run.out / "deep" / "er")).is_dir()
+    monkeypatch.setattr("imagen.disk.os.access", lambda *_: False)
     assert run("a") == 2
     assert f"--out '{run.out}' cannot be written to; give another folder" in capsys.readouterr().err
 

@@ -53,7 +53,7 @@ SETTINGS = {  # of the picture that is written
     "preset": None,
     "lora": [],
 }
-ELSEWHERE = {"help", "prompt", "prompts", "model", "out", "image", "preset", "offload", "lora"} | set(OPTIONS)
+ELSEWHERE = {"help", "prompt", "prompts", "model", "text", "out", "image", "preset", "offload", "lora"} | set(OPTIONS)
 
 
 def test_every_option_has_a_value_here() -> None:

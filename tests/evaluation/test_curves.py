@@ -216,5 +216,5 @@ def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: Any) -> None:
     assert main(["curves", "--metrics", str(tmp_path / "nowhere.jsonl")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "nowhere.jsonl" in error
+    assert error.startswith("imagen.evaluation curves: error: ")
+    assert "nowhere.jsonl cannot be read: No such file" in error

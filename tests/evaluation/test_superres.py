@@ -240,7 +240,7 @@ def test_what_cannot_be_checked_is_one_line(
 ) -> None:
     monkeypatch.setattr(superres, "load", lambda args: Perfect(suite("heldout", 1), (64,)))
     assert main(["superres", "--model", "m", *options]) == 2
-    assert capsys.readouterr().err == f"error: {told}\n"
+    assert capsys.readouterr().err == f"imagen.evaluation superres: error: {told}\n"
 
 
 def test_a_control_that_passes_at_one_stage_is_told(

@@ -13,6 +13,7 @@ from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import known_keys, one_line, parse, to_yaml, unknown_key
 from imagen.training.config.sections import OptimConfig, RunSettings, TrainConfig, ValidationConfig
+from imagen.training.config.values import is_free
 
 COMMAND = ("fit.py", "Fit a line.")
 
@@ -43,7 +44,7 @@ def test_an_unknown_key_names_the_nearest_or_else_all(key: str, hint: str) -> No
 def test_the_keys_are_those_of_sections_in_sections_too_and_some_take_any() -> None:
     keys = known_keys(Settings)
     assert {"run_dir", "optim", "optim.lr", "validation.data", "validation.data.crop", "data.fields"} <= keys.keys()
-    assert {key for key, takes_any in keys.items() if takes_any} == {"free", "data.fields", "validation.data.fields"}
+    assert {key for key, hint in keys.items() if is_free(hint)} == {"free", "data.fields", "validation.data.fields"}
     assert keys.keys() & {"lr", "data.fields.label", "optim.crop", "crop"} == set()
 
 
@@ -106,8 +107,10 @@ def test_a_wrong_value_is_told_in_one_line_and_a_section_s_own_words_as_they_are
 
 def test_one_line_leaves_out_what_only_a_parser_s_author_reads() -> None:
     lines = ["Parser key", "  Subtypes: (a, b)", "", "Errors:", "  - odd", "Given value type: str", "Given value: x"]
-    assert one_line(ValueError("\n".join(lines))) == "wrong value for - odd Given value: x"
-    assert one_line(ValueError('Key "other" are required')) == 'Key "other" are required'
+    assert one_line(ValueError("\n".join(lines)), {}) == "Parser key - odd Given value: x"
+    lines[0] = 'Parser key "a.b":'
+    assert one_line(ValueError("\n".join(lines)), {"a.b": int}) == "wrong value for 'a.b': x; expected a whole number"
+    assert one_line(ValueError('Key "other" are required'), {}) == 'Key "other" are required'
 
 
 def test_without_arguments_the_command_line_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     words = ["--captions", str(tmp_path / "captions.txt"), "--out", str(tmp_path / "c"), "--text.encoder", clip]
     assert encode_captions([*words, "--text.max_length", "21", "--device", "cpu"]) == 2
     assert capsys.readouterr().err.endswith(f"text cache: error: {far}\n")
-    assert not list((tmp_path / "c").iterdir()), "nothing is begun that cannot be ended"
+    assert not (tmp_path / "c").exists(), "nothing is begun that cannot be ended"
 
 
 def test_a_caption_of_few_letters_and_many_tokens_is_told_of_when_it_is_cut(config: Config, clip: str) -> None:

@@ -36,12 +36,13 @@ def test_dropped_labels_are_the_null_and_no_other():
     assert not given.values
 
 
-@pytest.mark.parametrize("numbers", [(3,), (3, None)])
+@pytest.mark.parametrize("numbers", [(3,), (0,), (3, None), (0, 4)])
 def test_every_picture_sees_its_label_and_the_unconditional_branch_none(numbers):
     network = tiny_base(classes=CLASSES)
     branches = ("unconditional", "conditional")
     given = Labels(numbers, CPU).given(Target(network, branches, (16, 16), 4))
-    expected = [3, 3, 3, 3] if len(numbers) == 1 else [3, 3, 5, 5]
+    first, last = numbers[0], 5 if numbers[-1] is None else numbers[-1]
+    expected = [first, first, last, last]
     seen = given.select(given.stacked(branches, torch.arange(4))).named["label"].tolist()
     assert seen == [5, 5, 5, 5, *expected]
 

@@ -170,6 +170,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stem = root / "folder" / "stars" / f"{number:02d}"
         stem.with_suffix(".png").write_bytes(png(number))
         stem.with_suffix(".txt").write_text(f"star {number}")
+        stem.with_suffix(".json").write_text(f"a star of {number}")
         with Image.open(stem.with_suffix(".png")) as image:
             image.save(root / "profiled" / f"{number:02d}.png", icc_profile=profile(DISPLAY_P3))
         (root / "profiled" / f"{number:02d}.txt").write_text(f"star {number}")
@@ -199,6 +200,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "image_column": (TABLE, {"image_column": "other"}),
     "caption_column": (TABLE, {"caption_column": "second"}),
     "captions": (FOLDER, {"captions": "class"}),
+    "caption_ending": (FOLDER, {"caption_ending": "json"}),
     "template": (FOLDER, {"template": "a photo of a {}"}),
     "conditioning": (FOLDER, {"conditioning": "pairs"}),
     "embedding": (FOLDER, {"embedding": "npy"}),
