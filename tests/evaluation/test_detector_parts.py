@@ -69,6 +69,12 @@ def test_the_background_is_the_plane_through_the_border_s_colours_but_what_stick
     np.testing.assert_allclose(_plane(picture.astype(np.float32)), plane, atol=0.02)
 
 
+def test_what_is_like_the_border_in_one_channel_alone_is_no_background() -> None:
+    colors = np.full((64, 64, 3), 100, np.float32)
+    colors[0, :20] = (100, 100, 200)  # an object that reaches into the border
+    assert np.abs(_plane(colors) - 100).max() < 1e-3
+
+
 def test_pictures_are_judged_at_64_or_256_px_by_means() -> None:
     for given, side in ((64, 64), (100, 64), (128, 64), (191, 64), (192, 256), (256, 256), (300, 256), (1024, 256)):
         pixels = np.random.default_rng(given).integers(0, 256, (given, given, 3), dtype=np.uint8)
