@@ -73,7 +73,7 @@ def test_a_scheduler_thresholds_as_its_entries_say(changes: dict[str, Any], expe
     ],
 )
 def test_what_networks_of_the_family_may_have(changes: dict[str, Any]) -> None:
-    unet_arguments({**TINY_I, **changes}, "here")
+    assert unet_arguments({**TINY_I, **changes}, "here").keys() == unet_arguments(TINY_I, "here").keys()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_networks_of_the_family_may_have(changes: dict[str, Any]) -> None:
 )
 def test_what_they_may_not_have_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^here: {message}"):
-        unet_arguments({**TINY_I, **changes}, "here")
+        assert unet_arguments({**TINY_I, **changes}, "here").keys() == unet_arguments(TINY_I, "here").keys()
 
 
 @pytest.mark.parametrize(

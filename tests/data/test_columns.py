@@ -20,7 +20,7 @@ CAPTIONS = ["caption", "text", "captions", "label"]
 
 
 def columns(names: list[str], places: Places | None = None, **options: Any) -> Columns:
-    return Columns(names, places or Places(), "column of 't'", Path("/root"), **options)
+    return Columns(names, places or Places(), "column of 't'", Path("/table"), **options)
 
 
 @pytest.mark.parametrize("usual", [IMAGES, CAPTIONS])
@@ -110,9 +110,9 @@ def test_numbers_of_classes_become_names_in_captions_and_in_fields() -> None:
 @pytest.mark.parametrize(
     ("cell", "image", "name"),
     [
-        ("a.png", Path("/root/a.png"), "a.png"),
+        ("a.png", Path("/table/a.png"), "a.png"),
         ({"bytes": b"1", "path": "a.png"}, b"1", "a.png"),
-        ({"bytes": None, "path": "a.png"}, Path("/root/a.png"), "a.png"),
+        ({"bytes": None, "path": "a.png"}, Path("/table/a.png"), "a.png"),
         ({"bytes": b"1", "path": None}, b"1", ""),
         ({"bytes": b"1"}, b"1", ""),
         (b"1", b"1", ""),
@@ -120,7 +120,7 @@ def test_numbers_of_classes_become_names_in_captions_and_in_fields() -> None:
 )
 def test_a_picture_is_a_path_in_the_table_s_folder_or_its_bytes(cell: Any, image: Any, name: str) -> None:
     record = columns(["image"]).record({"image": cell})
-    assert (record.image, record.name, record.captions, record.root) == (image, name, (), Path("/root"))
+    assert (record.image, record.name, record.captions, record.root) == (image, name, (), Path("/table"))
 
 
 @pytest.mark.parametrize("cell", [None, "", 7, ["a.png"], {}, {"bytes": None, "path": None}, {"path": ""}])

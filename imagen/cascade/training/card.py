@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from imagen.disk import write_text
+from imagen.disk import read_json, write_text
 from imagen.stages.folder import RECORD
 
 CARD, PICTURES = "README.md", "samples"
@@ -61,13 +62,12 @@ def write_card(pipeline: Any, sources: Mapping[str, Path], out: Path) -> None:
 
 def read_run_facts(run: Path) -> dict[str, Any]:
     """Configuration, step, images, and the last loss and held-out loss of a run's folder, where they are there."""
+    record, metrics = read_json(run / "model" / RECORD), run / "metrics.jsonl"
     facts = {"config": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))}
-    facts |= {
-        key: json.loads((run / "model" / RECORD).read_text(encoding="utf-8")).get(key) for key in ("step", "images")
-    }
-    metrics = run / "metrics.jsonl"
+    facts |= {key: record.get(key) for key in ("step", "images")}
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        facts |= {key: value for key, value in json.loads(line).items() if key in ("loss", "val_loss")}
+        with contextlib.suppress(ValueError):  # the last line of a run that was killed may be cut
+            facts |= {key: value for key, value in json.loads(line).items() if key in ("loss", "val_loss")}
     return facts
 
 

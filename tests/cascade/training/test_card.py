@@ -33,7 +33,7 @@ def run(config: Callable[..., RunConfig], tmp_path: Path) -> Path:
         {"step": 600, "val_loss": 0.25},
         {"step": 1200, "loss": 0.125},
     ]
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), '{"step": 1210, "lo']))
     for step in (600, 1200):
         (folder / "samples" / f"step-{step:08d}.png").write_bytes(b"%d" % step)
     return folder
