@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from imagen.data.folder import FolderRecords
 from imagen.data.hub import HubRecords, HubStream
 from imagen.data.order import StepSampler
 from imagen.data.pictures import PictureDataset, StreamBatches, StreamDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords
 from imagen.data.sources import collate
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords, ShardStream

@@ -61,8 +61,11 @@ class DataConfig:
     null is area in a new run, and else what the run began with; all kinds but shapes"""
     rules: Literal[1, 2] | None = None
     """how stored pictures are found and read: 2 (colours as their profiles mean them, in sRGB; names in shards may hold
-    dots) or 1 (the numbers in the file; names in shards end at the first dot); null is 2 in a new run, and else what
-    the run began with; all kinds but shapes"""
+    dots; links to folders are followed, and every format of Pillow is known; none is enlarged unless min_size allows
+    it) or 1 (none of these); null is 2 in a new run, and else what the run began with; all kinds but shapes"""
+    min_size: int | None = None
+    """pixels that the shorter side of a picture must have, else it is skipped; null is the stage's size, below which a
+    picture is enlarged and blurred (any size where rules are 1); all kinds but shapes"""
     flip: bool = False
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
@@ -73,6 +76,7 @@ class DataConfig:
         require(self.crop is None or self.crop > 0, f"data.crop {self.crop} must be positive or null")
         share = self.max_skipped_share
         require(0 <= share <= 1, f"data.max_skipped_share {share} must lie in [0, 1]: 0.01 allows one in a hundred")
+        require(self.min_size is None or self.min_size > 0, f"data.min_size {self.min_size} must be positive or null")
         require(self.lanes > 0, f"data.lanes {self.lanes} must be positive")
         require(self.shuffle > 0, f"data.shuffle {self.shuffle} must be positive; 1 keeps the stored order")
         template = self.template
@@ -104,7 +108,9 @@ class DataConfig:
             "caption_column": ("table", "hub", "shards"),
             "captions": ("folder",),
             "caption_ending": ("folder", "shards"),
-            **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize", "rules"), stored),
+            **dict.fromkeys(
+                ("template", "conditioning", "embedding", "flip", "square", "resize", "rules", "min_size"), stored
+            ),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
         }

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .naming import is_foreign
 from .profiles import DEEP, to_srgb
 
 Raw = Path | bytes | Image.Image | NDArray[Any]
 Pixels = NDArray[Any]  # (H, W, C): uint8 in [0, 255], or float32 in [-1, 1]
 Picture = Pixels | Image.Image  # of 8 bits PIL's own, in mode L or RGB: copying a large one into an array costs time
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"})
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's own conversion
 _NUMPY_MAGIC = b"\x93NUMPY"
@@ -83,11 +82,27 @@ def decode(raw: Raw, name: str, channels: int = 3, profiles: bool = True) -> Dec
     except Unusable:
         raise
     except UnidentifiedImageError:  # its own message holds an address in memory
-        raise Unusable("is no picture of a known format") from None
+        suffix = PurePosixPath(name).suffix
+        named = f", and {suffix} is none that is read: convert it to PNG" if is_foreign(suffix) else ""
+        raise Unusable(f"is no picture of a known format{named}") from None
     except Exception as error:  # damaged files make decoders raise anything: struct.error, zlib.error, IndexError, ...
         raise Unusable(f"cannot be read as a picture: {type(error).__name__}: {_one_line(error)}") from error
     told = tuple(dict.fromkeys(f"read with a warning: {_one_line(warning.message)}" for warning in warned))
     return _with_channels(Decoded(decoded.picture, decoded.repairs + told), channels)
+
+
+def stored(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        Unusable: there is none, or it cannot be read.
+    """
+    try:
+        if path.is_fifo():  # it would wait for ever
+            raise Unusable("cannot be read: Is a pipe")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from error
 
 
 def _one_line(message: object) -> str:
@@ -99,7 +114,7 @@ def _open(raw: Raw, name: str, profiles: bool) -> Decoded:
         return Decoded(_from_array(raw))
     if isinstance(raw, Image.Image):
         return _from_pil(raw, name, profiles)
-    data = raw.read_bytes() if isinstance(raw, Path) else raw
+    data = stored(raw) if isinstance(raw, Path) else raw
     if not data:
         raise Unusable("the file is empty")
     if data.startswith(_NUMPY_MAGIC):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decode import Decoded, Picture, Pixels, Raw, Unusable, decode, to_pixels
+from .decode import Decoded, Picture, Pixels, Raw, Unusable, decode, stored, to_pixels
 
 Value = Tensor | int
 
@@ -193,9 +193,9 @@ def content_of(raw: Any, name: str, root: Path | None) -> Any:
         raise Unusable(f"has no {name}")
     raw = root / raw if isinstance(raw, str) and root is not None else raw
     try:
-        return raw.read_bytes() if isinstance(raw, Path) else raw
-    except OSError as error:
-        raise Unusable(f"{name} cannot be read: {error.strerror}") from error
+        return stored(raw) if isinstance(raw, Path) else raw
+    except Unusable as error:
+        raise Unusable(f"{name} {error}") from error
 
 
 def picture_of(raw: Any, root: Path | None, otherwise: str) -> Raw:

@@ -8,10 +8,11 @@ from typing import Literal, cast
 
 from .config import OWN, DataConfig
 from .fields import Kind
+from .folder import CLASS, FolderRecords
 from .hub import HubRecords, HubStream
 from .pictures import PictureDataset, StreamDataset
 from .prepare import Prepare, Want
-from .records import CLASS, FolderRecords, Places, Records
+from .records import Places, Records
 from .shapes.dataset import ShapesDataset
 from .streams import Stream
 from .table import TableRecords
@@ -35,7 +36,9 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
         return ShapesDataset(
             want.size, seed, split, data.crop, want.lowres_size, data.category, data.places, want.fields
         )
-    prepare = Prepare(want, data.crop, data.square, data.flip, data.template, data.resize or "area", data.rules != 1)
+    least = data.min_size or (1 if data.rules == 1 else want.size)
+    resize, profiles = data.resize or "area", data.rules != 1
+    prepare = Prepare(want, data.crop, data.square, data.flip, data.template, resize, profiles, least)
     if data.streaming:
         return StreamDataset(make_stream(data), prepare, seed, data.lanes, data.shuffle)
     return PictureDataset(make_records(data), prepare, seed)
@@ -50,7 +53,7 @@ def make_records(data: DataConfig) -> Records:
     path = data.path or ""  # DataConfig has checked it
     if data.kind == "folder":
         fields = {name: _in_folder(name, at) for name, at in data.places.items()}
-        return FolderRecords(path, data.captions, fields, data.caption_ending or "txt")
+        return FolderRecords(path, data.captions, fields, data.caption_ending or "txt", data.rules or 2)
     if data.kind == "table":
         return TableRecords(path, _places(data))
     if data.kind == "hub":

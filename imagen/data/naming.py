@@ -1,4 +1,4 @@
-"""Which files of a shard make an item, by their names alone."""
+"""What a file is by its name alone, and which files of a shard make an item."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from .decode import IMAGE_SUFFIXES
-
 CAPTION_ENDINGS = ("txt", "cls", "json")
+COMMON = "png jpg jpeg webp bmp gif tif tiff npy"  # endings of what is read; rules 1 know these alone
+FURTHER = """
+    apng avif avifs blp bw cur dcx dds dib fit fits flc fli ftc ftu gbr icb icns ico iim im j2c j2k jfif jp2 jpc jpe jpf
+    jpx mpo msp pbm pcd pcx pfm pgm pnm ppm psd pxr qoi ras rgb rgba sgi tga vda vst xbm xpm
+"""  # of what Pillow reads besides, without what it only knows by name or needs a program for
+OTHERS = """
+    arw cr2 cr3 dcm dicom dng emf eps exr hdr heic heif hif jxl jxr nef nii orf psb raf rw2 svg svgz wdp wmf xcf
+"""  # of pictures that are not read
+FIRST, FOREIGN = frozenset(COMMON.split()), frozenset(OTHERS.split())
+READ = FIRST | frozenset(FURTHER.split())
 FileT = TypeVar("FileT")
 
 
-def is_picture(ending: str) -> bool:
-    """Whether files of this ending, written without its dot, hold pictures; of ``cond.png`` the last part counts."""
-    return f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES
+def is_picture(ending: str, rules: int = 2) -> bool:
+    """Whether files of this ending, with or without its dot, hold pictures that can be read; of ``cond.png`` the last
+    part counts. Rules 1 know fewer formats.
+    """
+    return ending.rpartition(".")[2].lower() in (FIRST if rules == 1 else READ)
+
+
+def is_foreign(ending: str) -> bool:
+    """Whether files of this ending hold pictures of a format that is not read."""
+    return ending.rpartition(".")[2].lower() in FOREIGN
 
 
 def is_hidden(name: str) -> bool:
@@ -36,7 +51,8 @@ def split_item(files: Mapping[str, FileT], named: Sequence[str]) -> dict[str, di
         named: endings of fields and captions that the configuration names.
 
     Returns:
-        for each item what its path has beyond the first dot ("" for none), and its files by ending.
+        for each item what its path has beyond the one up to the first dot ("" for none, or ``.01``), and its files by
+        ending: the two with a dot between them are what ``files`` called it, behind a dot.
     """
     longest_first = sorted(named, key=len, reverse=True)
     items: dict[str, dict[str, FileT]] = {}
@@ -44,7 +60,7 @@ def split_item(files: Mapping[str, FileT], named: Sequence[str]) -> dict[str, di
         ending = next(
             (one for one in longest_first if rest == one or rest.endswith(f".{one}")), rest.rpartition(".")[2]
         )
-        items.setdefault(rest.removesuffix(ending).rstrip("."), {})[ending] = file
+        items.setdefault(f".{rest}".removesuffix(f".{ending}"), {})[ending] = file
     if not any(map(is_picture, items.get("", ()))):
         return items
     captions = {*CAPTION_ENDINGS, *named}

@@ -41,8 +41,7 @@ class Want:
 class Prepare:
     """Callable: a record and randomness -> a sample.
 
-    A picture is decoded (:func:`imagen.data.decode.decode`), cut to its largest square and resized to ``size``
-    (a smaller picture is enlarged).
+    A picture is decoded (:func:`imagen.data.decode.decode`), cut to its largest square and resized to ``size``.
 
     Args:
         want: what samples hold: ``lowres``, the picture itself made small, and paired pictures are over the same
@@ -54,6 +53,7 @@ class Prepare:
         resize: ``"area"``: means over areas, and bicubic where a picture is enlarged; ``"bicubic"``: PIL's bicubic in
             both directions, and its box for the low-res picture, which is another reduction of the same original.
         profiles: take colours from the profiles of files (:mod:`imagen.data.profiles`).
+        min_size: pixels that the shorter side of a picture must have; from there up to ``size`` it is enlarged.
 
     Raises:
         ValueError: sizes or words that do not fit.
@@ -68,12 +68,13 @@ class Prepare:
         template: str | None = None,
         resize: Resize = "area",
         profiles: bool = True,
+        min_size: int = 1,
     ) -> None:
         check_choice("square", square, get_args(Square))
         check_choice("captions", want.captions, ("required", "optional"))
         check_choice("resize", resize, get_args(Resize))
         self.want, self.square, self.flip, self.template, self.resize = want, square, flip, template, resize
-        size, self.profiles = want.size, profiles
+        size, self.profiles, self.min_size = want.size, profiles, min_size
         self.crop = size if crop is None else crop
         self.paired = {name: kind for name, kind in want.fields.items() if isinstance(kind, Paired)}
         self.reduce: Literal["area", "box"] = "area" if resize == "area" else "box"  # of smaller pictures
@@ -107,6 +108,7 @@ class Prepare:
         }
         where = 0.5 if self.square == "center" else rng.random()
         decoded = decode(record.image, record.name, self.want.channels, self.profiles)
+        told = self._told(extent(decoded.picture), record.captions)
         pixels = resize_square(cut_square(decoded.picture, where), self.want.size, self.resize)
         pairs, more = self._paired(record, extent(decoded.picture), where)
         flipped = self.flip and rng.random() < 0.5
@@ -121,7 +123,25 @@ class Prepare:
             lowres = shown(resize_square(pixels, self.want.lowres_size, self.reduce))
         fields.update((name, self.paired[name].finish(shown(pair))) for name, pair in pairs.items())
         notes = [Note(key, "repaired", repair) for repair in (*decoded.repairs, *more)]
+        notes += [Note(key, "noted", one) for one in told]
         return Sample(key, shown(pixels), self._draw_caption(record.captions, rng), lowres, fields=fields), notes
+
+    def _told(self, stored: tuple[int, int], captions: tuple[str, ...]) -> list[str]:
+        """What the owner of a picture of this extent, with these captions, should know. Raises: Unusable."""
+        height, width = stored
+        side = min(stored)
+        if side < self.min_size:
+            raise Unusable(
+                f"is {width} x {height} pixels, smaller than {self.min_size} (data.min_size, or else the stage's size)"
+            )
+        told = []
+        if side < self.want.size:
+            told.append(f"is {width} x {height} pixels, enlarged to {self.want.size}")
+        if max(stored) > 2 * side:
+            told.append(f"is {width} x {height} pixels, of which more than half are cut off")
+        if captions and not all(captions):
+            told.append("has an empty caption")
+        return told
 
     def _paired(self, record: Record, stored: tuple[int, int], where: float) -> tuple[dict[str, Pixels], list[str]]:
         """The whole pictures that are paired with one of the extent `stored`, and what was repaired in them."""

@@ -14,10 +14,14 @@ from .fields import Value
 
 
 class Note(NamedTuple):
-    """What became of a bad picture or caption: a line of ``skipped.jsonl``."""
+    """What became of a bad picture or caption: a line of ``skipped.jsonl``.
+
+    *Skipped* pictures are not used, *repaired* ones were changed to be read; of *noted* ones, which are used as they
+    are, the owner should know.
+    """
 
     key: str
-    action: Literal["skipped", "repaired"]
+    action: Literal["skipped", "repaired", "noted"]
     reason: str
 
 

@@ -193,7 +193,7 @@ def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes]
     """
     files = {name: _file_and_key(place) for name, place in places.fields.items()}
     others = [ending for ending, _ in files.values()]
-    pictures = sorted(ending for ending in endings if is_picture(ending) and ending not in others)
+    pictures = sorted(ending for ending in endings if is_picture(ending, places.rules) and ending not in others)
     if not pictures:
         raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
     if len(pictures) > 1 and places.rules != 1:
@@ -230,7 +230,7 @@ def _split(stem: str, files: Mapping[str, FileT], places: Places) -> Iterator[tu
     items = {"": dict(files)} if places.rules == 1 else split_item(files, _named(places))
     for more, found in items.items():
         fault = next((entry for entry in found.values() if isinstance(entry, str)), None)
-        yield (f"{stem}.{more}" if more else stem), found, fault
+        yield f"{stem}{more}", found, fault
 
 
 class _Header(tarfile.TarInfo):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from imagen.cli.check_data import examine, report
+from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords
 from imagen.data.sources import Note
 from imagen.data.tar import ShardStream
 from imagen.training.telling import SkipFile

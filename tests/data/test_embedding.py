@@ -16,10 +16,11 @@ from PIL import Image
 
 from imagen.data.decode import Unusable
 from imagen.data.fields import Encoded
+from imagen.data.folder import FolderRecords
 from imagen.data.hub import HubRecords, HubStream
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords, Places, Records
+from imagen.data.records import Places, Records
 from imagen.data.sources import collate
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords, ShardStream

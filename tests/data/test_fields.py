@@ -96,7 +96,7 @@ BAD_MASKS = [
     ([1, 2], "has no mask picture"),
     ({"bytes": None, "path": "0.png"}, "has no mask picture"),
     (b"", "mask picture: the file is empty"),
-    (Path("/nowhere.png"), "mask picture: cannot be read as a picture: FileNotFoundError"),
+    (Path("/nowhere.png"), "mask picture: cannot be read: No such file"),
     (np.zeros((2, 2, 5), np.uint8), "mask picture: has 5 channels"),
 ]
 

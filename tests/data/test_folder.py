@@ -11,9 +11,9 @@ from PIL import Image
 
 from imagen.data.decode import Unusable, decode
 from imagen.data.fields import Paired
+from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -206,7 +206,7 @@ def test_a_caption_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     save(tmp_path, "a.png").with_suffix(".txt").write_bytes(b"caf\xe9")
     sample, notes = folder(tmp_path, 8).examine(0)
     assert sample is None
-    assert "a.txt is not UTF-8" in notes[0].reason
+    assert "caption .txt is not UTF-8" in notes[0].reason
 
 
 def test_one_of_several_captions_is_drawn(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from imagen.data.decode import Unusable
+from imagen.data.folder import FolderRecords
 from imagen.data.naming import is_hidden, split_item
-from imagen.data.records import USUAL, FolderRecords, Places, Record
+from imagen.data.records import USUAL, Places, Record
 from imagen.data.tar import ShardRecords, ShardStream
 
 Files = Sequence[tuple[str, bytes]]

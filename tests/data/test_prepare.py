@@ -12,9 +12,10 @@ from PIL import Image
 
 from imagen.data.decode import NothingUsable, Unusable
 from imagen.data.fields import Encoded, Label, Paired
+from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords, Record
+from imagen.data.records import Record
 from imagen.data.sources import Sample, collate
 from imagen.data.transforms import cut_square, item_rng, nearest_square, resize_square, to_tensor
 

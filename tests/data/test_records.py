@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from imagen.data.decode import Unusable
+from imagen.data.folder import FolderRecords
 from imagen.data.hub import HubRecords
 from imagen.data.pictures import PictureDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords, Places, Records
+from imagen.data.records import Places, Records
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords, ShardStream
 

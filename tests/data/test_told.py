@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from imagen.data.decode import NothingUsable
+from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset
 from imagen.data.prepare import Prepare, Want
-from imagen.data.records import FolderRecords, Places, Records
+from imagen.data.records import Places, Records
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords
 from tests.data.test_naming import png, shard

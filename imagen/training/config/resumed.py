@@ -28,7 +28,7 @@ class Later(NamedTuple):
 
 LATER = {
     "resize": Later("bicubic", "area", "before pictures were reduced by area"),
-    "rules": Later(1, 2, "before colour profiles and dots in names counted"),
+    "rules": Later(1, 2, "before colour profiles, dots in names, links and sizes counted"),
 }
 
 
