@@ -7,21 +7,47 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagen.data import ShapesDataset
+from imagen.data.census import Census
+from imagen.data.decode import Raw, Unusable
 from imagen.data.pictures import PictureDataset, StreamDataset
+from imagen.data.records import Item
 from imagen.data.sources import Note
-from imagen.errors import ConfigError, run_command
+from imagen.errors import ConfigError, one_line, run_command
 
 if TYPE_CHECKING:
+    from imagen.cascade.training.config.sections import TextConfig
     from imagen.training.telling import SkipFile
 
 EXAMPLES = 3  # keys shown of each reason
+Tokens = Callable[[str], int]  # in a caption
+
+
+class Look(NamedTuple):
+    """What an item shows: its key, notes, captions as training would see them, and a digest of the stored picture."""
+
+    key: str
+    notes: list[Note]
+    captions: tuple[str, ...] = ()
+    digest: bytes | None = None
+
+
+@dataclass
+class Findings:
+    """What was found: every item once in the counts, every file once in the census."""
+
+    items: int = 0
+    skipped: int = 0
+    repaired: int = 0
+    notes: list[Note] = field(default_factory=list)
+    census: Census = field(default_factory=Census)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,56 +70,123 @@ def check(arguments: Sequence[str] | None) -> int:
 
     path = Path(config.run_dir) / "checked.jsonl"
     path.unlink(missing_ok=True)
-    found = SkipFile(path, source.length, config.data.max_skipped_share)
-    length, notes = examine(source, config.train.num_workers, found)
-    print(report(length, notes))
-    if notes:
+    skips = SkipFile(path, source.length, config.data.max_skipped_share)
+    tokens = None if config.data.embedding else counter(config.text)
+    found = examine(source, config.train.num_workers, skips, tokens, config.text.max_length)
+    print(report(found))
+    if found.notes:
         print(f"all of them: {path}")
-    if found.exceeded:
-        print(f"training would stop: {found.verdict()}")
-    return int(found.exceeded)
+    if skips.exceeded:
+        print(f"training would stop: {skips.verdict()}")
+    return int(skips.exceeded)
 
 
-def examine(source: PictureDataset | StreamDataset, workers: int, found: SkipFile) -> tuple[int, list[Note]]:
-    """Number of items, and notes on all of them, in order; each is also written to the skip file as it comes."""
-    from torch.utils.data import DataLoader
+def counter(text: TextConfig) -> Tokens | None:
+    """What counts the tokens of captions; None where there is no encoder, or, which is told, no tokenizer of it."""
+    if text.encoder is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from imagen.text.encoder import as_read, token_count
+    from imagen.text.folders import component_folders
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(component_folders(text.encoder)[0])
+    except (OSError, ValueError) as error:
+        told = f"how long captions are is not looked at: no tokenizer at {text.encoder!r} ({one_line(error)})"
+        print(f"check_data: {told}", file=sys.stderr)
+        return None
+    return lambda caption: token_count(tokenizer, as_read(caption, text.lowercase))
+
+
+def examine(
+    source: PictureDataset | StreamDataset, workers: int, skips: SkipFile, tokens: Tokens | None = None, most: int = 0
+) -> Findings:
+    """Look at every item once, in order; every note is also written to the skip file as it comes.
+
+    Args:
+        tokens: counts those of a caption, of which the text encoder reads ``most``; None: lengths are not looked at.
+    """
     from tqdm import tqdm
 
-    every: Iterable[list[Note]]
+    found, first = Findings(), dict[bytes, str]()
+    for look in tqdm(_looks(source, workers, found.census), total=source.length, unit="pictures", disable=None):
+        about = [*look.notes]
+        longest = max((tokens(caption) for caption in look.captions), default=0) if tokens else 0
+        if longest > most:
+            about.append(Note(look.key, "noted", f"has a caption of {longest} tokens; text.max_length {most} cuts it"))
+        if look.digest is not None and (other := first.setdefault(look.digest, look.key)) != look.key:
+            about.append(Note(look.key, "noted", f"is an exact copy of {other!r}"))
+        found.items += 1
+        skips.read += 1
+        actions = {note.action for note in about}
+        found.skipped += "skipped" in actions
+        found.repaired += "repaired" in actions
+        skips.add(about)
+        found.notes += about
+    skips.add(found.census.left)
+    found.notes += found.census.left
+    return found
+
+
+def _looks(source: PictureDataset | StreamDataset, workers: int, census: Census) -> Iterator[Look]:
+    from torch.utils.data import DataLoader
+
     if isinstance(source, StreamDataset):
-        every, total = (about for _, about in source.examine()), None
-    else:
-        numbers, total = range(len(source)), len(source)
-        every = DataLoader(numbers, batch_size=None, num_workers=workers, collate_fn=partial(_notes, source))  # type: ignore[arg-type]
-    notes: list[Note] = []
-    for about in tqdm(every, total=total, unit="pictures", disable=None):
-        found.read += 1
-        found.add(about)
-        notes += about
-    return found.read, notes
+        for key, item, number in source.items(census):
+            yield _look(source, key, item, number)
+        return
+    census.update(source.records.census())
+    every: Iterable[Look] = DataLoader(
+        range(len(source)),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=partial(_looked, source),
+    )
+    yield from every
 
 
-def _notes(source: PictureDataset, number: int) -> list[Note]:
-    """What training would note about an item."""
-    return source.examine(number)[1]
+def _looked(source: PictureDataset, number: int) -> Look:
+    key, item = source.item(number)
+    return _look(source, key, item, number)
 
 
-def report(length: int, notes: Sequence[Note]) -> str:
-    """Lines for people: how many of how many, then every reason with its number and first keys."""
-    keys = {action: {note.key for note in notes if note.action == action} for action in ("skipped", "repaired")}
-    good = length - len(keys["skipped"])
-    lines = [f"{length} pictures: {good} usable, {len(keys['repaired'])} of them repaired; {length - good} not usable"]
-    counts = Counter((note.action, _kind(note.reason)) for note in notes)
-    for (action, kind), count in sorted(counts.items(), key=lambda item: (item[0][0] != "skipped", -item[1])):
-        examples = [note.key for note in notes if (note.action, _kind(note.reason)) == (action, kind)][:EXAMPLES]
-        more = ", ..." if count > len(examples) else ""
-        lines.append(f"  {count:6d} {action}: {kind} ({', '.join(examples)}{more})")
+def _look(source: PictureDataset | StreamDataset, key: str, item: Item, number: int) -> Look:
+    sample, notes = source.examined(key, item, number)
+    if sample is None or isinstance(item, Unusable):
+        return Look(key, notes)
+    return Look(key, notes, tuple(map(source.prepare.phrase, item.captions)), _digest(item.image))
+
+
+def _digest(image: Raw) -> bytes:
+    """Of what is stored; copies that were stored again, in another format, are none."""
+    stored = image.read_bytes() if isinstance(image, Path) else image if isinstance(image, bytes) else image.tobytes()
+    return blake2b(stored, digest_size=16).digest()
+
+
+def report(found: Findings) -> str:
+    """Lines for people: which files there are, how many pictures are usable, then every reason with its number, the
+    first of its kind in full, and its first keys.
+    """
+    usable = found.items - found.skipped
+    lines = [str(found.census)] if found.census.counts else []
+    lines.append(
+        f"{found.items} pictures: {usable} usable, {found.repaired} of them repaired; {found.skipped} not usable"
+    )
+    kinds: dict[tuple[str, str], list[Note]] = {}
+    for note in found.notes:
+        kinds.setdefault((note.action, _kind(note.reason)), []).append(note)
+    order = ("skipped", "repaired", "noted")
+    for (action, _), notes in sorted(kinds.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))):
+        keys = ", ".join(note.key for note in notes[:EXAMPLES]) + ", ..." * (len(notes) > EXAMPLES)
+        alike = " or alike" if any(note.reason != notes[0].reason for note in notes) else ""
+        lines.append(f"  {len(notes):6d} {action}: {notes[0].reason}{alike} ({keys})")
     return "\n".join(lines)
 
 
 def _kind(reason: str) -> str:
-    """The reason without the numbers of this one file."""
-    return re.sub(r"[0-9]+", "#", reason)[:100]
+    """The reason without the numbers and names of this one file."""
+    return re.sub(r"[0-9]+|'[^']*'|\"[^\"]*\"", "#", reason)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,6 @@ class Census:
         self.left += other.left
 
     def __str__(self) -> str:
-        """``14 files: 6 pictures, 6 captions, 2 hidden files``, in the order of the roles."""
-        parts = [f"{self.counts[role]} {role.value[0]}" for role in Role if self.counts[role]]
+        """``14 files: pictures 6, captions 6, hidden files 2``, in the order of the roles."""
+        parts = [f"{role.value[0]} {self.counts[role]}" for role in Role if self.counts[role]]
         return f"{self.counts.total()} {'rows and files' if self.counts[Role.ROW] else 'files'}: {', '.join(parts)}"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .census import Census, Role
 from .records import USUAL, Captions, Item, Places, tried
 from .table import Columns, RowRecords
 
@@ -57,9 +58,11 @@ class HubStream:
         """``file N of PATH, SPLIT``, from 0: kept lengths of files must not be taken for another dataset's."""
         return f"file {shard} of {self.path}, {self.split}"
 
-    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
-        """(``file N row M``, record) of every row of a file."""
+    def read(self, shard: int, census: Census | None = None) -> Iterator[tuple[str, Item]]:
+        """(``file N row M``, record) of every row of a file, counted as it comes."""
         for number, row in enumerate(self.rows.shard(num_shards=len(self), index=shard)):
+            if census is not None:
+                census.add(Role.ROW, "")
             yield f"file {shard} row {number}", tried(partial(self.columns.record, row))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from .census import Census
 from .decode import NothingUsable, Unusable
 from .prepare import Prepare
 from .records import Item, Records, tried
@@ -31,7 +32,8 @@ class _Stored:
             raise ValueError(f"seed is {seed}; expected at least 0")
         self.prepare, self.seed = prepare, seed
 
-    def _examined(self, key: str, item: Item, index: int) -> Examined:
+    def examined(self, key: str, item: Item, index: int) -> Examined:
+        """An item, cropped as at `index`, with notes on it; or None and why it is skipped."""
         try:
             if isinstance(item, Unusable):
                 raise item
@@ -93,8 +95,12 @@ class PictureDataset(_Stored, Dataset[Sample]):
 
     def examine(self, number: int, index: int | None = None) -> Examined:
         """Item `number`, cropped as at `index`, with notes on its repairs; or None and why it is skipped."""
-        item = tried(partial(self.records.record, number))
-        return self._examined(self.records.key(number), item, number if index is None else index)
+        key, item = self.item(number)
+        return self.examined(key, item, number if index is None else index)
+
+    def item(self, number: int) -> tuple[str, Item]:
+        """Key and record of item `number`, or why there is none."""
+        return self.records.key(number), tried(partial(self.records.record, number))
 
 
 class StreamDataset(_Stored):
@@ -142,16 +148,20 @@ class StreamDataset(_Stored):
 
     def captions(self) -> Iterator[tuple[str, ...]]:
         """Every record's captions as training would see them, read once; bad records are passed over."""
-        for shard in range(len(self.stream)):
-            for _, item in self.stream.read(shard):
-                if not isinstance(item, Unusable):
-                    yield tuple(map(self.prepare.phrase, item.captions))
+        for _, item, _ in self.items():
+            if not isinstance(item, Unusable):
+                yield tuple(map(self.prepare.phrase, item.captions))
 
     def examine(self) -> Iterator[Examined]:
         """Every record, read once: its sample and repairs, or None and why it is skipped."""
+        for key, item, number in self.items():
+            yield self.examined(key, item, number)
+
+    def items(self, census: Census | None = None) -> Iterator[tuple[str, Item, int]]:
+        """Key and record of every item, read once, and its number in its shard; what every file is, in the census."""
         for shard in range(len(self.stream)):
-            for number, (key, item) in enumerate(self.stream.read(shard)):
-                yield self._examined(key, item, number)
+            for number, (key, item) in enumerate(self.stream.read(shard, census)):
+                yield key, item, number
 
     def sample(self, lane: int, draw: Draw) -> Sample:
         """The sample of a draw, or of the record that replaces it.
@@ -160,7 +170,7 @@ class StreamDataset(_Stored):
             NothingUsable: 100 records in a row cannot be used.
         """
         index = draw.number * self.lanes + lane
-        return self._usable(lambda n: self._examined(*draw.held[n], index), draw.place, len(draw.held), index)
+        return self._usable(lambda n: self.examined(*draw.held[n], index), draw.place, len(draw.held), index)
 
 
 class StreamBatches(IterableDataset[dict[str, Any]]):

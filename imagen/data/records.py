@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from .census import Census
 from .decode import Raw, Unusable
 
 Captions = tuple[str, ...]
@@ -83,6 +84,9 @@ class Records(Protocol):
 
     def record(self, number: int) -> Record:
         """All of it."""
+
+    def census(self) -> Census:
+        """What every file, or row, that is there is to this source."""
 
 
 def caption_lines(data: bytes, name: str) -> Captions:

@@ -37,6 +37,12 @@ def shard_urls(pattern: str) -> list[str]:
     return expand_braces(pattern)
 
 
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What paths or URLs end in, where no two end alike; else all of each."""
+    last = [path.rpartition("/")[2] for path in paths]
+    return last if len(set(last)) == len(set(paths)) else list(paths)
+
+
 def expand_braces(pattern: str) -> list[str]:
     """``a-{08..11}.tar`` -> a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .census import Census
 from .records import Item
 
 
@@ -29,8 +30,11 @@ class Stream(Protocol):
     def name(self, shard: int) -> str:
         """The shard's name in logs, unique."""
 
-    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
-        """(key, record) of a whole shard; a bad one is an :class:`Unusable`. OSError: the connection broke for good."""
+    def read(self, shard: int, census: Census | None = None) -> Iterator[tuple[str, Item]]:
+        """(key, record) of a whole shard; a bad one is an :class:`Unusable`. OSError: the connection broke for good.
+
+        What every file in it is goes into the census, once it has been read to its end.
+        """
 
 
 LEAST_HELD = 64  # records read ahead, so that with small blocks, too, there is another one for a bad record

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from .census import Census, Role
 from .decode import Unusable
 from .fields import ClassName, picture_of
+from .naming import is_foreign, is_hidden, is_picture
 from .records import NOTHING, USUAL, Captions, Places, Record
 
 IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
@@ -96,6 +99,12 @@ class RowRecords:
         """The row's picture, captions and fields."""
         return self.columns.record(self._row(number))
 
+    def census(self) -> Census:
+        """The rows."""
+        census = Census()
+        census.add(Role.ROW, "", len(self))
+        return census
+
     def _row(self, number: int) -> Row:
         row = self.rows[number]
         if isinstance(row, Unusable):
@@ -104,7 +113,7 @@ class RowRecords:
 
 
 class TableRecords(RowRecords):
-    """Rows of a table. The key is the image's path as the table has it or, for bytes without one, ``row N``.
+    """Rows of a table. The key is ``row N``, behind the image's path as the table has it: ``a.png (row 3)``.
 
     Image paths, and those in fields, are relative to the table's folder; parquet may hold the image bytes themselves.
 
@@ -124,9 +133,27 @@ class TableRecords(RowRecords):
         super().__init__(rows, Columns(names, places, f"column of {str(table)!r}", table.parent))
 
     def key(self, number: int) -> str:
-        """The image's path, or ``row N``."""
+        """``PATH (row N)``, or ``row N`` of a row without a path."""
+        path = self._path(number)
+        return f"{path} ({super().key(number)})" if path else super().key(number)
+
+    def census(self) -> Census:
+        """The rows, and the pictures that none of them names in the folders where theirs lie."""
+        census, root = super().census(), os.path.abspath(self.columns.root)
+        rows = [row for row in self.rows if not isinstance(row, Unusable)]
+        cells = [row.get(column) for row in rows for column in self.columns.fields.values()]
+        cells += filter(None, map(self.columns.path, rows))
+        named = {Path(os.path.normpath(os.path.join(root, cell))) for cell in cells if isinstance(cell, str)}
+        for folder in sorted({path.parent for path in named}):
+            for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+                picture = is_picture(path.suffix) or is_foreign(path.suffix)
+                if picture and not is_hidden(path.name) and path not in named and path.is_file():
+                    census.add(Role.UNNAMED, str(path))
+        return census
+
+    def _path(self, number: int) -> str:
         row = self.rows[number]
-        return (not isinstance(row, Unusable) and self.columns.path(row)) or super().key(number)
+        return "" if isinstance(row, Unusable) else self.columns.path(row)
 
 
 def pick_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, needed: bool = False) -> Any:

@@ -5,30 +5,29 @@ wherever they lie, as a stream.
 from __future__ import annotations
 
 import gzip
-import json
 import lzma
 import os
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import fsspec
 
+from .census import Census, Role
 from .decode import Unusable
-from .naming import is_hidden, is_picture, split_item
-from .records import USUAL, Captions, Item, Places, Record, caption_lines, tried
-from .shard_paths import find_shards, shard_urls
-from .table import CAPTION_COLUMNS, caption_cell
+from .items import count, item_captions, item_record, split
+from .naming import is_hidden
+from .records import USUAL, Captions, Item, Places, Record, tried
+from .shard_paths import find_shards, shard_urls, short_names
 
 TRIES = 4  # of a connection that breaks, with pauses of 1, 2 and 4 seconds between them
-FileT = TypeVar("FileT")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
@@ -62,6 +61,7 @@ class ShardRecords:
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.shards, self.places = find_shards(shards), places
+        self.names = short_names(list(map(str, self.shards)))
         self.items = [item for number, path in enumerate(self.shards) for item in _read_index(path, number, places)]
         if not self.items:
             raise ValueError(f"no files in {len(self.shards)} shards, the first is {self.shards[0]}")
@@ -72,9 +72,9 @@ class ShardRecords:
         return len(self.items)
 
     def key(self, number: int) -> str:
-        """shard/path-in-it."""
+        """shard/path-in-it; of two shards of one name their whole paths."""
         item = self.items[number]
-        return f"{self.shards[item.shard].name}/{item.key}"
+        return f"{self.names[item.shard]}/{item.key}"
 
     def captions(self, number: int) -> Captions:
         """From ``.txt``, ``.json`` or ``.cls``; empty without any."""
@@ -85,6 +85,13 @@ class ShardRecords:
         """The item's picture, captions and fields."""
         item = self._item(number)
         return item_record(item.key, item.files, partial(self._read, item), self.places)
+
+    def census(self) -> Census:
+        """What every file in the shards is; their headers are read once more."""
+        census = Census()
+        for number, path in enumerate(self.shards):
+            _read_index(path, number, self.places, census)
+        return census
 
     def _item(self, number: int) -> Member:
         item = self.items[number]
@@ -120,7 +127,7 @@ class ShardStream:
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.urls = [url for pattern in shards for url in shard_urls(pattern)]
-        self.places = places
+        self.names, self.places = short_names(self.urls), places
 
     def __len__(self) -> int:
         return len(self.urls)
@@ -129,16 +136,19 @@ class ShardStream:
         """Its path or URL."""
         return self.urls[shard]
 
-    def read(self, shard: int) -> Iterator[tuple[str, Item]]:
+    def read(self, shard: int, census: Census | None = None) -> Iterator[tuple[str, Item]]:
         """(shard/path-in-it, record) of every item; damage ends the shard with an item that says so. A connection that
-        breaks is opened again and read past what was given.
+        breaks is opened again and read past what was given. What every file is goes into the census at the end.
         """
         url, given = self.urls[shard], 0
         for attempt in range(TRIES):
             try:
-                for stem, found in islice(_read_items(url, self.places), given, None):
+                seen = Census()
+                for stem, found in islice(_read_items(url, self.places, seen), given, None):
                     given += 1
-                    yield f"{url.rpartition('/')[2]}/{stem}", tried(partial(self._record, stem, found))
+                    yield f"{self.names[shard]}/{stem}", tried(partial(self._record, stem, found))
+                if census is not None:
+                    census.update(seen)
                 return
             except (FileNotFoundError, PermissionError):
                 raise
@@ -155,84 +165,6 @@ class ShardStream:
         return item_record(stem, found, found.__getitem__, self.places)
 
 
-def item_captions(endings: Collection[str], read: Callable[[str], bytes], places: Places) -> Captions:
-    """Captions of an item whose files have these endings, from ``.txt``, ``.json`` or ``.cls``, but where a field is;
-    empty without any.
-
-    Raises:
-        Unusable: the file with the captions cannot be read.
-    """
-    taken = [_file_and_key(place) for place in places.fields.values()]
-    files = ("txt", "cls") if places.ending is None else (places.ending.lstrip(".").lower(),)
-    ending = next((one for one in files if one in endings and (one, None) not in taken), None)
-    if ending is not None:
-        return caption_lines(read(ending), f"caption .{ending}")
-    if "json" not in endings or places.ending is not None:
-        return ()
-    values = _json_of(read)
-    usual = [name for name in CAPTION_COLUMNS if ("json", name) not in taken]
-    names = usual if places.caption is None else [places.caption]
-    return caption_cell(next((values[name] for name in names if name in values), None))
-
-
-def _json_of(read: Callable[[str], bytes]) -> dict[str, Any]:
-    try:
-        values = json.loads(read("json"))
-    except ValueError as error:
-        raise Unusable(f".json is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise Unusable(".json is no JSON object")
-    return values
-
-
-def item_record(key: str, endings: Collection[str], read: Callable[[str], bytes], places: Places) -> Record:
-    """The record of an item whose files have these endings, of which ``places`` says what some are.
-
-    Raises:
-        Unusable: no picture, no file or key of a field, or damaged captions.
-    """
-    files = {name: _file_and_key(place) for name, place in places.fields.items()}
-    others = [ending for ending, _ in files.values()]
-    pictures = sorted(ending for ending in endings if is_picture(ending, places.rules) and ending not in others)
-    if not pictures:
-        raise Unusable(f"has no picture, only {', '.join(sorted(endings))}")
-    if len(pictures) > 1 and places.rules != 1:
-        raise Unusable(f"has {len(pictures)} pictures, {', '.join(pictures)}: keep one, or name the others' fields")
-    ending = pictures[0]
-    fields: dict[str, Any] = {}
-    for name, (needed, column) in files.items():
-        if needed not in endings:
-            raise Unusable(f"has no {name} .{needed}")
-        fields[name] = read(needed) if column is None else _json_of(read).get(column)
-    usual = f".txt, .cls or .json with {' or '.join(places.free(CAPTION_COLUMNS))}"
-    looked = f"looked for {usual if places.ending is None else places.ending}; data.caption_ending names another"
-    return Record(f"{key}.{ending}", read(ending), item_captions(endings, read, places), fields, looked=looked)
-
-
-def _file_and_key(place: str) -> tuple[str, str | None]:
-    """The ending of the file that a field is in, in lower case, and the key of one in ``.json``."""
-    if place.startswith("json:"):
-        return "json", place.removeprefix("json:")
-    return place.lstrip(".").lower(), None
-
-
-def _named(places: Places) -> list[str]:
-    """The endings that a configuration names."""
-    captions = [] if places.ending is None else [places.ending.lstrip(".").lower()]
-    return [ending for ending, key in map(_file_and_key, places.fields.values()) if key is None] + captions
-
-
-def _split(stem: str, files: Mapping[str, FileT], places: Places) -> Iterator[tuple[str, dict[str, FileT], str | None]]:
-    """(path of an item, its files by ending, what is wrong with one of them) of files of one path up to the first dot.
-
-    What is wrong stands in the place of a file.
-    """
-    items = {"": dict(files)} if places.rules == 1 else split_item(files, _named(places))
-    for more, found in items.items():
-        fault = next((entry for entry in found.values() if isinstance(entry, str)), None)
-        yield f"{stem}{more}", found, fault
-
-
 class _Header(tarfile.TarInfo):
     """A damaged or cut header raises; tarfile takes one for the end of the archive."""
 
@@ -246,60 +178,67 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _read_index(path: Path, shard: int, places: Places) -> list[Member]:
+def _read_index(path: Path, shard: int, places: Places, census: Census | None = None) -> list[Member]:
     """The items of one shard by its headers. What is wrong with it is an item of its own, with the reason."""
     groups: dict[str, dict[str, tuple[int, int] | str]] = {}
     damage: list[Member] = []
+    census = census or Census()
     try:
         with tarfile.open(path, "r:", tarinfo=_Header) as archive:
-            for stem, ending, member in _members(archive, places):
+            for stem, ending, member in _members(archive, places, census):
                 files = groups.setdefault(stem, {})
-                files[ending] = _fault(member, ending in files, places) or (member.offset_data, member.size)
+                files[ending] = _fault(member, ending in files, places, census) or (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         damage = [Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")]
-    every = [item for stem, files in groups.items() for item in _split(stem, files, places)]
+    every = [item for stem, files in groups.items() for item in split(stem, files, places, census)]
     return [
         Member(shard, key, {ending: at for ending, at in found.items() if not isinstance(at, str)}, fault)
         for key, found, fault in every
     ] + damage
 
 
-def _read_items(url: str, places: Places) -> Iterator[tuple[str, dict[str, bytes] | str]]:
+def _read_items(url: str, places: Places, census: Census) -> Iterator[tuple[str, dict[str, bytes] | str]]:
     """(stem, its files by ending, or what is wrong with it) of a shard, in order."""
     stem: str | None = None
     files: dict[str, bytes | str] = {}
     try:
         with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
-            for stem, group in groupby(_members(archive, places), key=itemgetter(0)):
+            for stem, group in groupby(_members(archive, places, census), key=itemgetter(0)):
                 files = {}
                 for _, ending, member in group:
-                    fault = _fault(member, ending in files, places)
+                    fault = _fault(member, ending in files, places, census)
+                    files[ending] = fault or b""  # counted, even if it turns out to be cut off
                     content = None if fault else archive.extractfile(member)
                     files[ending] = fault or (content.read() if content is not None else b"")
-                for key, found, fault in _split(stem, files, places):
+                for key, found, fault in split(stem, files, places, census):
                     yield key, fault or {ending: data for ending, data in found.items() if isinstance(data, bytes)}
                 stem = None
     except DAMAGE as error:
         if stem is not None:
             fault = next((entry for entry in files.values() if isinstance(entry, str)), None)
+            count(stem, files, places, census)
             yield stem, fault or "the shard is damaged within it or right behind it"
         yield "(damaged)", f"the shard cannot be read on from here: {error}"
 
 
-def _members(archive: tarfile.TarFile, places: Places) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _members(archive: tarfile.TarFile, places: Places, census: Census) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """(path up to the first dot of its name, what follows it in lower case, member) of all but folders, one by one, not
     kept by the archive: a shard may hold a million.
     """
     while (member := archive.next()) is not None:
-        if not (member.isdir() or (places.rules != 1 and is_hidden(member.name))):
+        if places.rules != 1 and is_hidden(member.name) and not member.isdir():
+            census.add(Role.HIDDEN, member.name)
+        elif not member.isdir():
             folder, slash, base = member.name.rpartition("/")
             stem, _, ending = base.partition(".")
             yield folder + slash + stem, ending.lower(), member
         archive.members.clear()  # type: ignore[attr-defined]
 
 
-def _fault(member: tarfile.TarInfo, again: bool, places: Places) -> str | None:
+def _fault(member: tarfile.TarInfo, again: bool, places: Places, census: Census) -> str | None:
     """What is wrong with a member, which is there ``again`` or not, or None."""
+    if again:  # the other of the two is counted with its item
+        census.add(Role.TWICE, member.name)
     twice = f"{member.name!r} is there twice" if again and places.rules != 1 else None
     return member_fault(member) or twice
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen.cli.check_data import examine, report
+from imagen.cli.check_data import Findings, examine, report
 from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
@@ -20,25 +20,32 @@ from imagen.training.telling import SkipFile
 from tests.data.test_shards import tar
 
 
+def findings(items: int, notes: list[Note]) -> Findings:
+    keys = {action: {note.key for note in notes if note.action == action} for action in ("skipped", "repaired")}
+    return Findings(items, len(keys["skipped"]), len(keys["repaired"]), notes)
+
+
 def test_skipped_ones_are_told_first_and_of_each_sort_the_commonest() -> None:
-    notes = [Note("r0", "repaired", "turned")]
+    notes = [Note("r0", "repaired", "turned"), Note("n", "noted", "is small")]
     notes += [Note(f"s{n}", "skipped", f"has {n} channels") for n in range(2)]
-    notes += [Note(f"e{n}", "skipped", "is empty") for n in range(4)]
+    notes += [Note(f"e{n}", "skipped", "is not UTF-8") for n in range(4)]
     notes += [Note(f"m{n}", "repaired", "P made RGB") for n in range(3)]
-    notes += [Note("r0", "repaired", "P made RGB"), Note("t", "skipped", "x" * 99 + "12345")]
-    assert report(20, notes).splitlines() == [
+    notes += [Note("r0", "repaired", "P made RGB"), Note("t/" + "u" * 200, "skipped", "x" * 99 + "12345")]
+    assert report(findings(20, notes)).splitlines() == [
         "20 pictures: 13 usable, 4 of them repaired; 7 not usable",
-        "       4 skipped: is empty (e0, e1, e2, ...)",
-        "       2 skipped: has # channels (s0, s1)",
-        f"       1 skipped: {'x' * 99}# (t)",
+        "       4 skipped: is not UTF-8 (e0, e1, e2, ...)",
+        "       2 skipped: has 0 channels or alike (s0, s1)",
+        f"       1 skipped: {'x' * 99}12345 (t/{'u' * 200})",
         "       4 repaired: P made RGB (m0, m1, m2, ...)",
         "       1 repaired: turned (r0)",
+        "       1 noted: is small (n)",
     ]
-    assert report(3, notes[8:10]).splitlines()[1:] == ["       2 repaired: P made RGB (m1, m2)"]
-    assert report(3, [Note(f"m{n}", "repaired", "P") for n in range(3)]).splitlines()[1:] == [
+    assert report(findings(3, [Note(f"m{n}", "repaired", "P") for n in range(3)])).splitlines()[1:] == [
         "       3 repaired: P (m0, m1, m2)"
     ]
-    assert report(5, []) == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"
+    copies = [Note("b", "noted", "is an exact copy of 'a'"), Note("d", "noted", "is an exact copy of 'c'")]
+    assert report(findings(4, copies)).splitlines()[1:] == ["       2 noted: is an exact copy of 'a' or alike (b, d)"]
+    assert report(findings(5, [])) == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"
 
 
 def pictures() -> dict[str, bytes]:
@@ -71,10 +78,10 @@ def test_every_picture_is_read_once_and_told_in_order(
         source = StreamDataset(ShardStream([str(tmp_path / "*.tar")]), prepare, lanes=2)
         keys = ["0.tar/2", "1.tar/3", "1.tar/5", "1.tar/6", "1.tar/6"]
     found = SkipFile(tmp_path / "checked.jsonl", source.length, 0.2)
-    length, notes = examine(source, 0, found)
+    seen = examine(source, 0, found)
     expected: list[Any] = [*zip(keys, ["skipped", "repaired", "skipped", "repaired", "repaired"], strict=True)]
-    assert (length, found.read) == (7, 7)
-    assert [(note.key, note.action) for note in notes] == expected
+    assert (seen.items, seen.skipped, seen.repaired, found.read) == (7, 2, 2, 7)
+    assert [(note.key, note.action) for note in seen.notes] == expected
     written = [json.loads(line) for line in (tmp_path / "checked.jsonl").read_text().splitlines()]
     assert [(line["key"], line["action"]) for line in written] == expected
     assert found.exceeded == (kind == "folder"), "2 of 7; of a stream more are read before it ends a run"

@@ -146,7 +146,13 @@ def test_rows_are_told_by_their_number_and_lines_by_theirs(tmp_path: Path) -> No
     ]
     (tmp_path / "t.ndjson").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
     records = TableRecords(tmp_path / "t.ndjson")
-    assert [records.key(number) for number in range(len(records))] == ["b.png", "row 1", "row 2", "a.png", "row 4"]
+    assert [records.key(number) for number in range(len(records))] == [
+        "b.png (row 0)",
+        "row 1",
+        "row 2",
+        "a.png (row 3)",
+        "row 4",
+    ]
     assert records.captions(0) == ("b",)
     assert records.captions(3) == ()
     assert records.record(0).image == tmp_path / "b.png"
@@ -169,13 +175,13 @@ def test_of_several_tables_in_a_folder_one_rule_takes_one(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"no table in .*; expected one of metadata.jsonl, metadata.csv, metadata.par"):
         TableRecords(tmp_path)
     pyarrow.parquet.write_table(pyarrow.table({"image": ["p.png"]}), tmp_path / "metadata.parquet")
-    assert TableRecords(tmp_path).key(0) == "p.png"
+    assert TableRecords(tmp_path).key(0) == "p.png (row 0)"
     (tmp_path / "metadata.csv").write_text("image\nc.png\n")
-    assert TableRecords(tmp_path).key(0) == "c.png"
+    assert TableRecords(tmp_path).key(0) == "c.png (row 0)"
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"image": "j.png"}))
-    assert TableRecords(tmp_path).key(0) == "j.png"
+    assert TableRecords(tmp_path).key(0) == "j.png (row 0)"
     (tmp_path / "other.CSV").write_text("image\no.png\n")
-    assert TableRecords(tmp_path / "other.CSV").key(0) == "o.png", "one that is named"
+    assert TableRecords(tmp_path / "other.CSV").key(0) == "o.png (row 0)", "one that is named"
 
 
 def test_every_row_of_a_parquet_file_is_its_own(tmp_path: Path) -> None:
@@ -186,11 +192,11 @@ def test_every_row_of_a_parquet_file_is_its_own(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "t.parquet", row_group_size=3)
     records = TableRecords(tmp_path / "t.parquet")
     assert len(records) == 7
-    assert [records.key(n) for n in range(7)] == cells["image"]
+    assert [records.key(n) for n in range(7)] == [f"{path} (row {n})" for n, path in enumerate(cells["image"])]
     assert [records.captions(n) for n in range(7)] == [(f"a{n}", f"b{n}") for n in range(7)]
     held = pyarrow.table({"image": [{"bytes": b"1", "path": path} for path in ("a.png", None)]})
     pyarrow.parquet.write_table(held, tmp_path / "held.parquet")
-    assert [TableRecords(tmp_path / "held.parquet").key(n) for n in range(2)] == ["a.png", "row 1"]
+    assert [TableRecords(tmp_path / "held.parquet").key(n) for n in range(2)] == ["a.png (row 0)", "row 1"]
 
 
 @pytest.mark.parametrize(("name", "cut"), [("t.csv", ","), ("t.tsv", "\t")])
@@ -198,7 +204,7 @@ def test_every_cell_may_stand_in_quotes(tmp_path: Path, name: str, cut: str) -> 
     lines = [["image", "text"], ["0.png", "a, b"], ["1.png", 'say ""so""']]
     (tmp_path / name).write_text("\n".join(cut.join(f'"{cell}"' for cell in line) for line in lines) + "\n")
     records = TableRecords(tmp_path / name)
-    assert [records.key(number) for number in range(2)] == ["0.png", "1.png"]
+    assert [records.key(number) for number in range(2)] == ["0.png (row 0)", "1.png (row 1)"]
     assert [records.captions(number) for number in range(2)] == [("a, b",), ('say "so"',)]
 
 

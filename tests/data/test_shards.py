@@ -190,7 +190,7 @@ def test_pauses_between_the_tries_grow_and_there_is_none_behind_the_last(
     tar(tmp_path / "0.tar", {"a.png": b"a"})
     tries, pauses = [], []
 
-    def broken(url: str, places: Places) -> Iterator[Any]:
+    def broken(url: str, places: Places, census: Any) -> Iterator[Any]:
         tries.append(url)
         raise ConnectionResetError("gone")
         yield
@@ -210,7 +210,7 @@ def test_what_trying_again_cannot_mend_is_not_tried_again(
     tar(tmp_path / "0.tar", {"a.png": b"a"})
     tries = []
 
-    def broken(url: str, places: Places) -> Iterator[Any]:
+    def broken(url: str, places: Places, census: Any) -> Iterator[Any]:
         tries.append(url)
         raise error
         yield

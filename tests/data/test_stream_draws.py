@@ -34,7 +34,7 @@ class Same:
     def name(self, shard: int) -> str:
         return f"s{shard}"
 
-    def read(self, shard: int) -> Iterator[tuple[str, Any]]:
+    def read(self, shard: int, census: Any = None) -> Iterator[tuple[str, Any]]:
         for number in range(self.records):
             bad = self.every_bad and number % self.every_bad == 0
             yield f"{shard}-{number}", Unusable("bad") if bad else Record("", self.picture, ("a star",))

@@ -37,7 +37,7 @@ class Numbers:
     def name(self, shard: int) -> str:
         return f"s{shard}"
 
-    def read(self, shard: int) -> Iterator[tuple[str, Any]]:
+    def read(self, shard: int, census: Any = None) -> Iterator[tuple[str, Any]]:
         self.opened.append(shard)
         first = sum(self.lengths[:shard])
         for number in range(first, first + self.lengths[shard]):
@@ -247,8 +247,8 @@ def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path
     (tmp_path / "a.tar").write_bytes(shard(range(5)))
     read_items, failures = shards._read_items, [2, 4, 0]
 
-    def flaky(url: str, places: Any) -> Iterator[Any]:
-        for number, item in enumerate(read_items(url, places)):
+    def flaky(url: str, places: Any, census: Any) -> Iterator[Any]:
+        for number, item in enumerate(read_items(url, places, census)):
             if failures and number == failures[0]:
                 failures.pop(0)
                 raise ConnectionResetError("gone")

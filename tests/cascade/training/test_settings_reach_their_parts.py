@@ -168,7 +168,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for number in range(COUNT):
         stem = root / "folder" / "stars" / f"{number:02d}"
-        stem.with_suffix(".png").write_bytes(png(number))
+        stem.with_suffix(".png").write_bytes(png(number, (40, 24 if number else 18)))
         stem.with_suffix(".txt").write_text(f"star {number}")
         stem.with_suffix(".json").write_text(f"a star of {number}")
         with Image.open(stem.with_suffix(".png")) as image:
@@ -212,6 +212,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "flip": (FOLDER, {"flip": True}),
     "resize": (FOLDER, {"resize": "bicubic"}),
     "rules": ({**FOLDER, "path": "profiled"}, {"rules": 1}),
+    "min_size": (FOLDER, {"min_size": 20}),
     "category": ({}, {"category": "counting"}),
 }
 
