@@ -128,7 +128,7 @@ def test_a_table(tmp_path: Path) -> None:
         for name in pictures:
             (root / name).write_bytes(png(rng) if rng.random() < 0.7 else b"")
         (root / "notes.txt").write_text("no picture")
-        cells: list[Any] = [*pictures[:4], "0.png", "gone.png", "./1.png", None, 3, ""]
+        cells: list[Any] = [*pictures[:4], "0.png", "gone.png", f"../{number}/1.png", None, 3, ""]
         rows = [
             {"file_name": cells[rng.integers(len(cells))], "text": [None, "a", ["a", ""], 3][rng.integers(4)]}
             for _ in range(8)
@@ -138,7 +138,7 @@ def test_a_table(tmp_path: Path) -> None:
         found = looked(DataConfig("table", str(root), max_skipped_share=1.0), tmp_path / "x")
         counts = adds_up(found).counts
         assert counts[Role.ROW] == found.items == 11
-        named = {str(row["file_name"]).removeprefix("./") for row in rows} | {"0.png"}
+        named = {Path(str(row["file_name"])).name for row in rows} | {"0.png"}
         assert counts[Role.UNNAMED] == len(set(pictures) - named)
         assert counts.total() == counts[Role.ROW] + counts[Role.UNNAMED]
 
@@ -188,6 +188,9 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "       1 noted: is in a format that is not read, beside one that is (e.heic)",
         "       1 noted: is read by nothing (notes.md)",
     ]
+    written = [json.loads(line) for line in (tmp_path / "run" / "checked.jsonl").read_text().splitlines()]
+    assert len(written) == 9
+    assert {line["key"] for line in written if line["action"] == "noted"} > {"lost.txt", "notes.md", "e.heic"}
     assert main([*words, "--data.min_size", "8"]) == 0
     reported = capsys.readouterr().out.splitlines()
     assert reported[1] == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"

@@ -94,6 +94,9 @@ def test_a_folder_of_conditioning_pictures_inside_is_no_part_of_the_data(tmp_pat
     old = FolderRecords(root, fields=places, rules=1)
     assert keys(old) == ["a.png", "b.png", "cond/a.png", "cond/b.png"]
     assert old.record(1).fields == {"conditioning": root / "cond" / "b.png"}
+    (root / "cond" / "b.gif").write_text("an older one")
+    assert FolderRecords(root, fields=places, rules=1).record(1).fields == {"conditioning": root / "cond" / "b.png"}
+    (root / "cond" / "b.gif").unlink()
     (root / "cond" / "b.png").unlink()
     (root / "cond" / "b.txt").write_text("a caption of its own")
     assert FolderRecords(root, fields=places).record(1).fields == {"conditioning": root / "cond" / "b.ppm"}

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from imagen.data.config import DataConfig
 from imagen.data.decode import NothingUsable, Unusable
 from imagen.data.fields import Encoded, Label, Paired
 from imagen.data.folder import FolderRecords
+from imagen.data.make import make_source
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
 from imagen.data.records import Record
@@ -256,3 +258,35 @@ def test_a_batch_holds_every_field_of_every_sample() -> None:
         fields = {**samples[2].fields, **odd} if odd else {n: v for n, v in samples[2].fields.items() if n != name}
         with pytest.raises(ValueError, match=f"'k2' has no {name}|{name} has the shapes"):
             collate([*samples[:2], Sample("k2", image, fields=fields)])
+
+
+def notes_on(prepare: Prepare, height: int, width: int, captions: tuple[str, ...] = ("a",)) -> list[str]:
+    return [
+        f"{note.action}: {note.reason}"
+        for note in prepare("k", Record("", noise(height, width, 3), captions), item_rng(0, 0))[1]
+    ]
+
+
+def test_a_picture_smaller_than_it_may_be_is_told_and_an_enlarged_one_is_noted() -> None:
+    at_least = Prepare(Want(8), min_size=6)
+    assert notes_on(at_least, 8, 16) == notes_on(at_least, 8, 8, ("a", "b")) == []
+    assert notes_on(at_least, 6, 12) == ["noted: is 12 x 6 pixels, enlarged to 8"]
+    assert notes_on(at_least, 17, 8) == ["noted: is 8 x 17 pixels, of which more than half are cut off"]
+    for captions in (("",), ("a", ""), ("", "a")):
+        assert notes_on(at_least, 8, 8, captions) == ["noted: has an empty caption"]
+    for height, width in ((5, 30), (30, 5)):
+        with pytest.raises(Unusable, match=rf"^is {width} x {height} pixels, smaller than 6 \(data.min_size, or else"):
+            notes_on(at_least, height, width)
+
+
+def test_no_picture_is_smaller_than_the_stage_unless_the_data_or_an_older_run_say_so(tmp_path: Path) -> None:
+    for side in (4, 6, 8):
+        Image.fromarray(noise(side, side, 3)).save(tmp_path / f"{side}.png")
+    for options, usable in (({}, 1), ({"rules": 2}, 1), ({"min_size": 6}, 2), ({"rules": 1}, 3)):
+        data = DataConfig("folder", str(tmp_path), **options)  # type: ignore[arg-type]
+        source = make_source(data, Want(8, captions="optional"))
+        assert isinstance(source, PictureDataset)
+        assert sum(source.examine(number)[0] is not None for number in range(3)) == usable, options
+    data = DataConfig("folder", str(tmp_path), rules=1, min_size=7)
+    source = make_source(data, Want(8, captions="optional"))
+    assert [source.examine(number)[0] is not None for number in range(3)] == [False, False, True]  # type: ignore[union-attr]
