@@ -107,6 +107,7 @@ class DataConfig:
             **dict.fromkeys(("template", "conditioning", "embedding", "flip", "square", "resize", "rules"), stored),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
+            "path": stored,
         }
         require_reader("data", self, self.kind, readers)
         for name in ("lanes", "shuffle"):
