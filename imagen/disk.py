@@ -42,6 +42,8 @@ def out_folder(name: str | Path) -> Path:
         ValueError: it cannot be made, or not be written to.
     """
     folder = Path(name)
+    if not str(name):
+        raise ValueError("--out is empty (''); give a folder to write to")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
