@@ -28,9 +28,16 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8 or, where the process dies, leave the old one."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to fill under another name, which takes ``path`` when all went well; else it is removed."""
     partial = path.with_name(f"{path.name}.partial")
     with filling(partial):
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         sync(partial)
         partial.replace(path)
 
