@@ -28,9 +28,16 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8 or, where the process dies, leave the old one."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to fill under another name, which takes ``path`` when all went well; else it is removed."""
     partial = path.with_name(f"{path.name}.partial")
     with filling(partial):
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         sync(partial)
         partial.replace(path)
 
@@ -42,6 +49,8 @@ def out_folder(name: str | Path) -> Path:
         ValueError: it cannot be made, or not be written to.
     """
     folder = Path(name)
+    if not str(name):
+        raise ValueError("--out is empty (''); give a folder to write to")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -67,14 +67,17 @@ def escape_unwritable() -> None:
 
 
 def run_command(
-    name: str, work: Callable[[], int | None], after: str = "", mistakes: type[ValueError] = ValueError
+    name: str,
+    work: Callable[[], int | None],
+    after: str | Callable[[], str] = "",
+    mistakes: type[ValueError] = ValueError,
 ) -> int:
     """Do a command's work; what it raises becomes one line on stderr. All else is shown as it comes.
 
     Args:
         name: of the command, in front of the line.
         work: returns its exit code; None is 0.
-        after: what stands behind a failure or an interruption, such as "; nothing was written".
+        after: what stands behind a failure or an interruption, such as "; nothing was written", or what says it then.
         mistakes: what is the user's to mend.
 
     Returns:
@@ -87,9 +90,11 @@ def run_command(
     except mistakes as error:
         code, told = 2, f"error: {one_line(error)}"
     except (OSError, MemoryError, Stopped) as error:
-        code, told = 1, f"error: {one_line(error)}{after}"
+        code, told = 1, f"error: {one_line(error)}"
     except KeyboardInterrupt:
-        code, told = 130, f"interrupted{after}"
+        code, told = 130, "interrupted"
+    if code != 2:
+        told += after if isinstance(after, str) else after()
     print(f"{name}: {told}", file=sys.stderr)
     return code
 

@@ -12,9 +12,10 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
+from imagen.cascade.adapters import attach, save_adapter
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.stages.folder import SavedStage, write_run
 from imagen.text.pretrain import train_tokenizer
 from imagen.text.reading import TextDefaults

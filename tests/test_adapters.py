@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import (
     METADATA,
-    WEIGHTS,
     attach,
     check_targets,
     find_adapter,
@@ -24,6 +23,7 @@ from imagen.cascade.adapters import (
     read_adapter,
     save_adapter,
 )
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.training.state.ema import EMA
 from tests.factories import sample, save_adapters, seeded, tiny_base, tiny_pipeline
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from imagen.cascade.training.compose import save
 from imagen.cascade.training.grids import save_grid
+from imagen.convert.folder import new_folder
+from imagen.data.shapes.sheet import main
 from imagen.disk import filling, write_text
 from imagen.errors import ConfigError
 from imagen.text.cache.store import write_shard
@@ -86,3 +89,24 @@ def test_other_failures_are_not_taken_for_the_disk_s(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug"), filling(tmp_path / "x"):
         raise RuntimeError("a bug")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_converted_folder_that_does_not_fit_is_one_error_and_not_there(tmp_path: Path) -> None:
+    with (
+        full_disk(),
+        pytest.raises(OSError, match="cannot be written|too large"),
+        new_folder(tmp_path / "new") as folder,
+    ):
+        save_file({"w": torch.ones(4000)}, folder / "w.safetensors")
+    assert contents(tmp_path) == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_contact_sheet_that_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sheet.png").write_bytes(b"the old one")
+    with full_disk():
+        assert main(["--out", str(tmp_path / "sheet.png"), "--count", "2"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("shapes.sheet: error: ")
+    assert said.count("\n") == 1
+    assert contents(tmp_path) == {"sheet.png": b"the old one"}

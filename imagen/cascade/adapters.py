@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from imagen.checks import check_choice
 from imagen.errors import one_line
-from imagen.stages.folder import RECORD, read_run
+from imagen.stages.folder import RECORD, find_adapter, read_run
 from imagen.stages.spec import SLOTS
 
 logger = logging.get_logger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 PREFIX = "unet."
 NAME = "default"
@@ -96,17 +95,6 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], rank: int, alpha: fl
     facts = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
     text = json.dumps({PREFIX + name: value for name, value in facts.items()}, sort_keys=True)
     save_file(named, path, {METADATA: text})  # one entry: the order of several is left to chance
-
-
-def find_adapter(place: str | Path) -> Path:
-    """The adapter's file: ``place`` itself, in that folder, or in the model folder of that run. Raises: ValueError."""
-    path = Path(place)
-    for file in (path, path / WEIGHTS, path / "model" / WEIGHTS):
-        if file.is_file():
-            return file
-    raise ValueError(
-        f"{str(place)!r} holds no adapter; give a {WEIGHTS}, its folder, or the run_dir of a LoRA training"
-    )
 
 
 def read_adapter(place: str | Path) -> Adapter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -14,10 +13,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.route import Wish, resolve
+from imagen.cascade.route import Wish, check_shape, resolve
 from imagen.cascade.runner import Stage, step_rule
 from imagen.cascade.text import pair
-from imagen.checks import check_int
 from imagen.conditions.condition import Sampled
 from imagen.conditions.text import null_text
 from imagen.diffusion.loop import StepRule
@@ -116,16 +114,8 @@ def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:
         ValueError: a side that is not a multiple of what the networks' strides and the stages' sizes allow.
     """
     last = stages[-1].settings.size
-    units = [Fraction(last, stage.settings.size) * stage.unet.facts.divisor for stage in stages]
-    units += [Fraction(last, stage.settings.lowres_size) for stage in stages if stage.settings.lowres_size is not None]
-    unit = math.lcm(*(entry.numerator for entry in units))
-    for name, side in (("height", height), ("width", width)):
-        check_int(name, side, 1)
-        if side % unit:
-            near = max(unit, round(side / unit) * unit)
-            raise ValueError(
-                f"{name}={side} is not a multiple of {unit}, which these stages need; the nearest is {near}"
-            )
+    settings = {stage.slot: stage.settings for stage in stages}
+    check_shape(settings, {stage.slot: stage.unet.facts.divisor for stage in stages}, height, width)
     aspect = (Fraction(height, last), Fraction(width, last))
     return [stage._replace(aspect=aspect) for stage in stages]
 

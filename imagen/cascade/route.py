@@ -6,7 +6,9 @@ The command line asks here before a model is loaded, the pipeline when it is cal
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
 from imagen.checks import check_int
@@ -103,6 +105,32 @@ def resolve(
             if chosen is not None:
                 values[slot][name] = SETTINGS[name].check(say(name), chosen)
     return {slot: dataclasses.replace(stages[slot], **values[slot]) for slot in slots}
+
+
+def check_shape(
+    stages: Stages, divisors: Mapping[str, int], height: int, width: int, say: Callable[[str], str] = str
+) -> None:
+    """Check the sides of the last stage's picture.
+
+    Args:
+        stages: those that run, in order.
+        divisors: what each network's sides have to be multiples of.
+
+    Raises:
+        ValueError: a side that is not a multiple of what the networks' strides and the stages' sizes allow.
+    """
+    every = list(stages.values())
+    last = every[-1].size
+    units = [Fraction(last, settings.size) * divisors[slot] for slot, settings in stages.items()]
+    units += [Fraction(last, settings.lowres_size) for settings in every if settings.lowres_size is not None]
+    unit = math.lcm(*(entry.numerator for entry in units))
+    for name, side in (("height", height), ("width", width)):
+        check_int(say(name), side, 1)
+        if side % unit:
+            near = max(unit, round(side / unit) * unit)
+            raise ValueError(
+                f"{say(name)}={side} is not a multiple of {unit}, which these stages need; the nearest is {near}"
+            )
 
 
 def cropped(height: int, width: int, aspect: tuple[int, int]) -> tuple[int, int]:
@@ -202,7 +230,11 @@ def per_stage(name: str, value: Any, running: Sequence[str], stages: Stages) -> 
         if unknown:
             known = ", ".join(str(stages[slot].size) for slot in stages)
             raise ValueError(f"{name} names stage {unknown[0]!r}; this model has {known}")
-        named = {by_key[key]: entry for key, entry in value.items()}
+        named: dict[str, Any] = {}
+        for key, entry in value.items():
+            if by_key[key] in named:
+                raise ValueError(f"{name} names stage {by_key[key]} twice, by side and slot; give it one value")
+            named[by_key[key]] = entry
         return {slot: named.get(slot) for slot in running}
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) == len(running):

@@ -59,7 +59,7 @@ def _renamed(word: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from jsonargparse import auto_cli
+    from imagen.cli.options import call
 
     words = [_renamed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    return run_command("compose", lambda: auto_cli(command, args=words, as_positional=False), mistakes=ConfigError)
+    return run_command("compose", lambda: call(command, "compose", words), mistakes=ConfigError)

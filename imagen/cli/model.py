@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imagen.cli.before import adapter_of
 from imagen.errors import ConfigError
 from imagen.stages.folder import INDEX, RECORD, SavedStage, find_folder, read_model, read_run
 from imagen.stages.spec import SLOTS
@@ -38,6 +39,8 @@ def find_model(name: str) -> Model:
     Raises:
         ValueError: nothing there, or something else; stages that do not fit each other.
     """
+    if not name.strip():
+        find_folder(name)
     parts = [Path(name)] if Path(name).is_dir() else [Path(part.strip()) for part in name.split(",")]
     if len(parts) > 1 or any((parts[0] / place).is_file() for place in (RECORD, f"model/{RECORD}")):
         return Model(_runs(parts))
@@ -135,7 +138,7 @@ def _load_adapters(words: Sequence[str], pipe: ImagenPipeline) -> None:
     from imagen.cascade.variance import drop_variance
 
     for word in words:
-        slot, folder = word.split("=", 1) if "=" in word else ("base", word)
+        slot, folder = adapter_of(word)
         unet = getattr(pipe, f"{slot}_unet", None)
         if unet is not None and unet.facts.learns_variance and trained_without_variance(folder):
             drop_variance(pipe, slot)

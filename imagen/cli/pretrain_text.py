@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import auto_cli
 from transformers import T5Tokenizer
 
+from imagen.cli.options import call
 from imagen.data.shapes.language import Facts, caption, sample_facts
 from imagen.disk import occupied
 from imagen.errors import run_command
@@ -68,7 +68,7 @@ def command(out: Path, t5: PretrainConfig = DEMO) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    work = partial(auto_cli, command, args=arguments, as_positional=False)
+    work = partial(call, command, "pretrain_text", arguments)
     return run_command("pretrain_text", work, "; the same command goes on")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from imagen.cascade.presets import PRESETS, with_preset
 from imagen.cascade.route import Wish, cropped, option, resolve
 from imagen.checks import check_int
+from imagen.cli.before import check_adapters, check_call, check_files
 from imagen.cli.model import DTYPES, find_model, load
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
@@ -79,6 +80,9 @@ def _values(declared: Setting) -> Callable[[str], Any]:
                 pairs = [(match[1], match[2]) for match in named if match]
                 if len(pairs) < len(entries):
                     raise ValueError
+                twice = next((key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1), None)
+                if twice is not None:
+                    raise argparse.ArgumentTypeError(f"{text!r} gives {twice} two values; give one")
                 return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in pairs}
             return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
         except ValueError as error:
@@ -205,6 +209,9 @@ def run(args: argparse.Namespace) -> None:
     stages = stages if args.preset is None else with_preset(args.preset, stages)
     running = resolve(stages, wish, [] if image is None else [cropped(image.height, image.width, wish.aspect)], option)
     check_read(args, prompts, conditions, [model.stages[slot] for slot in running])
+    check_files(model.stages)
+    check_adapters(args.lora, model.stages)
+    check_call(wish, running, model.stages)
     out = out_folder(args.out)
 
     pipe = load(args, model, prompts)

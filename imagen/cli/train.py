@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagen.errors import ConfigError, Stopped, run_command
@@ -24,15 +25,24 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    after = "; the same command goes on from the last resume point"
-    return run_command("train.py", partial(train, arguments), after, ConfigError)
+    begun: list[str] = []
+    return run_command("train.py", partial(train, arguments, begun), partial(what_is_kept, begun), ConfigError)
 
 
-def train(arguments: Sequence[str] | None) -> None:
-    """Train what the arguments describe. Raises: ConfigError, Stopped."""
+def what_is_kept(begun: Sequence[str]) -> str:
+    """What an end says of the runs whose folders are `begun`: the same command goes on where something was saved."""
+    from imagen.training.state.checkpoint import StateFolder
+
+    saved = any(StateFolder(Path(run) / "state").steps() for run in begun)
+    return "; the same command goes on from the last resume point" if saved else "; no resume point was saved"
+
+
+def train(arguments: Sequence[str] | None, begun: list[str]) -> None:
+    """Train what the arguments describe; the run's folder is added to `begun`. Raises: ConfigError, Stopped."""
     from imagen.cascade.training.config.parsing import parse
 
     config = parse(arguments)
+    begun.append(config.run_dir)
     from imagen.cascade.training.task import StageTask
     from imagen.data.decode import NothingUsable
     from imagen.training.processes import alone_in

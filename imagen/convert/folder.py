@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imagen.convert.weights import Weights, copy_weights, read_json, write_json
+from imagen.disk import filling
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 HARMLESS = {".json", ".txt", ".model", ".safetensors"}
@@ -25,13 +26,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name (:func:`check_new`) when all went well and is removed when not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
+    with filling(partial):
         partial.chmod(0o755)  # mkdtemp's is for the owner alone
         yield partial
         partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def copy_component(source: Path, target: Path, weights: Weights | None) -> None:

@@ -113,6 +113,7 @@ class DataConfig:
             ),
             "category": ("shapes",),
             "streaming": ("hub", "shards"),
+            "path": stored,
         }
         require_reader("data", self, self.kind, readers)
         for name in ("lanes", "shuffle"):

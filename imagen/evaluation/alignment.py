@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
-from imagen.evaluation.generate import add_sampling_arguments, load, sample, sampling_settings
+from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
 from imagen.evaluation.judge import FACT_NAMES, Verdict, check
 from imagen.evaluation.report import Tile, save_sheet, table, write_result
 from imagen.evaluation.stats import Share
@@ -157,6 +157,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     pipe = load(args)
     settings = sampling_settings(args)
     large = _large(args, [defaults.size for defaults in pipe.stage_defaults.values()])
+    check_calls(pipe, [(args.size, settings), *([(1024, settings)] if large else [])], args.batch_size)
     pictures: dict[int, list[Image.Image]] = {side: [] for side in ((args.size, 1024) if large else (args.size,))}
     for some, size in ((prompts[:large], 1024), (prompts[large:], args.size)):
         made = sample(pipe, some, size, settings, args.batch_size, label=f"{size} px")

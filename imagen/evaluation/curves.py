@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen.disk import whole
 from imagen.evaluation.report import note
 from imagen.evaluation.stats import Share
 
@@ -89,7 +91,14 @@ def _axes(path: Path, **labels: Any) -> Iterator[Any]:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+
+
+def need_matplotlib() -> None:
+    """Raises ValueError where there is nothing to draw with: before what takes long, which would be lost."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots need the package matplotlib, which is not installed: pip install matplotlib")
 
 
 def plot_metrics(runs: Mapping[str, Curve], key: str, window: int, path: Path) -> None:
@@ -144,6 +153,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Draw ``KEY.png`` from metrics and ``alignment.png`` from alignment results."""
     if not (args.metrics or args.alignment):
         raise ValueError("nothing to draw: give --metrics run/metrics.jsonl ... or --alignment alignment.json ...")
+    need_matplotlib()
     if args.window < 1:
         raise ValueError(f"--window is {args.window}; expected at least 1")
     if args.metrics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -69,6 +69,18 @@ def load(args: argparse.Namespace) -> ImagenPipeline:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def check_calls(pipe: ImagenPipeline, calls: Iterable[tuple[int, Mapping[str, Any]]], batch_size: int) -> None:
+    """Look at every call that a command is going to make, size and settings, before the first: sampling takes long.
+
+    Raises:
+        ValueError: what the pipeline would refuse, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; expected at least 1")
+    for size, settings in calls:
+        pipe.settings(size=size, **settings)
 
 
 def sample(

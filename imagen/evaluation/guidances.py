@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from imagen.diffusion.guidance import parse_guidance
 from imagen.evaluation.alignment import Judged, judge_all, summary
 from imagen.evaluation.detector import COLORS
-from imagen.evaluation.generate import add_sampling_arguments, load, sample, sampling_settings
+from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
 from imagen.evaluation.report import save_sheet, table, write_result
 from imagen.evaluation.stats import Share
 from imagen.evaluation.suites import suite
@@ -115,14 +116,15 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
         pipe.register_modules(base_weak_unet=load_network(args.weak).to(pipe.device))
     networks = [network for network in (pipe.base_unet, pipe.base_weak_unet) if network is not None]
     rows: list[Row] = []
-    for method in methods:
-        for scale in args.guidance or [base.guidance_scale]:
-            settings = {**sampling_settings(args), "guidance": method, "guidance_scale": scale}
-            with counted(networks) as seen:
-                label = f"{method}, scale {scale:g}"
-                made = sample(pipe, prompts, base.size, settings, args.batch_size, label=label)[base.size]
-            row = Row(method, scale, judge_all(prompts, made), sum(seen) / len(prompts))
-            save_sheet(args.out / f"sheet_{len(rows)}.png", [entry.tile for entry in row.judged])
-            rows.append(row)
+    pairs = list(product(methods, args.guidance or [base.guidance_scale]))
+    every = [{**sampling_settings(args), "guidance": method, "guidance_scale": scale} for method, scale in pairs]
+    check_calls(pipe, [(base.size, settings) for settings in every], args.batch_size)
+    for (method, scale), settings in zip(pairs, every, strict=True):
+        with counted(networks) as seen:
+            label = f"{method}, scale {scale:g}"
+            made = sample(pipe, prompts, base.size, settings, args.batch_size, label=label)[base.size]
+        row = Row(method, scale, judge_all(prompts, made), sum(seen) / len(prompts))
+        save_sheet(args.out / f"sheet_{len(rows)}.png", [entry.tile for entry in row.judged])
+        rows.append(row)
     print(f"{args.split}, {base.size} px\n\n{compare(rows)}")
     write_result(args, command, pipe, rows=rows)

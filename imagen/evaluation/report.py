@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from imagen.disk import whole, write_text
+
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
@@ -72,7 +74,7 @@ def write_result(args: argparse.Namespace, command: Sequence[str], pipe: ImagenP
     content = {"kind": args.command, **provenance(command), "settings": settings, **result}
     path = args.out / f"{args.command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
     note(f"wrote {path} and the pictures beside it")
 
 
@@ -110,7 +112,8 @@ def save_sheet(path: Path, tiles: Sequence[Tile], columns: int = 10, side: int =
         text = textwrap.wrap(tile.text, width=side // 6)[:lines]
         draw.multiline_text((x + frame, y + side + 2 * frame), "\n".join(text), fill=(0, 0, 0), font=font, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with whole(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def note(text: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from imagen.data.shapes.language import PATTERNS, caption
 from imagen.evaluation.alignment import truth_pictures
 from imagen.evaluation.detector import detect
-from imagen.evaluation.generate import add_sampling_arguments, load, sample, sampling_settings
+from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
 from imagen.evaluation.report import Tile, save_sheet, table, write_result
 from imagen.evaluation.suites import Prompt, suite
 
@@ -216,6 +216,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     if not stages:
         raise ValueError(f"model {args.model!r} has no super-resolution stage to check")
     settings = sampling_settings(args)
+    whole = len(stages) < len(defaults)
+    check_calls(pipe, [(size, settings) for _, size in stages] if whole else (), args.batch_size)
+    for low, size in stages:
+        pipe.settings(Image.new("RGB", (low, low)), size, **settings)
     own: list[Measure] = []  # of pictures that are the model's own, from text alone
     model: list[Measure] = []
     control: list[Measure] = []
@@ -236,7 +240,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
             Tile(p, f"{name}: {prompt.text}") for prompt, *row in rows for name, p in zip(columns, row, strict=True)
         ]
         save_sheet(args.out / f"sheet_{size}.png", tiles, columns=len(columns), side=256)
-        if len(stages) < len(defaults):
+        if whole:
             made = sample(pipe, plain, size, settings, args.batch_size, label=f"from text to {size} px")
             own += consistency(f"text -> {low} -> {size}", made[low], made[size])
     model += own

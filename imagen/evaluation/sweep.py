@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from imagen.evaluation.alignment import judge_all, summary
-from imagen.evaluation.curves import plot_sweep
-from imagen.evaluation.generate import add_sampling_arguments, load, sample
+from imagen.evaluation.curves import need_matplotlib, plot_sweep
+from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample
 from imagen.evaluation.report import table, write_result
 from imagen.evaluation.suites import suite
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample and judge every pair of settings, print the table, write ``sweep.json`` and ``sweep.png``."""
+    need_matplotlib()
     prompts = suite(args.split, args.num, args.seed)
     pipe = load(args)
     stage = args.stage or args.size
@@ -32,12 +34,15 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
             f"--stage is {stage}; this model has the stages {made}, and it must not exceed --size {args.size}"
         )
     cells: list[dict[str, Any]] = []
-    for steps in args.steps or [defaults[stage].num_inference_steps]:
-        for guidance in args.guidance or [defaults[stage].guidance_scale]:
-            settings = {"num_inference_steps": {stage: steps}, "guidance_scale": {stage: guidance}}
-            label = f"steps {steps}, guidance {guidance:g}"
-            pictures = sample(pipe, prompts, args.size, settings, args.batch_size, label=label)[args.size]
-            cells.append({"steps": steps, "guidance": guidance, **summary(judge_all(prompts, pictures))})
+    pairs = list(
+        product(args.steps or [defaults[stage].num_inference_steps], args.guidance or [defaults[stage].guidance_scale])
+    )
+    every = [{"num_inference_steps": {stage: steps}, "guidance_scale": {stage: scale}} for steps, scale in pairs]
+    check_calls(pipe, [(args.size, settings) for settings in every], args.batch_size)
+    for (steps, guidance), settings in zip(pairs, every, strict=True):
+        label = f"steps {steps}, guidance {guidance:g}"
+        pictures = sample(pipe, prompts, args.size, settings, args.batch_size, label=label)[args.size]
+        cells.append({"steps": steps, "guidance": guidance, **summary(judge_all(prompts, pictures))})
     rows = [(cell["steps"], f"{cell['guidance']:g}", cell["shares"]["overall"]) for cell in cells]
     print(f"{args.split}, {args.size} px, settings of the {stage} px stage\n")
     print(table([("steps", "guidance", "every fact right, 95 % interval"), *rows]))

@@ -19,6 +19,7 @@ from imagen.stages.spec import FORMAT_VERSION, SLOTS, StageDefaults, check_versi
 from imagen.text.reading import TextDefaults
 
 INDEX, RECORD = "model_index.json", "stage.json"
+ADAPTER = "pytorch_lora_weights.safetensors"
 PIPELINE_CLASS = "ImagenPipeline"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.md"]
 
@@ -72,6 +73,8 @@ def find_folder(
         ValueError: neither a folder nor an id that the Hub (or its cache here) could give.
     """
     folder = Path(name)
+    if not str(name).strip():
+        raise ValueError(f"model {name!r} is empty; give a folder with {INDEX}, or a Hub id (owner/name)")
     if folder.is_dir():
         return folder
     text = str(name)
@@ -204,6 +207,17 @@ def read_saved(folder: Path) -> dict[str, SavedStage]:
         return read_model(folder)
     stage = read_run(folder)
     return {stage.slot: stage}
+
+
+def find_adapter(place: str | Path) -> Path:
+    """The adapter's file: ``place`` itself, in that folder, or in the model folder of that run. Raises: ValueError."""
+    path = Path(place)
+    for file in (path, path / ADAPTER, path / "model" / ADAPTER):
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{str(place)!r} holds no adapter; give a {ADAPTER}, its folder, or the run_dir of a LoRA training"
+    )
 
 
 def network_folder(folder: str | Path) -> Path:

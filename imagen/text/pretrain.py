@@ -7,6 +7,7 @@ frozen; the decoder, kept shallow so that the understanding has to happen in the
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -250,8 +251,13 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
     encoder = T5EncoderModel(model.encoder.config)
     encoder.shared.load_state_dict(model.shared.state_dict())
     encoder.encoder.load_state_dict(model.encoder.state_dict())
-    encoder.save_pretrained(out / "text_encoder")
-    tokenizer.save_pretrained(out / "tokenizer")
+    for name, part in (("text_encoder", encoder), ("tokenizer", tokenizer)):
+        partial = out / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        with filling(partial):
+            part.save_pretrained(partial)
+            shutil.rmtree(out / name, ignore_errors=True)
+            partial.rename(out / name)
     return out
 
 

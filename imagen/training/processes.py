@@ -59,8 +59,14 @@ def alone_in(run_dir: str) -> Iterator[None]:
     """Keep a run's folder for this run, whose first process holds it. Raises: ConfigError where another run has it."""
     with ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:  # as torchrun and accelerate tell their processes
-            with config_errors("run_dir ", also=OSError):
-                held.enter_context(occupied(Path(run_dir)))
+            try:
+                with config_errors("run_dir "):
+                    held.enter_context(occupied(Path(run_dir)))
+            except OSError as error:
+                told = (
+                    f"run_dir {run_dir!r} cannot be made or written to ({error.strerror or error}): give another folder"
+                )
+                raise ConfigError(told) from error
         yield
 
 

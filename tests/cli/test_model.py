@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
+from imagen.cascade.adapters import attach, save_adapter
 from imagen.cli.compose import _renamed
 from imagen.cli.compose import main as compose
 from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model, load
@@ -25,6 +25,7 @@ from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.disk import out_folder
 from imagen.errors import Stopped
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.stages.folder import INDEX, SavedStage, write_run
 from imagen.stages.spec import FORMAT_VERSION, StageDefaults
 from imagen.text.reading import TextDefaults

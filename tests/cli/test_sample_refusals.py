@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from imagen.cli import sample
 from imagen.cli.png import read_settings
-from tests.factories import tiny_pipeline
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
+from imagen.stages.spec import StageDefaults
+from tests.factories import save_stage, tiny_base, tiny_pipeline
 
 
 def names(folder: Path) -> list[str]:
@@ -45,3 +49,54 @@ def test_a_broken_part_is_one_line_that_names_the_model_or_the_stage(run, tmp_pa
 def test_what_no_memory_holds_is_told(run, capsys):
     assert run("a red circle", "--size", "16", "--height", "3200000", "--width", "3200000") == 1
     assert "do not fit into the memory of cpu" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be loaded."""
+    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("the model was loaded"))
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lora", "nowhere"], "--lora 'nowhere' holds no adapter; give a pytorch_lora_weights.safetensors"),
+        (["--lora", "large=nowhere"], "--lora STAGE is 'large'; expected one of base, sr256, sr1024"),
+        (["--steps", "1001"], "--steps of base is 1001; expected an integer from 1 to 1000"),
+        (["--steps", "2,2,1001"], "--steps of sr1024 is 1001; expected an integer from 1 to 1000"),
+        (["--height", "100", "--width", "100"], "--height=100 is not a multiple of 8, which these stages need"),
+        (["--height", "64", "--width", "99"], "--width=99 is not a multiple of 8, which these stages need"),
+        (["--guidance-method", "auto"], "stage base: --guidance-method 'auto' needs a weaker network, and this model"),
+        (["--steps", "base=2,base=3"], "argument --steps: 'base=2,base=3' gives base two values; give one"),
+        (["--steps", "16=2,base=3"], "--steps names stage base twice, by side and slot; give it one value"),
+        (["--out", ""], "--out is empty (''); give a folder to write to"),
+        (["--model", ""], "model '' is empty; give a folder with model_index.json, or a Hub id (owner/name)"),
+        (["--model", " "], "model ' ' is empty; give a folder"),
+    ],
+)
+def test_what_can_be_said_before_the_weights_are_loaded_is(run, model, capsys, words, told):
+    assert run("a red circle", "--model", model, *words, model=None) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sample.py: error: {told}"), error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_run_without_weights_is_told(run, tmp_path, capsys):
+    rule = make_scheduler("ddpm", CosineSchedule(), "epsilon")
+    save_stage(tmp_path / "run" / "model", "base", tiny_base(), rule, defaults=StageDefaults(size=16))
+    for file in (tmp_path / "run" / "model" / "unet").glob("*.safetensors"):
+        file.unlink()
+    assert run("a red circle", model=str(tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "holds no *.safetensors weights: let the run train on" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--guidance-method", "auto", "--guidance", "1"], ["--steps", "base=1,32=1,64=1"]])
+def test_what_needs_nothing_more_passes(run, monkeypatch, words):
+    reached = []
+    monkeypatch.setattr(sample, "load", lambda *_: reached.append(1) or (_ for _ in ()).throw(ValueError("loaded")))
+    assert run("a red circle", *words) == 2
+    assert reached

@@ -16,6 +16,8 @@ from imagen.data.decode import NothingUsable
 from imagen.errors import ConfigError
 from imagen.training import trainer
 
+QUOTES = "''"
+UNET = "unet: {kind: BaseUNet, text_dim: null}\n"
 AGAIN = "; the same command goes on from the last resume point"
 
 
@@ -40,8 +42,12 @@ def ended(monkeypatch: pytest.MonkeyPatch, fit: Any, main_process: bool = True, 
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run's resume point, which is there."""
     monkeypatch.chdir(tmp_path)
+    point = tmp_path / "a run" / "state" / "step-00000007"
+    point.mkdir(parents=True)
+    return point
 
 
 def failing(error: BaseException) -> Any:
@@ -88,6 +94,32 @@ def test_what_ends_a_run_is_one_line_and_a_code(
     assert said.count("\n") == 1
     assert said.startswith("train.py: ")
     assert said.rstrip().endswith(last)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NothingUsable("none"), KeyboardInterrupt()])
+@pytest.mark.parametrize("when", ["begun", "fit"])
+def test_a_run_that_saved_nothing_promises_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, saved: Path, error: BaseException, when: str
+) -> None:
+    saved.rmdir()
+    how: dict[str, Any] = {"fit": lambda: True, when: failing(error)}
+    assert ended(monkeypatch, **how) != 0
+    said = capsys.readouterr().err
+    assert said.endswith("; no resume point was saved\n")
+    assert "goes on" not in said
+
+
+@pytest.mark.parametrize("run", ["null", "", "/proc/x", "a-file"])
+def test_a_folder_that_cannot_be_a_run_s_is_one_line(tmp_path: Path, capsys: Any, run: str) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "c.yaml").write_text(f"run_dir: {run or QUOTES}\n{UNET}")
+    given = ["--config", str(tmp_path / "c.yaml")]
+    for words in (given, [*given, "--run_dir", run], [*given, f"--run_dir={run}"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("train.py: error: run_dir ")
+        assert said.count("\n") == 1
+        assert "Errno" not in said
 
 
 def test_what_nobody_foresaw_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

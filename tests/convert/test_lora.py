@@ -15,13 +15,14 @@ from diffusers import IFPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from imagen.cascade.adapters import WEIGHTS, read_adapter
+from imagen.cascade.adapters import read_adapter
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main as sample_main
 from imagen.errors import ConfigError
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, LORA, SECOND, pipeline
 from tests.factories import sample, seeded

@@ -14,9 +14,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import WEIGHTS, attach, save_adapter
+from imagen.cascade.adapters import attach, save_adapter
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.cascade.training.config.sections import ATTENTION
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from tests.factories import seeded
 from unets import BaseUNet
 

@@ -37,7 +37,8 @@ READERS: dict[str, tuple[Any, tuple[str, ...]]] = {
 def test_a_key_is_for_the_kinds_that_read_it_and_refused_by_the_others(key: str) -> None:
     value, kinds = READERS[key]
     for kind in KINDS:
-        given: dict[str, Any] = {"kind": kind, "path": "somewhere", key: value}
+        place = {} if kind == "shapes" else {"path": "somewhere"}
+        given: dict[str, Any] = {"kind": kind, **place, key: value}
         if kind in kinds:
             assert getattr(DataConfig(**given), key) == value
         else:

@@ -28,6 +28,9 @@ class Perfect:
             for slot, size, low in slots
         }
 
+    def settings(self, image: Any = None, size: int | None = None, **given: Any) -> None:
+        """Nothing to say of any call."""
+
     def __call__(self, texts: list[str], **given: Any) -> Any:
         self.calls.append({"texts": texts, **given})
         prompts = [self.prompts[text] for text in texts]

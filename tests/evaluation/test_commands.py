@@ -94,7 +94,7 @@ def test_sweep_command(model: str, tmp_path: Path) -> None:
         (["alignment", "--num", "0"], "num is 0"),
         (["alignment", "--size", "48"], "size=48"),
         (["alignment", "--size", "64", "--num-1024", "-1"], "--num-1024 is -1"),
-        (["alignment", "--size", "64", "--num", "4", "--batch-size", "0"], "batch_size is 0"),
+        (["alignment", "--size", "64", "--num", "4", "--batch-size", "0"], "--batch-size is 0"),
         (["alignment", "--device", "nowhere"], "nowhere"),
         (["sweep", "--size", "64", "--stage", "7"], "--stage is 7"),
         (["superres", "--num", "0"], "--num is 0"),

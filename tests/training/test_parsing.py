@@ -93,7 +93,7 @@ def test_a_file_that_is_no_configuration_is_told_in_one_line(tmp_path: Path, con
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ([], "^run_dir is missing: add it to the YAML file or pass it on the command line$"),
+    ([], "^run_dir is missing: add it to the YAML file or pass --run_dir DIR$"),
     (["--run_dir", "a", "--train.steps", "few"], "wrong value for .*train.steps.*few"),
     (["--run_dir", "a", "--optim.kind", "sgd"], "wrong value for .*optim.kind.*sgd"),
     (["--run_dir", "a", "--optim.lr", "-1"], "^optim.lr -1.0 must be zero or a positive number$"),

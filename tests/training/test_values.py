@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import known_keys, parse
 from imagen.training.config.sections import OptimConfig, RunSettings
-from imagen.training.config.values import check_nulls, in_words
+from imagen.training.config.values import check_values, in_words
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def test_so_it_is_of_every_key() -> None:
         settings = Namespace(**{key: None})
         if key in never:
             with pytest.raises(ConfigError, match=f"^{key} is null; expected"):
-                check_nulls(settings, {key: hint})
+                check_values(settings, {key: hint})
         else:
-            check_nulls(settings, {key: hint})
+            check_values(settings, {key: hint})
 
 
 @pytest.mark.parametrize(

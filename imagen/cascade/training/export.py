@@ -19,7 +19,6 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from imagen.cascade.adapters import WEIGHTS as ADAPTER
 from imagen.cascade.adapters import save_adapter
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.source import named_conditions
@@ -27,7 +26,7 @@ from imagen.cascade.training.start.origin import LEVELS, Origin, levels_error
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, make_schedule
 from imagen.disk import filling, sync
-from imagen.stages.folder import SavedStage, write_run
+from imagen.stages.folder import ADAPTER, SavedStage, write_run
 from imagen.stages.spec import SETTINGS, StageDefaults
 from imagen.training.state.ema import EMA
 from unets.contract import facts

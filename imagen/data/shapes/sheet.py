@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import get_args
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from imagen.disk import whole
+from imagen.errors import run_command
 
 from .dataset import ShapesDataset
 from .language import Split
@@ -61,8 +65,8 @@ def draw(count: int, seed: int, split: Split, side: int, stages: bool) -> list[I
     return [tile(sample.image, name + sample.caption, side) for name, sample in drawn]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a contact sheet as PNG; see the module's docstring."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a contact sheet as PNG; see the module's docstring. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--count", type=int, default=20, help="number of samples (20)")
@@ -75,10 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
         parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
     tiles = draw(options.count, options.seed, options.split, options.side, options.stages)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    arrange(tiles, 3 if options.stages else options.columns).save(options.out, optimize=True)
-    print(f"wrote {options.out}")
+    sheet = arrange(tiles, 3 if options.stages else options.columns)
+
+    def write() -> None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(options.out) as partial:
+            sheet.save(partial, format="PNG", optimize=True)
+        print(f"wrote {options.out}")
+
+    return run_command("shapes.sheet", write, "; nothing was written")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,16 +7,17 @@ import difflib
 import json
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from imagen.errors import ConfigError
 from imagen.training.config.sections import RunSettings
-from imagen.training.config.values import Hint, check_nulls, is_free, mistaken, section
+from imagen.training.config.values import Hint, check_values, is_free, mistaken, section
 
 ConfigT = TypeVar("ConfigT", bound=RunSettings)
 
@@ -87,8 +88,19 @@ def one_line(error: Exception, known: Mapping[str, Hint]) -> str:
     useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
     text = mistaken(" ".join(useful), known)
     if "are required" in text and "run_dir" in text:
-        return "run_dir is missing: add it to the YAML file or pass it on the command line"
+        return "run_dir is missing: add it to the YAML file or pass --run_dir DIR"
     return text
+
+
+@cache  # making it takes longer than reading a configuration
+def _parser(cls: Any, prog: str, description: str, helps: tuple[tuple[str, str], ...]) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with the sections below")
+    parser.add_class_arguments(cls)
+    for key, meaning in helps:
+        parser._option_string_actions[f"--{key}"].help = meaning
+    return parser
 
 
 def parse(
@@ -112,15 +124,10 @@ def parse(
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = known_keys(cls)
     _check_arguments(known, words)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the keys' meanings, which stand below them
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with the sections below")
-    parser.add_class_arguments(cls)
-    for key, meaning in (helps or {}).items():
-        parser._option_string_actions[f"--{key}"].help = meaning
+    parser = _parser(cast("Hashable", cls), prog, description, tuple((helps or {}).items()))
     try:
         parsed = parser.parse_args(words)
-        check_nulls(parsed, known)
+        check_values(parsed, known)
         settings = parser.instantiate(parsed)
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families

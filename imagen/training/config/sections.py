@@ -118,7 +118,8 @@ class TrainConfig:
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)} must not be negative")
         size, parts, limit = self.batch_size, self.accumulation, self.time_limit
         require(size % parts == 0, f"train.batch_size {size} must be a multiple of train.accumulation ({parts})")
-        require(limit is None or limit > 0, f"train.time_limit {limit} must be positive minutes or null")
+        right = limit is None or 0 < limit < math.inf
+        require(right, f"train.time_limit {limit} must be positive minutes, or null for no limit")
         require(
             self.dtype == "float32" or self.mixed_precision == "no",
             "train.dtype float64 and train.mixed_precision bf16 exclude each other: set mixed_precision to no",

@@ -61,15 +61,24 @@ def mistaken(text: str, known: Mapping[str, Hint]) -> str:
     Args:
         known: the type of each key, dotted.
     """
-    found = re.match(r'Parser key "([^"]+)": (?:.*?(?:Got|Given) value: ?|Unable to load config )(.*)$', text)
-    if found is None or found[1] not in known:
+    keys = list(re.finditer(r'Parser key "([^"]+)": ', text))
+    if not keys or keys[0].start() or keys[0][1] not in known:
         return text
-    value = found[2].partition(" - ")[0] or "nothing"  # behind it a section's is told twice
-    return f"wrong value for {found[1]!r}: {value}; expected {in_words(known[found[1]])}"
+    key, rest = keys[0][1], text[keys[0].end() :]
+    for inner in keys[1:]:  # of a section that may be null the key below it is told within
+        if f"{key}.{inner[1]}" not in known:
+            break
+        key, rest = f"{key}.{inner[1]}", text[inner.end() :]
+    found = re.match(r"(?:.*?(?:Got|Given) value:|Unable to load config)(?: |$)(.*)$", rest)
+    if found is None:
+        return text
+    value = f" {found[1]}".partition(" - ")[0].strip() or "nothing"  # behind it a section's is told twice
+    return f"wrong value for {key!r}: {value}; expected {in_words(known[key])}"
 
 
-def check_nulls(settings: Namespace, known: Mapping[str, Hint]) -> None:
-    """Refuse null where it means nothing, and sections that hold no keys: jsonargparse lets both through.
+def check_values(settings: Namespace, known: Mapping[str, Hint]) -> None:
+    """Refuse what jsonargparse lets through: null where it means nothing, sections that hold no keys, texts without a
+    letter, and true where 1 is meant, which equals it.
 
     Args:
         settings: what was parsed, its sections not yet made.
@@ -81,6 +90,19 @@ def check_nulls(settings: Namespace, known: Mapping[str, Hint]) -> None:
     for key, hint in known.items():
         value = settings.get(key, settings)  # itself where a section above is not there
         keyed = section(hint) is not None and not (value is None or isinstance(value, Namespace))
-        nothing = value is None and hint is not Any and type(None) not in alternatives(hint)
-        shown = "null" if value is None else repr(value)
-        require(value is settings or not (keyed or nothing), f"{key} is {shown}; expected {in_words(hint)}")
+        null = value is None or (hint is str and value == "null")  # as it comes from the command line
+        nothing = null and hint is not Any and type(None) not in alternatives(hint)
+        shown = "null" if null else repr(value)
+        mistaken = keyed or nothing or (isinstance(value, bool) and _is_number(hint))
+        require(value is settings or not mistaken, f"{key} is {shown}; expected {in_words(hint)}")
+        empty = value == "" and str in alternatives(hint)
+        without = ", or null for none" if type(None) in alternatives(hint) else ""
+        require(not empty, f"{key} is empty (''); write what it is to be{without}")
+
+
+def _is_number(hint: Hint) -> bool:
+    """Whether it takes whole numbers that are listed, and not true or false."""
+    choices = [choice for one in alternatives(hint) if typing.get_origin(one) is Literal for choice in one.__args__]
+    return any(isinstance(choice, int) for choice in choices) and not any(
+        isinstance(choice, bool) for choice in choices
+    )

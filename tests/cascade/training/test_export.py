@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from imagen.cascade.adapters import WEIGHTS, attach, read_adapter
+from imagen.cascade.adapters import attach, read_adapter
 from imagen.cascade.training.config.run import RunConfig, StageTrainConfig
 from imagen.cascade.training.config.sections import (
     ConditionsConfig,
@@ -28,6 +28,7 @@ from imagen.cascade.training.export import export_stage, saved_stage, stage_sche
 from imagen.cascade.training.start.origin import Origin
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import make_schedule
+from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.stages.folder import read_run
 from imagen.stages.load import load_network, load_scheduler
 from imagen.text.reading import TextDefaults

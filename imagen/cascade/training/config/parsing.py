@@ -14,7 +14,7 @@ from imagen.errors import ConfigError, require
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import parsing
 from imagen.training.config.parsing import one_line, unknown_key
-from imagen.training.config.values import check_nulls
+from imagen.training.config.values import check_values
 from unets import NETWORKS
 
 TRAIN = (
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "train.py", descri
     helps = {f"sampling.{name}": declared.help for name, declared in SETTINGS.items()}  # in their one declaration
     config = parsing.parse(RunConfig, arguments, prog, description, helps)
     kind = config.unet.get("kind")
-    known = kind in NETWORKS or not config.unet  # left out, it is that of train.init_from
+    known = kind in list(NETWORKS) or not config.unet  # left out, it is that of train.init_from
     require(known, f"unet.kind {kind!r} is unknown; expected {' or '.join(NETWORKS)}")
     return config
 
@@ -57,7 +57,7 @@ def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
         parser.add_argument(f"--unet.{name}", type=parameter.annotation, default=parameter.default)
     types = {f"unet.{name}": hints[name] for name in section if name != "kind"}
     try:
-        check_nulls(
+        check_values(
             parser.parse_object({"unet": {key: value for key, value in section.items() if key != "kind"}}), types
         )
     except ConfigError:

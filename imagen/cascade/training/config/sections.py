@@ -219,7 +219,8 @@ class LoraConfig:
         require(good, f"lora.rank {rank} must be positive: 4 to 64 is usual, null trains all weights")
         good = alpha is None or (alpha > 0 and math.isfinite(alpha))
         require(good, f"lora.alpha {alpha} must be a positive number, or null for lora.rank")
-        require(bool(self.targets), "lora.targets is empty: name layers to adapt, such as to_q")
+        good = bool(self.targets) and all(self.targets)  # every name ends in nothing
+        require(good, f"lora.targets {list(self.targets)} names nothing: name layers to adapt, such as to_q")
         for name in ("alpha", "targets", "base_dtype"):
             value = getattr(self, name)
             acts = rank is not None or value == type(self).__dataclass_fields__[name].default
