@@ -92,6 +92,18 @@ def test_without_a_column_of_captions_there_are_none(tmp_path: Path) -> None:
     assert records.rows.column_names == ["image"], "others are not read"
 
 
+def test_it_is_told_where_captions_were_looked_for(tmp_path: Path) -> None:
+    given = rows("train").select_columns(["image", "unasked"])
+    given.save_to_disk(str(tmp_path / "a"))
+    for item in (HubRecords(str(tmp_path / "a")).record(0), next(iter(HubStream(str(tmp_path / "a")).read(0)))[1]):
+        assert isinstance(item, Record)
+        assert item.looked == (
+            "looked for a column caption, text, captions, label; data.caption_column names another, of unasked"
+        )
+    given.rename_column("unasked", "caption").map(lambda _: {"caption": None}).save_to_disk(str(tmp_path / "b"))
+    assert HubRecords(str(tmp_path / "b")).record(0).looked == "the column 'caption' is empty there"
+
+
 def test_rows_are_spread_over_the_files_of_a_stream(tmp_path: Path) -> None:
     rows("train").save_to_disk(str(tmp_path), num_shards=3)
     stream = HubStream(str(tmp_path))
