@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagen.evaluation.alignment import judge_all, summary
-from imagen.evaluation.curves import plot_sweep
+from imagen.evaluation.curves import plot_sweep, require_matplotlib
 from imagen.evaluation.generate import add_sampling_arguments, load, sample
 from imagen.evaluation.report import table, write_result
 from imagen.evaluation.suites import suite
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample and judge every pair of settings, print the table, write ``sweep.json`` and ``sweep.png``."""
+    require_matplotlib()
     prompts = suite(args.split, args.num, args.seed)
     pipe = load(args)
     stage = args.stage or args.size
