@@ -50,7 +50,8 @@ def wrapped(text: str, width: int, size: int, lines: int = LINES) -> list[str]:
     A word that is longer than a line is broken.
     """
     font = _font(size)
-    found, rest = [], drawable(text)
+    found: list[str] = []
+    rest = drawable(text)
     while rest and len(found) < lines:
         mark = "" if len(found) < lines - 1 or font.getlength(rest) <= width else "…"
         count = max(1, _fitting(rest, width - font.getlength(mark), font))

@@ -219,14 +219,21 @@ def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -
     """
     if unet.whitening is None:
         return
+    most = min(CAPTIONS, config.train.steps * config.train.batch_size)
     count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     batches = iter(make_loader(config, source, 0, rank=0, world=1))
-    while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
+    while read < most:
         words = Words.of(next(batches))
         read += len(words)
         encoded, mask = texts(words)
         tokens = encoded[mask.bool()].double()
         count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
     mean = total / count  # a text has one token at least
-    with config_errors("unet.text_whitening: "):
+    remedy = "give more or longer captions" if read >= CAPTIONS else "raise train.steps or train.batch_size"
+    if count < 2 * len(mean):
+        raise ConfigError(
+            f"unet.text_whitening is fitted to the tokens of the first captions: {read} captions have {count}, and "
+            f"text of width {len(mean)} needs {2 * len(mean)}; {remedy}, or set unet.text_whitening false"
+        )
+    with config_errors(f"unet.text_whitening: what text.encoder {config.text.encoder!r} makes of the captions: "):
         unet.whitening.fit(count, mean, products / count - torch.outer(mean, mean))
