@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from imagen.errors import Parser, run_command
 
 from .dataset import ShapesDataset
 from .language import Split
@@ -61,9 +65,9 @@ def draw(count: int, seed: int, split: Split, side: int, stages: bool) -> list[I
     return [tile(sample.image, name + sample.caption, side) for name, sample in drawn]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a contact sheet as PNG; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a contact sheet as PNG, see the module's docstring; returns the exit code."""
+    parser = Parser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--count", type=int, default=20, help="number of samples (20)")
     parser.add_argument("--columns", type=int, default=5, help="samples per row (5)")
@@ -74,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
         parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
+    return run_command("imagen.data.shapes.sheet", partial(write, options))
+
+
+def write(options: argparse.Namespace) -> None:
+    """Draw what the options ask for. Raises: ValueError, OSError: a file of no kind that Pillow writes, or no room."""
     tiles = draw(options.count, options.seed, options.split, options.side, options.stages)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     arrange(tiles, 3 if options.stages else options.columns).save(options.out, optimize=True)
@@ -81,4 +90,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,7 @@ from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.sections import LossConfig
 from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.inputs.texts import Texts
-from imagen.cascade.training.start.origin import no_network, unet_section
+from imagen.cascade.training.start.origin import no_network, of_stage, unet_section
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import network_folder
@@ -138,7 +138,9 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Netwo
     unet = make_unet(config, device="cpu" if lora.rank is None else "meta")
     assert isinstance(unet, torch.nn.Module)
     if start is not None and (saved is None or lora.rank is not None):
-        load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
+        load_initial(
+            unet, of_stage(start, config.stage.name), config.train.drop_variance, getattr(torch, lora.base_dtype)
+        )
     if config.train.dtype == "float64":
         torch.nn.Module.to(unet, torch.float64)
     if lora.rank is not None:
@@ -163,7 +165,7 @@ def load_trained(unet: Network, saved: Mapping[str, Tensor]) -> None:
 
 
 def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
-    """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
+    """Start `unet` from an exported stage (a run, its model, its unet folder, or a network in a pipeline folder).
 
     It may have further classes, whose tables stay as they are, and further extra_channels, which start without effect
     (:func:`unets.conditions.grown`); not where it is without memory, which is for adapters of the network as it was.
