@@ -22,7 +22,7 @@ from unets.count import main as count
         ("5", "expected a mapping unet:"),
         ("unet: {kind: BaseUNet, no_such: 1}\n", "no_such"),
         ("unet: {kind: BaseUNet, model_channels: many}\n", "unet: "),
-        ("unet: {kind: [BaseUNet]}\n", "kind"),
+        ("unet: {kind: [BaseUNet]}\n", "'list'"),
         ("a: [\n", "line 2"),
         (None, "No such file"),
     ],

@@ -138,9 +138,8 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Netwo
     unet = make_unet(config, device="cpu" if lora.rank is None else "meta")
     assert isinstance(unet, torch.nn.Module)
     if start is not None and (saved is None or lora.rank is not None):
-        load_initial(
-            unet, of_stage(start, config.stage.name), config.train.drop_variance, getattr(torch, lora.base_dtype)
-        )
+        folder = of_stage(start, config.stage.name)
+        load_initial(unet, folder, config.train.drop_variance, getattr(torch, lora.base_dtype))
     if config.train.dtype == "float64":
         torch.nn.Module.to(unet, torch.float64)
     if lora.rank is not None:
