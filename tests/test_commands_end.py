@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from imagen.data.shapes.sheet import main as sheet
 from tests.source import ROOT
 from unets.count import main as count
+
+#: Of a command whose output waits in a buffer, as it does by default.
+BUFFERED = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "PYTHONSAFEPATH")}
+BUFFERED["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,9 @@ def test_a_sheet_that_cannot_be_written_is_a_line(tmp_path: Path, capsys: Any, n
 )
 def test_a_reader_that_has_gone_is_a_line(tmp_path: Path, words: list[str]) -> None:
     command = [sys.executable, "-m", *words, *([str(tmp_path / "a.png")] if words[-1] == "--out" else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=BUFFERED
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
