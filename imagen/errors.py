@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 
@@ -66,6 +67,14 @@ def escape_unwritable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def close_output() -> None:
+    """Let what standard output still holds go nowhere: its reader has gone, and Python would say so once more."""
+    with suppress(OSError, ValueError):  # no file: a test's, or closed
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def run_command(
     name: str,
     work: Callable[[], int | None],
@@ -86,11 +95,15 @@ def run_command(
     """
     escape_unwritable()
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()  # a reader that has gone is met here, and not when Python ends
+        return code
     except mistakes as error:
         code, told = 2, f"error: {one_line(error)}"
     except (OSError, MemoryError, Stopped) as error:
         code, told = 1, f"error: {one_line(error)}"
+        if isinstance(error, BrokenPipeError):
+            close_output()
     except KeyboardInterrupt:
         code, told = 130, "interrupted"
     if code != 2:

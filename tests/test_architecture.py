@@ -15,7 +15,7 @@ from tests.count_lines import MOST_ARGUMENTS, arguments
 from tests.source import CODE, EVERYTHING, ROOT, expect_none, functions, imports, module_name, tree
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
-BASE = {"imagen.checks", "imagen.disk", "imagen.errors", "imagen.modes"}
+BASE = {"imagen.captions", "imagen.checks", "imagen.disk", "imagen.errors", "imagen.modes"}
 ROOMS = {"imagen.diffusion", "imagen.text", "imagen.data"}
 CORE = {"unets", *ROOMS, *BASE}
 LOWER = {"imagen.conditions", "imagen.stages", *CORE}

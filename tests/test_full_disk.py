@@ -107,6 +107,6 @@ def test_a_contact_sheet_that_does_not_fit_is_one_line(tmp_path: Path, capsys: p
     with full_disk():
         assert main(["--out", str(tmp_path / "sheet.png"), "--count", "2"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("shapes.sheet: error: ")
+    assert said.startswith("imagen.data.shapes.sheet: error: ")
     assert said.count("\n") == 1
     assert contents(tmp_path) == {"sheet.png": b"the old one"}

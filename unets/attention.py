@@ -181,8 +181,11 @@ class Attention(TokenAttention):
 
 
 def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
-    """x (B, S, heads*d) with every head's d numbers normed; as it is without a norm."""
-    return x if norm is None else norm(x.unflatten(-1, (-1, *norm.normalized_shape))).flatten(-2)
+    """x (B, S, heads*d) with every head's d numbers normed in the dtype of the norm's weights; without one as it is."""
+    if norm is None:
+        return x
+    heads = x.unflatten(-1, (-1, *norm.normalized_shape))
+    return norm(heads.to(norm.weight.dtype)).flatten(-2).to(x.dtype)  # autocast leaves rms_norm's dtypes as they come
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:

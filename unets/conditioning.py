@@ -88,8 +88,12 @@ class TextWhitening(nn.Module):
         ``ridge`` times the mean variance is added to each direction's, so that those that hold nothing stay small.
         Raises ValueError for fewer tokens than twice the width, or numbers that are not finite.
         """
-        if count < 2 * len(mean) or not bool(covariance.isfinite().all()):
-            raise ValueError(f"{count} tokens of width {len(mean)} were given; give at least two per channel, finite")
+        if count < 2 * len(mean):
+            raise ValueError(
+                f"{count} tokens of width {len(mean)} were given, and it takes two a channel, {2 * len(mean)}"
+            )
+        if not bool(covariance.isfinite().all()):
+            raise ValueError(f"the {count} tokens are not finite numbers")
         variances, directions = torch.linalg.eigh(covariance.to("cpu", torch.float64))
         scale = (variances + ridge * variances.mean()).rsqrt()
         self.mean.copy_(mean)

@@ -3,6 +3,7 @@
 python -m unets.count configs/paper/*.yaml
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,16 @@ def network(path: str) -> nn.Module:
         ValueError: the file has no such mapping, or its ``kind`` is no registered network.
     """
     with open(path, encoding="utf-8") as file:
-        mapping: dict[str, Any] = (yaml.safe_load(file) or {}).get("unet") or {}
-    cls: type[Any] = network_class(mapping.pop("kind", None))
-    with torch.device("meta"):
-        built: nn.Module = cls(**mapping)
+        content: Any = yaml.safe_load(file) or {}
+    mapping = content.get("unet") or {} if isinstance(content, dict) else None
+    if not isinstance(mapping, dict):
+        raise ValueError("no configuration of a network: expected a mapping unet: with its kind and arguments")
+    try:
+        cls: type[Any] = network_class(mapping.pop("kind", None))
+        with torch.device("meta"):
+            built: nn.Module = cls(**mapping)
+    except TypeError as error:  # an argument that it has not, or one of another type
+        raise ValueError(f"unet: {error}") from error
     return built
 
 
@@ -50,17 +57,30 @@ def main(paths: Sequence[str]) -> int:
     if not paths:
         print("usage: python -m unets.count CONFIG.yaml [...]", file=sys.stderr)
         return 2
-    print("| file | " + " | ".join(PARTS) + " |")
-    print("|---|" + "---:|" * len(PARTS))
-    for path in paths:
-        try:
-            counts = count(network(path))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            told = error if path in str(error) else f"{path}: {error}"
-            print(f"error: {told}", file=sys.stderr)
-            return 2
-        print(f"| `{path}` | " + " | ".join(f"{n / 1e6:,.1f} M" for n in counts.values()) + " |")
+    try:
+        print("| file | " + " | ".join(PARTS) + " |")
+        print("|---|" + "---:|" * len(PARTS))
+        for path in paths:
+            row(path)
+        sys.stdout.flush()  # a reader that has gone is met here, and not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("unets.count: error: the output's reader has gone", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"unets.count: error: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def row(path: str) -> None:
+    """Prints a file's. Raises ValueError, in one line that names the file."""
+    try:
+        counts = count(network(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(told if path in told else f"{path}: {told}") from error
+    print(f"| `{path}` | " + " | ".join(f"{n / 1e6:,.1f} M" for n in counts.values()) + " |")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def parser() -> Parser:
     add("--offload", action="store_true", help="hold one part of the model at a time on the GPU, others on the CPU")
     add("--lora", action="append", default=[], metavar="[STAGE=]DIR", help=LORA_HELP)
     add("--dtype", choices=DTYPES, default="float32", help="the networks compute in; default: %(default)s")
-    add("--grid", action="store_true", help="also write all pictures side by side as one")
+    add("--grid", action="store_true", help="also write all pictures side by side as one, with captions")
     add("--save-stages", action="store_true", help="also write the pictures of the earlier stages")
     return p
 
@@ -144,6 +144,7 @@ def sample(
     """
     import torch
 
+    from imagen.captions import captioned
     from imagen.data.shapes.sheet import arrange
 
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
@@ -173,7 +174,8 @@ def sample(
     if args.grid:
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
-        writer.write(arrange(writer.finished, columns, gap=4), f"grid_seed{args.seed}", settings)
+        shown = [captioned(image, made.prompt) for image, made in zip(writer.finished, pictures, strict=True)]
+        writer.write(arrange(shown, columns, gap=4), f"grid_seed{args.seed}", settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

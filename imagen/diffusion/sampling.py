@@ -95,6 +95,10 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
         # by name: diffusers records positional arguments as defaults, and drops those on a swap
         super().__init__(**_accepted(DDPMScheduler, self.config))
 
+    def register_to_config(self, **settings: Any) -> None:  # behind __init__, whose decorator has this name
+        """Keep the settings, but a gamma of 0, which no scheduler that is made from this one's config could miss."""
+        super().register_to_config(**{name: value for name, value in settings.items() if name != "gamma" or value})
+
     def _get_variance(
         self, t: int, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
@@ -107,7 +111,8 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
         if kind != "fixed_small":
             return small
         large = super()._get_variance(t, variance_type="fixed_large")
-        return small ** (1 - self.config.gamma) * large**self.config.gamma
+        gamma = self.config.get("gamma", 0.0)
+        return small ** (1 - gamma) * large**gamma
 
 
 class _ListDDIMScheduler(DDIMScheduler, SchedulerMixin, ConfigMixin):

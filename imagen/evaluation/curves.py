@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,24 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [float(value) for value in (sums[ends] - sums[starts]) / (ends - starts)]
 
 
+def require_matplotlib() -> None:
+    """Raises ValueError, with how to install it, where matplotlib is not there."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib, which is not installed: pip install -c constraints.txt -e '.[eval]'")
+
+
+def is_noisy(key: str) -> bool:
+    """Whether each value is of other pictures and noise, so that the running mean says more: loss, grad_norm.
+
+    A held-out loss is of the same ones every time, and a learning rate is what it is.
+    """
+    return key.startswith(("loss", "grad_norm"))
+
+
 @contextmanager
 def _axes(path: Path, **labels: Any) -> Iterator[Any]:
     """One plot to fill, which is then saved; ``labels`` as of matplotlib's ``Axes.set``."""
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -95,16 +110,13 @@ def _axes(path: Path, **labels: Any) -> Iterator[Any]:
         figure.savefig(partial, dpi=120, format="png")
 
 
-def need_matplotlib() -> None:
-    """Raises ValueError where there is nothing to draw with: before what takes long, which would be lost."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots need the package matplotlib, which is not installed: pip install matplotlib")
-
-
 def plot_metrics(runs: Mapping[str, Curve], key: str, window: int, path: Path) -> None:
-    """One smoothed curve a run over the raw values; ``runs`` maps labels to steps and values."""
+    """A curve a run, where values are noisy smoothed over the raw ones; ``runs``: labels to steps and values."""
     with _axes(path, xlabel="training step", ylabel=key) as axes:
         for label, (steps, values) in runs.items():
+            if not is_noisy(key):
+                axes.plot(steps, values, label=label, linewidth=1.5, marker="o", markersize=3)
+                continue
             (line,) = axes.plot(steps, smoothed(values, window), label=label, linewidth=1.5)
             axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.7)
         if all(value > 0 for _, values in runs.values() for value in values):
@@ -144,7 +156,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--metrics", type=Path, nargs="+", default=[], help="metrics.jsonl of one or more runs")
     told = "which value of the metrics is drawn (default loss); val_loss/ draws all that begin so"
     add("--key", default="loss", help=told)
-    add("--window", type=int, default=50, help="log lines the curve is averaged over (default 50)")
+    add(
+        "--window",
+        type=int,
+        default=50,
+        help="log lines that loss and grad_norm are averaged over (default 50); others are drawn as they are",
+    )
     add("--alignment", type=Path, nargs="+", default=[], help="alignment.json files over training steps")
     add("--size", type=int, default=256, help="pictures' side in the alignment files (default 256)")
 
@@ -153,9 +170,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Draw ``KEY.png`` from metrics and ``alignment.png`` from alignment results."""
     if not (args.metrics or args.alignment):
         raise ValueError("nothing to draw: give --metrics run/metrics.jsonl ... or --alignment alignment.json ...")
-    need_matplotlib()
     if args.window < 1:
         raise ValueError(f"--window is {args.window}; expected at least 1")
+    require_matplotlib()
     if args.metrics:
         runs: dict[str, Curve] = {}
         for path in args.metrics:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from imagen.evaluation.alignment import judge_all, summary
-from imagen.evaluation.curves import need_matplotlib, plot_sweep
+from imagen.evaluation.curves import plot_sweep, require_matplotlib
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample
 from imagen.evaluation.report import table, write_result
 from imagen.evaluation.suites import suite
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample and judge every pair of settings, print the table, write ``sweep.json`` and ``sweep.png``."""
-    need_matplotlib()
+    require_matplotlib()
     prompts = suite(args.split, args.num, args.seed)
     pipe = load(args)
     stage = args.stage or args.size

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from imagen import ImagenPipeline
+from imagen.captions import captioned
 from imagen.cli.png import free_stem, read_settings, slug
 from imagen.cli.sample import main
 from imagen.diffusion.vocabulary import SamplerKind
@@ -58,9 +59,11 @@ def test_prompts_from_arguments_and_file_with_seeds_in_a_row(run, tmp_path):
         "two-blue-star_seed3.png",
     ]
     grid = Image.open(run.out / "grid_seed0.png")
-    assert grid.size == (2 * 68 + 4, 3 * 68 + 4)
-    cell = grid.crop((72, 140, 136, 204))
-    assert np.array_equal(np.asarray(cell), np.asarray(Image.open(run.out / "a-small-circle_seed5.png")))
+    cell = np.asarray(captioned(Image.open(run.out / "a-small-circle_seed5.png"), "a small circle"))
+    height, width, _ = cell.shape
+    assert width == 128
+    assert grid.size == (2 * 132 + 4, 3 * (height + 4) + 4)
+    assert np.array_equal(np.asarray(grid)[2 * (height + 4) + 4 : -4, 136:264], cell)
 
 
 def test_the_command_inside_a_picture_makes_it_again(run):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from imagen import ImagenPipeline
+from imagen.evaluation import curves
 from imagen.evaluation.__main__ import main
 from imagen.evaluation.curves import plot_metrics
 from imagen.evaluation.report import Tile, save_sheet
@@ -54,9 +54,9 @@ def test_no_picture_is_made_for_a_call_that_is_refused(
 def test_without_matplotlib_nothing_is_begun(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(curves, "find_spec", lambda name: None)
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "pip install matplotlib" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[eval]'" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_sheets_and_plots_that_were_there(tmp_path: Path) -> None:

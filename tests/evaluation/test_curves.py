@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from imagen.evaluation import curves
 from imagen.evaluation.__main__ import build_parser, main
 from imagen.evaluation.curves import plot_alignment, plot_metrics, plot_sweep, read_alignment, read_metrics
 from imagen.evaluation.stats import Share
@@ -86,6 +87,32 @@ def test_metrics_are_drawn_smoothed_over_the_raw_values(axes: list[Any], tmp_pat
         line.get_color() for line in plot.get_lines() if line.get_label() in runs
     ]
     assert plot.get_ylabel() == "loss"
+
+
+@pytest.mark.parametrize("key", ["val_loss", "val_loss/", "lr", "skipped"])
+def test_what_is_measured_is_drawn_as_it_is(axes: list[Any], tmp_path: Path, key: str) -> None:
+    falling = ([100.0, 200.0, 300.0], [0.4, 0.1, 0.071])
+    plot_metrics({"run": falling}, key, 50, tmp_path / "m.png")
+    assert lines(axes[0]) == {"run": falling}
+    assert len(axes[0].get_lines()) == 1
+
+
+@pytest.mark.parametrize("key", ["loss", "loss_t0", "grad_norm"])
+def test_what_is_drawn_anew_in_every_step_is_smoothed(axes: list[Any], tmp_path: Path, key: str) -> None:
+    plot_metrics({"run": ([1.0, 2.0], [4.0, 2.0])}, key, 2, tmp_path / "m.png")
+    assert lines(axes[0])["run"][1] == [4, 3]
+
+
+@pytest.mark.parametrize("words", [["curves", "--metrics", "m.jsonl"], ["sweep", "--model", "nowhere"]])
+def test_without_matplotlib_a_line_says_how_to_install_it_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]
+) -> None:
+    monkeypatch.setattr(curves, "find_spec", lambda name: None)
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    told = f"imagen.evaluation {words[0]}: error: plots need matplotlib, which is not installed: pip install"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(told)
+    assert "[eval]" in line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ pipeline_tag: text-to-image
 A cascade of diffusion models in pixel space (Imagen, Saharia et al. 2022).
 
 ```bash
-python sample.py "{prompt}" --model {name}
+python sample.py {prompt} --model {folder}
 ```
 
 | stage | picture | network | parameters | trained | loss | held-out loss |
@@ -54,7 +55,11 @@ def write_card(pipeline: Any, sources: Mapping[str, Path], out: Path) -> None:
     runs = {slot: run_folder(source) for slot, source in sources.items()}
     facts = {slot: {} if run is None else read_run_facts(run) for slot, run in runs.items()}
     rows = [row(slot, pipeline, facts[slot]) for slot in pipeline.stage_defaults]
-    text = HEAD.format(made=MADE, name=out.name, prompt=_prompt(facts)) + "\n".join(rows) + "\n"
+    text = (
+        HEAD.format(made=MADE, name=out.name, prompt=quoted(_prompt(facts)), folder=shlex.quote(out.name))
+        + "\n".join(rows)
+        + "\n"
+    )
     for slot, run in runs.items():
         text += "" if run is None else _of_run(slot, run, facts[slot], out)
     write_text(card, text)
@@ -80,6 +85,11 @@ def row(slot: str, pipeline: Any, facts: Mapping[str, Any]) -> str:
     losses = [f"{facts[name]:.4f}" if facts.get(name) is not None else "" for name in ("loss", "val_loss")]
     cells = (f"`{slot}`", size, type(unet).__name__, parameters, trained, *losses)
     return f"| {' | '.join(cells)} |"
+
+
+def quoted(prompt: str) -> str:
+    """A prompt as a word of a shell's command, on one line."""
+    return shlex.quote(" ".join(prompt.split()))
 
 
 def _prompt(facts: Mapping[str, Mapping[str, Any]]) -> str:

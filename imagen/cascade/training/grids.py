@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from imagen.captions import enlargement, strip
 from imagen.cascade.route import route
 from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.seeds import picture_seeds
@@ -190,7 +191,7 @@ class GridMaker:
 
 
 def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> None:
-    """Write named rows of pictures as one PNG, with the names, the prompts and the step in its metadata."""
+    """Write named rows of pictures as one PNG, the prompts beneath; names, prompts and step are in its metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
     info.add_itxt("prompts", "\n".join(prompts))
@@ -198,8 +199,23 @@ def save_grid(path: Path, prompts: Sequence[str], rows: dict[str, Tensor]) -> No
     info.add_itxt("step", path.stem)
     partial = path.with_suffix(".partial")
     with filling(partial):
-        tile(list(rows.values())).save(partial, format="PNG", pnginfo=info)
+        captioned_grid(prompts, list(rows.values())).save(partial, format="PNG", pnginfo=info)
         partial.replace(path)
+
+
+def captioned_grid(prompts: Sequence[str], rows: list[Tensor]) -> Image.Image:
+    """Rows as :func:`tile` has them, small pictures enlarged, with each column's prompt beneath if there are any."""
+    times = enlargement(rows[0].shape[-1])
+    grid = tile([row.repeat_interleave(times, -1).repeat_interleave(times, -2) for row in rows])
+    if not any(prompts):
+        return grid
+    side = times * rows[0].shape[-1]
+    strips = [strip(prompt, side) for prompt in prompts]
+    made = Image.new("RGB", (grid.width, grid.height + strips[0].height), "white")
+    made.paste(grid)
+    for column, one in enumerate(strips):
+        made.paste(one, (column * (side + GAP), grid.height))
+    return made
 
 
 def tile(rows: list[Tensor]) -> Image.Image:

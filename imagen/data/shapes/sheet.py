@@ -11,6 +11,7 @@ import itertools
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from imagen.disk import whole
-from imagen.errors import run_command
+from imagen.errors import Parser, run_command
 
 from .dataset import ShapesDataset
 from .language import Split
@@ -66,8 +67,8 @@ def draw(count: int, seed: int, split: Split, side: int, stages: bool) -> list[I
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a contact sheet as PNG; see the module's docstring. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
+    """Write a contact sheet as PNG, see the module's docstring; returns the exit code."""
+    parser = Parser(prog="python -m imagen.data.shapes.sheet", description="contact sheet as PNG")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--count", type=int, default=20, help="number of samples (20)")
     parser.add_argument("--columns", type=int, default=5, help="samples per row (5)")
@@ -78,16 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.count, options.columns, options.side) < 1 or options.seed < 0:
         parser.error("--count, --columns and --side must be at least 1, --seed at least 0")
+    return run_command("imagen.data.shapes.sheet", partial(write, options), "; nothing was written")
+
+
+def write(options: argparse.Namespace) -> None:
+    """Draw what the options ask for. Raises: ValueError, OSError: a file of no kind that Pillow writes, or no room."""
+    kind = Image.registered_extensions().get(options.out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"--out {str(options.out)!r} has no ending of a picture that can be written: use .png")
     tiles = draw(options.count, options.seed, options.split, options.side, options.stages)
     sheet = arrange(tiles, 3 if options.stages else options.columns)
-
-    def write() -> None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(options.out) as partial:
-            sheet.save(partial, format="PNG", optimize=True)
-        print(f"wrote {options.out}")
-
-    return run_command("shapes.sheet", write, "; nothing was written")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(options.out) as partial_file:
+        sheet.save(partial_file, format=kind, optimize=True)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagen.cascade.training.card import MADE, write_card
+from imagen.cascade.training.card import MADE, quoted, write_card
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cli.train import next_command
 from imagen.training.config.parsing import to_yaml
@@ -50,7 +51,7 @@ def test_it_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
         in card
     )
     assert "| `sr256` | 16 -> 32 px | EfficientUNet | " in card
-    assert 'python sample.py "a blue fern" --model leaves' in card
+    assert "python sample.py 'a blue fern' --model leaves" in card
     assert "Data: kind shapes, split heldout." in card
     assert (out / "samples" / "base.png").read_bytes() == b"1200"  # the last grid
     assert "(samples/base.png)" in card
@@ -98,3 +99,10 @@ def test_a_training_ends_with_the_next_command(
     config: Callable[..., RunConfig], changes: dict[str, Any], command: str
 ) -> None:
     assert next_command(config(**{"run_dir": "a run", **changes})) == command
+
+
+@pytest.mark.parametrize("prompt", ['a "blue" fern', "it's $HOME `date`", "-- a\nfern", "plain"])
+def test_a_prompt_of_a_card_is_one_word_of_a_shell(prompt: str) -> None:
+    line = quoted(prompt)
+    assert shlex.split(line) == [" ".join(prompt.split())]
+    assert "\n" not in line

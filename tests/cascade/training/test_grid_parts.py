@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imagen.captions import strip
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.seeds import picture_seeds
 from imagen.cascade.text import Text
@@ -25,6 +26,7 @@ from imagen.cascade.training.config.sections import (
 )
 from imagen.cascade.training.grids import (
     GridMaker,
+    captioned_grid,
     find_stages,
     held_out,
     load_others,
@@ -96,9 +98,21 @@ def test_the_file_says_what_is_in_it(tmp_path: Path) -> None:
         save_grid(path, ["ein grüner Stern", "two"], rows)
     with Image.open(path) as grid:
         told = {name: str(text) for name, text in grid.text.items()}  # type: ignore[attr-defined]
-        assert np.array_equal(np.asarray(grid), np.asarray(tile(list(rows.values()))))
+        shown = np.asarray(grid)
     assert told == {"prompts": "ein grüner Stern\ntwo", "rows": "input\nema", "step": "step-00000012"}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    large = [row.repeat_interleave(32, -1).repeat_interleave(32, -2) for row in rows.values()]
+    assert np.array_equal(shown[:258], np.asarray(tile(large))), (
+        "pictures are repeated pixels, and captions stand below"
+    )
+    for x, caption in enumerate(("ein gruner Stern", "two")):
+        assert np.array_equal(shown[258:, 130 * x : 130 * x + 128], np.asarray(strip(caption, 128)))
+
+
+def test_a_grid_without_any_captions_has_no_room_for_them() -> None:
+    row = torch.zeros(2, 3, 128, 128)
+    assert captioned_grid(["", ""], [row]).size == (258, 128)
+    assert captioned_grid(["", "two"], [row]).size == (258, 128 + strip("", 128).height)
 
 
 def test_every_picture_has_the_generator_of_its_own_place() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagen import ImagenPipeline
+from imagen.captions import enlargement, strip
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.grids import picture_generators
 from imagen.cascade.training.task import StageTask
@@ -37,12 +38,14 @@ SR = {
 def rows_of(path: Path, side: int) -> dict[str, np.ndarray]:
     """Row name -> its pictures (columns, side, side, 3)."""
     with Image.open(path) as grid:
-        names, pixels = grid.text["rows"].splitlines(), np.asarray(grid)
-    step = side + 2
-    assert pixels.shape[0] == step * len(names) - 2
-    columns = (pixels.shape[1] + 2) // step
+        names, pixels, prompts = grid.text["rows"].splitlines(), np.asarray(grid), grid.text["prompts"].splitlines()
+    times = enlargement(side)
+    step = side * times + 2
+    below = strip("", side * times).height if any(prompts) else 0
+    assert pixels.shape[0] == step * len(names) - 2 + below
+    columns, shown = (pixels.shape[1] + 2) // step, slice(0, side * times, times)
     return {
-        name: np.stack([pixels[step * y : step * y + side, step * x : step * x + side] for x in range(columns)])
+        name: np.stack([pixels[step * y :, step * x :][shown, shown] for x in range(columns)])
         for y, name in enumerate(names)
     }
 

@@ -28,6 +28,7 @@ from imagen.cascade.training.start.origin import (
     differences,
     levels_error,
     no_network,
+    of_stage,
     read_origin,
     unet_section,
     with_origin,
@@ -39,7 +40,7 @@ from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage
 from imagen.stages.spec import StageDefaults
 from imagen.text.reading import TextDefaults
-from tests.factories import save_stage, tiny_base, tiny_sr
+from tests.factories import save_stage, tiny_base, tiny_pipeline, tiny_sr
 from unets import BaseUNet, EfficientUNet
 from unets.contract import facts
 
@@ -175,7 +176,7 @@ def test_a_resume_point_of_another_network_is_refused(change: str) -> None:
 
 def test_a_folder_without_a_network_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
     assert "does not exist: train that stage first" in str(no_network(str(tmp_path / "none")))
-    assert "holds no exported network: give a run/model folder" in str(no_network(str(tmp_path)))
+    assert "holds no exported network: give the folder of a run" in str(no_network(str(tmp_path)))
     for folder, told in ((tmp_path / "none", "does not exist"), (tmp_path, "holds no exported network")):
         with pytest.raises(ConfigError, match=told):
             load_initial(tiny_base(), str(folder), False, torch.float32)
@@ -314,3 +315,29 @@ def test_kinds_of_networks_are_what_they_say(tmp_path: Path) -> None:
     exported(tmp_path)
     config, _ = with_origin(RunConfig("run", stage=STAGE, text=TEXT, train=StageTrainConfig(init_from=str(tmp_path))))
     assert isinstance(make_unet(config), EfficientUNet)
+
+
+@pytest.mark.parametrize("place", ["run", "run/model", "run/model/unet", "whole", "whole/base_unet"])
+def test_a_run_its_export_and_a_composed_model_are_starts(tmp_path: Path, place: str) -> None:
+    network = tiny_base()
+    target = tmp_path / "whole" / "base_unet" if place.startswith("whole") else tmp_path / "run" / "model" / "unet"
+    network.save_pretrained(target)
+    if place.startswith("whole"):
+        pipe = tiny_pipeline()
+        pipe.base_unet = network
+        pipe.save_pretrained(tmp_path / "whole")
+    start = of_stage(str(tmp_path / place), "base")
+    assert read_origin(start).unet["kind"] == "BaseUNet"
+    fresh = tiny_base()
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    load_initial(fresh, start, False, torch.float32)
+    for name, parameter in network.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], parameter), name
+
+
+def test_a_composed_model_without_this_stage_is_a_line(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "whole")
+    start = of_stage(str(tmp_path / "whole"), "other")
+    with pytest.raises(ConfigError, match="holds no exported network: give the folder of a run"):
+        load_initial(tiny_base(), start, False, torch.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from imagen.cascade.training.start import network
 from imagen.cascade.training.task import StageTask
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError
@@ -66,5 +67,18 @@ def test_a_run_from_other_weights_keeps_theirs(with_text: Any, tmp_path: Path) -
 
 def test_too_few_captions_are_told(with_text: Any) -> None:
     one = replace(with_text.train, steps=1, batch_size=1, accumulation=1)
-    with pytest.raises(ConfigError, match="unet.text_whitening: 8 tokens of width 16"):
+    told = (
+        r"^unet.text_whitening is fitted .*: 1 captions have 8, and text of width 16 needs 32; raise train.steps or "
+        "train.batch_size, or set unet.text_whitening false$"
+    )
+    with pytest.raises(ConfigError, match=told):
         Trainer(StageTask(replace(with_text, train=one, text=replace(with_text.text, max_length=8))))
+
+
+def test_where_no_longer_run_would_help_more_captions_are_asked_for(
+    with_text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "CAPTIONS", 4)
+    short = replace(with_text, text=replace(with_text.text, max_length=1))
+    with pytest.raises(ConfigError, match="captions have .*; give more or longer captions, or set unet.text_whitening"):
+        Trainer(StageTask(short))

@@ -15,7 +15,7 @@ from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.config.sections import LossConfig
 from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.inputs.texts import Texts
-from imagen.cascade.training.start.origin import no_network, unet_section
+from imagen.cascade.training.start.origin import no_network, of_stage, unet_section
 from imagen.conditions.text import Words
 from imagen.errors import ConfigError, config_errors, require
 from imagen.stages.folder import network_folder
@@ -138,7 +138,8 @@ def prepare_unet(config: RunConfig, saved: Mapping[str, Tensor] | None) -> Netwo
     unet = make_unet(config, device="cpu" if lora.rank is None else "meta")
     assert isinstance(unet, torch.nn.Module)
     if start is not None and (saved is None or lora.rank is not None):
-        load_initial(unet, start, config.train.drop_variance, getattr(torch, lora.base_dtype))
+        folder = of_stage(start, config.stage.name)
+        load_initial(unet, folder, config.train.drop_variance, getattr(torch, lora.base_dtype))
     if config.train.dtype == "float64":
         torch.nn.Module.to(unet, torch.float64)
     if lora.rank is not None:
@@ -163,7 +164,7 @@ def load_trained(unet: Network, saved: Mapping[str, Tensor]) -> None:
 
 
 def load_initial(unet: Network, folder: str, drop_variance: bool, dtype: torch.dtype) -> None:
-    """Start `unet` from an exported stage (run/model, its unet folder, or a network in a pipeline folder).
+    """Start `unet` from an exported stage (a run, its model, its unet folder, or a network in a pipeline folder).
 
     It may have further classes, whose tables stay as they are, and further extra_channels, which start without effect
     (:func:`unets.conditions.grown`); not where it is without memory, which is for adapters of the network as it was.
@@ -219,14 +220,21 @@ def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -
     """
     if unet.whitening is None:
         return
+    most = min(CAPTIONS, config.train.steps * config.train.batch_size)
     count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
     batches = iter(make_loader(config, source, 0, rank=0, world=1))
-    while read < min(CAPTIONS, config.train.steps * config.train.batch_size):
+    while read < most:
         words = Words.of(next(batches))
         read += len(words)
         encoded, mask = texts(words)
         tokens = encoded[mask.bool()].double()
         count, total, products = count + len(tokens), total + tokens.sum(dim=0), products + tokens.T @ tokens
     mean = total / count  # a text has one token at least
-    with config_errors("unet.text_whitening: "):
+    remedy = "give more or longer captions" if read >= CAPTIONS else "raise train.steps or train.batch_size"
+    if count < 2 * len(mean):
+        raise ConfigError(
+            f"unet.text_whitening is fitted to the tokens of the first captions: {read} captions have {count}, and "
+            f"text of width {len(mean)} needs {2 * len(mean)}; {remedy}, or set unet.text_whitening false"
+        )
+    with config_errors(f"unet.text_whitening: what text.encoder {config.text.encoder!r} makes of the captions: "):
         unet.whitening.fit(count, mean, products / count - torch.outer(mean, mean))

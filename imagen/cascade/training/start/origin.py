@@ -16,7 +16,7 @@ from imagen.cascade.training.config.sections import ScheduleConfig
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, level_log_snrs, make_schedule
 from imagen.diffusion.vocabulary import ScheduleKind
 from imagen.errors import ConfigError, config_errors
-from imagen.stages.folder import SavedStage, network_folder, stage_beside
+from imagen.stages.folder import INDEX, SavedStage, network_folder, stage_beside
 
 #: What makes a scheduler's levels.
 LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
@@ -36,6 +36,12 @@ class Origin(NamedTuple):
     stage: SavedStage | None = None
 
 
+def of_stage(folder: str, slot: str) -> str:
+    """The network of a stage where ``folder`` is a composed pipeline; else ``folder``: a run, its export, a network."""
+    network = Path(folder) / f"{slot}_unet"
+    return str(network) if (Path(folder) / INDEX).is_file() and network.is_dir() else folder
+
+
 def no_network(folder: str) -> ConfigError:
     """The error for a train.init_from without a network."""
     if not Path(folder).is_dir():
@@ -43,7 +49,10 @@ def no_network(folder: str) -> ConfigError:
             f"train.init_from {folder!r} does not exist: train that stage first, or convert a checkpoint with "
             "python -m imagen.convert"
         )
-    return ConfigError(f"train.init_from {folder!r} holds no exported network: give a run/model folder")
+    return ConfigError(
+        f"train.init_from {folder!r} holds no exported network: give the folder of a run that has saved one, or of a "
+        "pipeline with a stage of this name"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -83,7 +92,11 @@ def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
     start, dropped = config.train.init_from, config.train.drop_variance
     # when a run goes on its start may be gone, but what was exported says the same
     known = start is None or Path(start).is_dir()
-    origin = Origin() if start is None else read_origin(start if known else str(Path(config.run_dir) / "model"))
+    origin = (
+        Origin()
+        if start is None
+        else read_origin(of_stage(start, config.stage.name) if known else str(Path(config.run_dir) / "model"))
+    )
     if config.unet:
         return config, origin
     if start is None:
