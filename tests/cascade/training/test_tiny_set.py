@@ -48,12 +48,13 @@ def test_the_three_read_one_text_and_their_sizes_meet() -> None:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with my_pictures/: twelve rendered PNGs, a caption beside each."""
+    """A working folder with my_pictures/ and held_out/: twelve and two rendered PNGs, a caption beside each."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "my_pictures"
-    folder.mkdir()
+    for name in ("my_pictures", "held_out"):
+        (tmp_path / name).mkdir()
     world = ShapesDataset(128, seed=3)
-    for number in range(12):
+    for number in range(14):
+        folder = tmp_path / ("my_pictures" if number < 12 else "held_out")
         picture = world[number]
         pixels = ((picture.image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -69,7 +70,7 @@ def test_a_newcomer_s_commands_make_one_model_that_samples(newcomer: Path) -> No
     less = [  # 16 steps of 4 captions: tokens enough to whiten
         "--train.steps=16", "--train.batch_size=4", "--train.num_workers=0", "--optim.hold=0", "--grid.every=16",
         "--grid.count=1", "--grid.num_inference_steps=1", "--validation.every=16", "--validation.samples=1",
-        "--validation.levels=2", "--validation.data.kind=folder", "--validation.data.path=my_pictures",
+        "--validation.levels=2", "--validation.data.kind=folder", "--validation.data.path=held_out",
     ]  # fmt: skip
     for name in NAMES:
         assert train(["--config", str(SMALL / f"{name}.yaml"), "--data.path", "my_pictures", *less]) == 0
