@@ -50,7 +50,7 @@ WIDE := --data.crop 256 --train.batch_size 8 --train.steps 1100 --optim.hold 0 -
 
 # Every line resumes where it was interrupted.
 demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs/shapes (about six hours on two cores with AMX)
-	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5
+	$(BIN)/python -m imagen.cli.pretrain_text --out runs/shapes/t5 --t5.steps 6000
 	$(TRAIN) --config configs/shapes/base64.yaml
 	for stage in sr256 sr1024; do \
 		$(TRAIN) --config configs/shapes/$$stage.yaml && \

@@ -99,8 +99,14 @@ READERS = {"path": ("b",), "shuffle": ("b", "c")}
         ({"kind": "a", "shuffle": 3}, None),
         ({"kind": "b", "path": "x", "shuffle": 4}, None),
         ({"kind": "c", "shuffle": 4}, None),
-        ({"kind": "a", "shuffle": 4}, "data.shuffle 4 is of kind b or c, and data.kind is a: leave it out"),
-        ({"kind": "c", "path": "x", "shuffle": 4}, "data.path 'x' is of kind b, and data.kind is c: leave it out"),
+        (
+            {"kind": "a", "shuffle": 4},
+            "data.shuffle 4 is of kind b or c, and data.kind is a: leave it out or change the kind",
+        ),
+        (
+            {"kind": "c", "path": "x", "shuffle": 4},
+            "data.path 'x' is of kind b, and data.kind is c: leave it out or change the kind",
+        ),
     ],
 )
 def test_an_option_of_another_kind_is_refused(given: dict[str, object], told: str | None) -> None:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from imagen.conditions.condition import Given, Target
 from imagen.conditions.text import cat_text, null_text
-from imagen.text.encoder import as_read, encode, token_count
+from imagen.text.encoder import as_read, encode, token_count, unknown_characters
 from imagen.text.kinds import longest_text
 from imagen.text.reading import TextDefaults
 from unets.contract import Facts
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ class PromptReader(NamedTuple):
             ValueError: there is no encoder, or a prompt has more than ``max_length`` tokens.
         """
         prepared, padding = self.check(prompts), self.defaults.padding
+        for prompt in prepared:
+            if unknown := unknown_characters(self.tokenizer, prompt):
+                logger.warning(f"prompt {prompt!r}: the text encoder does not know {unknown!r}, and reads it as <unk>")
         text, mask = encode(self.tokenizer, self.text_encoder, prepared, self.max_length, padding=padding)
         return text, mask.to(text.device)
 

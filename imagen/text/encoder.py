@@ -106,6 +106,15 @@ def token_count(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
 
+def unknown_characters(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Those of ``prompt`` that ``tokenizer`` has no piece for and reads as <unk>, whichever they are; "" for none."""
+    unknown = tokenizer.unk_token_id
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    if unknown == tokenizer.eos_token_id or unknown not in ids:  # CLIP's is its end token
+        return ""
+    return "".join(c for c in dict.fromkeys(prompt) if unknown in tokenizer(c).input_ids) or prompt
+
+
 @torch.no_grad()
 def encode(
     tokenizer: PreTrainedTokenizerBase,

@@ -1,6 +1,7 @@
 """Pre-train a small T5 with T5's own objective, span corruption (Raffel et al. 2020, section 3.1.4).
 
-For languages far from English prose: the shipped demo's captions, gene names, report codes. The encoder is saved and
+For languages far from English prose (the shipped demo's captions, gene names, report codes), and for those who have no
+hub to fetch a large one from. The encoder is saved and
 frozen; the decoder, kept shallow so that the understanding has to happen in the encoder, is thrown away.
 """
 
@@ -11,9 +12,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import sentencepiece
@@ -27,6 +29,13 @@ from imagen.errors import require
 from imagen.text.folders import component_folders
 
 SPELLING = "abcdefghijklmnopqrstuvwxyz0123456789.,;:-'!?()"  # so that any lower-case word can at least be spelt
+# ... and so that names with accents, prices and units can; whatever else the captions have is taken from them.
+LATIN = "".join(c for c in map(chr, range(33, 384)) if c.isprintable() and c == normalize("NFKC", c).casefold())
+WIDE_SPELLING = (
+    f"{LATIN}ß\u2044\u2013\u2014\u2018\u2019\u201c\u201d\u20ac"  # a fraction's stroke, dashes, quotes, the euro
+)
+MAX_WORDS = 8000  # that are one piece each; rarer ones are spelt
+FREE = ("steps", "checkpoint_every")  # of PretrainConfig, when a run goes on
 SIZES = ("d_model", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "d_kv")  # of a T5Config and of ours
 
 
@@ -37,7 +46,8 @@ class PretrainConfig:
     In ``continuation_share`` of the documents one span is hidden instead, all that follows the first full stop (T5's
     prefix form, 3.2.1): a shallow decoder then has to find in the encoding of the first sentence what the others say.
     Without ``decoder_feed_forward`` it can look up but not work out: what it needs has to stand in the encoding.
-    ``init_from`` is the folder of an encoder of the same size to start from, with its tokenizer; the decoder is new.
+    Documents are cut at ``max_length`` tokens. ``init_from`` is the folder of an encoder of this size to start from,
+    with its tokenizer; the decoder is new.
 
     Raises:
         ValueError: naming the field, its value and what was expected.
@@ -53,6 +63,7 @@ class PretrainConfig:
     noise_density: float = 0.15
     mean_span: float = 3.0
     continuation_share: float = 0.0
+    max_length: int = 128
     init_from: Path | None = None
     steps: int = 2400
     batch_size: int = 64
@@ -62,7 +73,7 @@ class PretrainConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        for name in (*SIZES, "batch_size", "checkpoint_every"):
+        for name in (*SIZES, "max_length", "batch_size", "checkpoint_every"):
             check_int(name, getattr(self, name), 1)
         for name in ("steps", "warmup", "seed"):
             check_int(name, getattr(self, name), 0)
@@ -75,28 +86,42 @@ class PretrainConfig:
         require(start is None or start.is_dir(), f"init_from '{start}' is no folder; give the one of an encoder")
 
 
-def train_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
-    """A T5 tokenizer (sentencepiece unigram, case folded) in which every word of ``captions`` is one piece."""
+def train_tokenizer(captions: Iterable[str], spelling: str = SPELLING) -> T5Tokenizer:
+    """A T5 tokenizer (sentencepiece unigram, case folded) in which every word of ``captions`` is one piece.
+
+    Where they have more than :data:`MAX_WORDS`, those that occur most. Words that they lack are spelt, in ``spelling``
+    and the captions' own characters; any other character is <unk>. (T5's tokenizer knows no pieces for bytes.)
+
+    Raises:
+        ValueError: nothing in ``captions`` to make pieces of.
+    """
     captions = list(captions)
-    words = Counter(word for text in captions for word in text.lower().split())
+    counts = Counter(word for text in captions for word in text.lower().split())
+    words = counts.most_common(MAX_WORDS)
+    own = {character for word, _ in words for character in word} - set(spelling)
     with tempfile.TemporaryDirectory() as folder:
         # unigram training drops words that look compositional; seeding it with the words keeps them whole
         seeds = Path(folder) / "seeds.tsv"
-        seeds.write_text("".join(f"\u2581{word}\t{count}\n" for word, count in words.most_common()), encoding="utf-8")
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions),
-            model_prefix=str(Path(folder) / "spiece"),
-            vocab_size=len(words) + len(SPELLING) + 16,
-            hard_vocab_limit=False,
-            required_chars=SPELLING,
-            seed_sentencepieces_file=str(seeds),
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            minloglevel=2,
-        )
+        seeds.write_text("".join(f"\u2581{word}\t{count}\n" for word, count in words), encoding="utf-8")
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(captions),
+                model_prefix=str(Path(folder) / "spiece"),
+                vocab_size=len(words) + len(own) + len(spelling) + 16,
+                hard_vocab_limit=False,
+                character_coverage=1.0 if len(own) <= MAX_WORDS else 0.9995,
+                required_chars=spelling,
+                seed_sentencepieces_file=str(seeds),
+                normalization_rule_name="nmt_nfkc_cf",
+                pad_id=0,
+                eos_id=1,
+                unk_id=2,
+                bos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            told = " ".join(str(error).split())
+            raise ValueError(f"no tokenizer can be made of {len(captions)} captions: {told}") from error
         return T5Tokenizer.from_pretrained(folder)
 
 
@@ -106,7 +131,7 @@ def corrupt_spans(
     """Replace random spans by sentinels; the target lists each sentinel followed by what it hides.
 
     Args:
-        ids: token ids without the end token, at least two.
+        ids: token ids without the end token, at least one, and that one is hidden.
         sentinels: ids of ``<extra_id_0>``, ``<extra_id_1>``, ...
         density: share of tokens hidden; mean_span: mean length of a hidden span.
 
@@ -114,7 +139,7 @@ def corrupt_spans(
         (input ids, target ids), both without the end token.
     """
     n = len(ids)
-    hidden = min(max(round(n * density), 1), n - 1)
+    hidden = min(max(round(n * density), 1), max(n - 1, 1))
     spans = min(max(round(hidden / mean_span), 1), hidden, n - hidden + 1, len(sentinels))
     lengths = _random_partition(hidden, spans, rng)
     gaps = _random_partition(n - hidden + 2, spans + 1, rng)
@@ -158,7 +183,7 @@ def _batch(
     inputs, targets = [], []
     for i in range(step * config.batch_size, (step + 1) * config.batch_size):
         rng = np.random.Generator(np.random.Philox(key=[config.seed, i]))
-        ids = tokenizer(document(i), add_special_tokens=False).input_ids
+        ids = tokenizer(document(i), add_special_tokens=False, verbose=False).input_ids[: config.max_length]
         whole = hide_continuation(ids, sentinels[0], stop) if rng.random() < config.continuation_share else None
         source, target = whole or corrupt_spans(ids, rng, sentinels, config.noise_density, config.mean_span)
         inputs.append([*source, eos])
@@ -203,23 +228,39 @@ def start_from(model: T5ForConditionalGeneration, folder: Path) -> None:
         raise ValueError(f"init_from {str(folder)!r} holds an encoder of other sizes than asked for: {wrong}") from None
 
 
-def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: PretrainConfig, out: Path) -> Path:
+def check_begun(begun: Mapping[str, str], saved: Mapping[str, str], out: Path) -> None:
+    """Refuse to go on with other settings or texts. Raises: ValueError, naming the first that differs."""
+    for name, now in begun.items():
+        before = saved.get(name, now)  # where it was begun before this was stored
+        what = "texts" if name == "texts" else f"{name} {before}, not {now}"
+        require(before == now, f"{str(out)!r} was begun with {'other ' * (name == 'texts')}{what}: give another --out")
+
+
+def pretrain(
+    document: Callable[[int], str], tokenizer: T5Tokenizer, config: PretrainConfig, out: Path, texts: str = ""
+) -> Path:
     """Pre-train and save ``out/tokenizer`` and ``out/text_encoder`` (float32); resumes from ``out/state.pt``.
 
     Args:
         document: index -> text; called once per index, in order, without end.
         out: folder; ``metrics.jsonl`` there holds the loss (nats per target token) and token accuracy.
+        texts: names what ``document`` tells (a digest, say).
 
     Returns:
         ``out``, which :func:`imagen.text.encoder.load_text_encoder` loads.
+
+    Raises:
+        ValueError: ``out`` was begun with other settings or texts.
     """
     out.mkdir(parents=True, exist_ok=True)
     model = build(tokenizer, config)
     # T5's own optimiser: steps relative to each weight's size, without which its unscaled attention saturates
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
     state, first = out / "state.pt", 0
+    begun = {name: str(value) for name, value in asdict(config).items() if name not in FREE} | {"texts": texts}
     if state.exists():
         saved = torch.load(state, weights_only=True)
+        check_begun(begun, saved.get("begun", {}), out)
         first = saved["step"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -239,11 +280,14 @@ def pretrain(document: Callable[[int], str], tokenizer: T5Tokenizer, config: Pre
             known = batch["labels"] >= 0
             accuracy = (output.logits.argmax(-1) == batch["labels"])[known].float().mean()
             row = {"step": step + 1, "loss": round(output.loss.item(), 5), "accuracy": round(accuracy.item(), 4)}
-            row["seconds_per_step"] = round((time.monotonic() - start) / (step + 1 - first), 3)
+            seconds = (time.monotonic() - start) / (step + 1 - first)
+            row["seconds_per_step"] = round(seconds, 3)
             metrics.write(row)
-            print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            left = f"minutes_left {seconds * (config.steps - step - 1) / 60:.1f}"
+            print(*(f"{key} {value}" for key, value in row.items()), left, flush=True)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            saved = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            saved = {"step": step + 1, "begun": begun}
+            saved |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             with filling(state.with_suffix(".tmp")):
                 torch.save(saved, state.with_suffix(".tmp"))
                 state.with_suffix(".tmp").replace(state)

@@ -147,3 +147,11 @@ def test_the_null_is_the_encoding_of_an_empty_prompt_where_the_model_says_so() -
     read = reader(defaults=TextDefaults(null="empty", padding="visible"))
     for ours, theirs in zip(read.null(WIDTH), read.encode(""), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_characters_that_the_encoder_does_not_know_are_told_once_for_each_prompt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reader().read("prompt", ["a red circle", "a 山 and 🙂🙂"], None, None)
+    (record,) = caplog.records
+    assert record.message == "prompt 'a 山 and 🙂🙂': the text encoder does not know '山🙂', and reads it as <unk>"

@@ -1,5 +1,6 @@
-"""The demo T5's documents: one scene told twice, nothing held out."""
+"""A T5's documents: of the demo one scene told twice, nothing held out; else the captions of a source."""
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from transformers import T5Tokenizer
 
 from imagen.cli import pretrain_text
-from imagen.cli.pretrain_text import DEMO, PLACES, document, main, tell_places
+from imagen.cli.pretrain_text import DEFAULT, PLACES, document, main, tell_places
 from imagen.data.shapes.language import INVERSE, is_heldout, parse
+from imagen.text.encoder import load_text_encoder
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
 
 TINY = PretrainConfig(d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8, steps=0)
@@ -104,17 +106,119 @@ def started(tmp_path_factory) -> Path:
 def test_the_command_trains_on_its_own_documents_from_nothing_or_from_another(tmp_path, monkeypatch, started):
     seen = {}
 
-    def train(document, tokenizer, config, out):
+    def train(document, tokenizer, config, out, texts):
         seen.update(documents=[document(index) for index in range(5)], tokenizer=tokenizer, config=config, out=out)
 
     monkeypatch.setattr(pretrain_text, "pretrain", train)
-    monkeypatch.setattr(pretrain_text, "train_tokenizer", lambda captions: list(islice(captions, 99)))
+    monkeypatch.setattr(pretrain_text, "train_tokenizer", lambda captions, spelling: list(islice(captions, 99)))
     options = ["--t5.steps=0", "--t5.seed=4", "--t5.num_heads=2", "--t5.mean_span=2.5"]
     assert main(["--out", str(tmp_path / "new"), *options]) == 0
-    assert seen["config"] == replace(DEMO, steps=0, seed=4, num_heads=2, mean_span=2.5)
+    assert seen["config"] == replace(DEFAULT, steps=0, seed=4, num_heads=2, mean_span=2.5)
     assert seen["out"] == tmp_path / "new"
     assert seen["documents"] == [document(index, 4) for index in range(5)]
     assert seen["tokenizer"] == [document(index, 4).partition(". ")[0] for index in range(99)]
     assert main(["--out", str(tmp_path / "new"), f"--t5.init_from={started}"]) == 0
     assert seen["tokenizer"].get_vocab() == T5Tokenizer.from_pretrained(started / "tokenizer").get_vocab()
     assert seen["config"].init_from == started
+
+
+OWN = {"a": ["a leaf with three holes"], "b": ["Über 5 µm", "ein Blatt"], "c": [" "], "d": ["a stone"]}
+SMALL = [f"--t5.{key}" for key in ("d_model=8", "d_ff=8", "num_layers=1", "num_heads=1", "d_kv=8", "batch_size=4")]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Four captioned pictures, one of them with a blank caption; they are never decoded."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, captions in OWN.items():
+        (folder / f"{name}.png").write_bytes(b"no picture")
+        (folder / f"{name}.txt").write_text("\n".join(captions), encoding="utf-8")
+    return folder
+
+
+def test_the_captions_of_any_source_and_the_lines_of_a_file_are_documents(pictures, tmp_path, capsys, monkeypatch):
+    table, file = tmp_path / "list.csv", tmp_path / "captions.txt"
+    all_of_them = ["a leaf with three holes", "Über 5 µm", "ein Blatt", "a stone"]
+    table.write_text("file_name,text\n" + "".join(f"x.png,{text}\n" for text in [*all_of_them, "  "]), encoding="utf-8")
+    file.write_text("\n".join([*all_of_them, "", " "]), encoding="utf-8")
+    told = []
+    monkeypatch.setattr(
+        pretrain_text,
+        "pretrain",
+        lambda document, tokenizer, config, out, texts: told.append(
+            ([document(index) for index in range(40)], tokenizer.get_vocab(), texts)
+        ),
+    )
+    for words in (
+        ["--data.kind=folder", f"--data.path={pictures}"],
+        ["--data.kind=table", f"--data.path={table}"],
+        [f"--captions={file}"],
+    ):
+        assert main([f"--out={tmp_path / 't5'}", *words]) == 0
+        assert "4 captions, 4 different ones; a tokenizer of" in capsys.readouterr().out
+    assert told[0] == told[1] == told[2]
+    documents, vocabulary, _ = told[0]
+    for epoch in range(0, 40, 4):
+        assert sorted(documents[epoch : epoch + 4]) == sorted(all_of_them)
+    assert documents[:4] != documents[4:8] or documents[:4] != documents[8:12], "each epoch has its own order"
+    assert {"▁leaf", "▁stone", "▁über", "▁blatt"} <= set(vocabulary)
+    assert main([f"--out={tmp_path / 't5'}", f"--captions={file}", "--t5.seed=1"]) == 0
+    assert told[3][0] != documents
+    template = ["--data.kind=folder", f"--data.path={pictures}", "--data.template", "a photo of {}"]
+    assert main([f"--out={tmp_path / 't5'}", *template]) == 0
+    assert "a photo of ein Blatt" in told[4][0]
+    assert told[4][2] != told[0][2]
+
+
+def test_a_small_encoder_of_own_captions_resumes_and_refuses_other_captions(pictures, tmp_path, capsys):
+    out = tmp_path / "t5"
+    words = [f"--out={out}", "--data.kind=folder", f"--data.path={pictures}", *SMALL]
+    assert main([*words, "--t5.steps=2"]) == 0
+    assert "text.encoder" in capsys.readouterr().out
+    tokenizer, encoder = load_text_encoder(out)
+    assert encoder.config.d_model == 8
+    assert tokenizer.tokenize("ein stone") == ["▁ein", "▁stone"]
+    assert main([*words, "--t5.steps=20"]) == 0
+    assert json.loads((out / "metrics.jsonl").read_text())["step"] == 20
+    (pictures / "a.txt").write_text("a leaf with four holes", encoding="utf-8")
+    capsys.readouterr()
+    assert main([*words, "--t5.steps=20"]) == 2
+    assert capsys.readouterr().err == (
+        f"pretrain_text: error: '{out}' was begun with other texts: give another --out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data.path=x"], "data.kind is shapes: leave it out or change the kind"),
+        (["--data.category=single"], "data.kind shapes takes no other key of data here"),
+        (["--data.kind=folder", "--data.path=/nowhere"], "there is no folder '/nowhere'"),
+        (["--data.kind=folder"], "data.path is missing"),
+        (["--captions=/nowhere.txt"], "cannot read --captions '/nowhere.txt'"),
+        (["--captions={blank}"], "blank.txt has no captions, or empty ones alone"),
+        (["--captions={blank}", "--data.kind=folder", "--data.path=x"], "and a data section: give one of the two"),
+        (["--data.kind=folder", "--data.path={empty}"], "has no captions, or empty ones alone"),
+    ],
+)
+def test_no_captions_are_one_line_and_nothing_is_written(tmp_path, capsys, words, told):
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.png").write_bytes(b"")
+    (tmp_path / "empty" / "a.txt").write_text(" ")
+    filled = [word.format(blank=tmp_path / "blank.txt", empty=tmp_path / "empty") for word in words]
+    assert main([f"--out={tmp_path / 't5'}", *filled]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pretrain_text: error: ")
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "t5").exists()
+
+
+def test_the_help_says_what_each_key_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--data.path PATH the folder, the table or its folder" in said
+    assert "a UTF-8 file, a caption a line, in place of a source" in said

@@ -187,7 +187,9 @@ def test_every_way_of_parting_is_as_likely():
 
 def test_a_batch_is_whole_documents_with_what_is_hidden_as_labels(tokenizer):
     texts = [*TEXTS, "a. b", "two words", "a " * 150]
-    config = replace(TINY, batch_size=6, noise_density=0.4, mean_span=1.0, continuation_share=0.5, seed=3)
+    config = replace(
+        TINY, batch_size=6, noise_density=0.4, mean_span=1.0, continuation_share=0.5, seed=3, max_length=150
+    )
     asked = []
     batch = _batch(lambda index: asked.append(index) or texts[index % 6], tokenizer, config, 2)
     assert asked == list(range(12, 18))
@@ -311,7 +313,7 @@ def test_every_twentieth_step_logs_the_loss_and_the_share_of_tokens_that_are_rig
             ({name: 1}, {name: 0})
             for name in ("d_model", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "d_kv")
         ),
-        *(({name: 1}, {name: 0}) for name in ("batch_size", "checkpoint_every")),
+        *(({name: 1}, {name: 0}) for name in ("max_length", "batch_size", "checkpoint_every")),
         *(({name: 0}, {name: -1}) for name in ("steps", "warmup", "seed")),
         ({"noise_density": 0.001}, {"noise_density": 0}),
         ({"noise_density": 0.999}, {"noise_density": 1}),
@@ -328,3 +330,13 @@ def test_both_sides_of_every_bound(legal, wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^{name} (is )?'?{value}"):
         replace(TINY, **wrong)
+
+
+def test_a_single_token_is_hidden_whole():
+    assert corrupt_spans([7], np.random.default_rng(0), [1000, 999], 0.15, 3.0) == ([1000], [1000, 7])
+
+
+def test_a_document_is_cut(tokenizer):
+    config = replace(TINY, batch_size=1, max_length=5, noise_density=0.2, mean_span=1.0)
+    batch = _batch(lambda _: "a red circle above a blue square", tokenizer, config, 0)
+    assert int(batch["attention_mask"].sum()) == 4 + 1 + 1, "four seen, one sentinel for what is hidden, the end"
