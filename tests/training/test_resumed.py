@@ -146,3 +146,14 @@ def test_a_run_is_gone_on_with_where_there_are_a_resume_point_and_a_configuratio
 def test_sections_are_flattened_to_dotted_keys() -> None:
     found = flatten({"a": {"b": (1, 2), "c": {"d": None}}, "e": {}, "f": [3]})
     assert found == {"a.b": [1, 2], "a.c.d": None, "e": {}, "f": [3]}
+
+
+@pytest.mark.parametrize(("trained_on", "asked", "least"), [(9, None, 9), (9, 5, 5), (None, 5, 5), (None, None, None)])
+def test_held_out_pictures_may_be_as_small_as_those_trained_on(
+    trained_on: int | None, asked: int | None, least: int | None
+) -> None:
+    held = ValidationConfig(data=replace(FOLDER, min_size=asked))
+    found = with_rules(RunSettings("run", data=replace(FOLDER, min_size=trained_on), validation=held), None)
+    assert found.data.min_size == trained_on
+    assert found.validation.data is not None
+    assert found.validation.data.min_size == least

@@ -67,6 +67,8 @@ def with_rules(config: SettingsT, stored: Mapping[str, Any] | None) -> SettingsT
         key: getattr(config.data, key) or began.get(key) or later.new for key, later in LATER.items()
     }
 
+    rules["min_size"] = config.data.min_size
+
     def filled(data: DataConfig) -> DataConfig:
         given: dict[str, Any] = {key: getattr(data, key) or rule for key, rule in rules.items()}
         return data if data.kind == "shapes" else replace(data, **given)

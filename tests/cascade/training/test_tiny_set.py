@@ -71,6 +71,7 @@ def test_a_newcomer_s_commands_make_one_model_that_samples(newcomer: Path) -> No
         "--train.steps=16", "--train.batch_size=4", "--train.num_workers=0", "--optim.hold=0", "--grid.every=16",
         "--grid.count=1", "--grid.num_inference_steps=1", "--validation.every=16", "--validation.samples=1",
         "--validation.levels=2", "--validation.data.kind=folder", "--validation.data.path=held_out",
+        "--data.min_size=64",  # of held-out pictures, too
     ]  # fmt: skip
     for name in NAMES:
         assert train(["--config", str(SMALL / f"{name}.yaml"), "--data.path", "my_pictures", *less]) == 0
