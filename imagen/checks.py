@@ -34,6 +34,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return str(value)
 
 
+def check_device(name: str, device: str) -> str:
+    """Return ``device`` if torch can compute on it. Raises: ValueError."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last: "meta" holds no numbers
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} {device!r} is not there: {reason}; try {name} cpu") from error
+    return device
+
+
 def check_keys(keys: Iterable[Any], known: Sequence[str], where: str) -> None:
     """Raises ValueError for a key that is none of ``known``, naming the nearest one that is."""
     for key in keys:

@@ -15,7 +15,7 @@ from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.parts import check_parts, load_parts, named_dtype
 from imagen.cascade.plan import join, plan
-from imagen.cascade.route import ByStage, Wish
+from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds
@@ -156,11 +156,15 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         """Change stored defaults of one stage, for later calls and for :meth:`save_pretrained`.
 
         Raises:
-            ValueError: an unknown slot or field, or a value out of range.
+            ValueError: an unknown slot or field, a value out of range, or sizes that leave a stage here without the one
+                that it starts from.
         """
         stored = dict(self.config["stages"])
         before = stored[check_choice("stage", slot, SLOTS)]
-        stored[slot] = StageDefaults.from_dict({**before, **changes}, f"stage {slot}").to_dict()
+        changed = StageDefaults.from_dict({**before, **changes}, f"stage {slot}")
+        here = self.stage_defaults
+        check_sizes(here, {name: changed if name == slot else stage for name, stage in here.items()})
+        stored[slot] = changed.to_dict()
         self.register_to_config(stages=stored)
 
     def settings(

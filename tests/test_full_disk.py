@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,16 @@ from safetensors.torch import save_file
 
 from imagen.cascade.training.compose import save
 from imagen.cascade.training.grids import save_grid
+from imagen.cli.check_data import main as check_data
+from imagen.cli.sample import main as sample
 from imagen.convert.folder import new_folder
 from imagen.data.shapes.sheet import main
+from imagen.data.sources import Note
 from imagen.disk import filling, write_text
 from imagen.errors import ConfigError
 from imagen.text.cache.store import write_shard
 from imagen.training.state.checkpoint import State, StateFolder
+from imagen.training.telling import SkipFile
 from tests.factories import tiny_pipeline
 
 LIMIT = 2000  # bytes
@@ -110,3 +115,49 @@ def test_a_contact_sheet_that_does_not_fit_is_one_line(tmp_path: Path, capsys: p
     assert said.startswith("imagen.data.shapes.sheet: error: ")
     assert said.count("\n") == 1
     assert contents(tmp_path) == {"sheet.png": b"the old one"}
+
+
+def test_a_record_of_pictures_that_does_not_fit_is_told_and_ends_with_a_whole_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        (tmp_path / "pictures" / f"{number:02d}.png").write_bytes(b"no picture")
+        (tmp_path / "pictures" / f"{number:02d}.txt").write_text("a star")
+    words = ["--run_dir", str(tmp_path / "run"), "--data.kind", "folder", "--data.path", str(tmp_path / "pictures")]
+    words += ["--unet.kind=BaseUNet", "--train.num_workers", "0", "--text.encoder", "null"]
+    with full_disk():
+        assert check_data(words) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("check_data: error: [Errno 27] File too large")
+    written = (tmp_path / "run" / "checked.jsonl").read_bytes()
+    assert 0 < len(written) < LIMIT
+    assert [json.loads(line)["action"] for line in written.decode().splitlines()] == ["skipped"] * written.count(b"\n")
+    assert check_data(words) == 1  # more than training allows
+    assert "40 pictures: 0 usable" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checked.jsonl").read_text().count("\n") == 40
+
+
+def test_notes_that_fit_in_part_are_not_taken_for_written(tmp_path: Path) -> None:
+    skips = SkipFile(tmp_path / "skipped.jsonl", 100, 1.0)
+    skips.add([Note("first", "skipped", "empty")])
+    before = contents(tmp_path)
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        skips.add([Note("second", "skipped", "x" * LIMIT)])
+    assert contents(tmp_path) == before
+
+
+def test_pictures_of_a_call_that_do_not_fit_are_told_and_finished_ones_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny_pipeline().save_pretrained(model)
+    words = ["a red circle", "--model", str(model), "--out", str(out), "--steps", "1", "--device", "cpu"]
+    assert sample([*words, "--size", "16"]) == 0
+    before = contents(out)
+    capsys.readouterr()
+    with full_disk():
+        assert sample([*words, "--num-images", "2"]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "sample.py" in line]
+    assert said.startswith("sample.py: error: ")
+    assert said.endswith(f"File too large; what was finished is in {out}")
+    assert contents(out) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -109,8 +110,9 @@ def load_checker(folder: Path, options: Mapping[str, Any]) -> Any:
     checker = IFSafetyChecker(CLIPConfig.from_pretrained(folder))
     variant = options.get("variant")
     files = sorted(folder.glob(f"*.{variant}*.safetensors")) if variant else []
-    values = {}
-    for file in files or sorted(folder.glob("model*.safetensors")):
+    there, values = sorted(folder.glob("model*.safetensors")), {}
+    plain = [file for file in there if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", file.name)]
+    for file in files or plain or there:  # plain ones of other dtypes may lie beside them
         values.update(load_file(file))
     values = {name: value for name, value in values.items() if not name.endswith(".position_ids")}  # a mere count
     try:

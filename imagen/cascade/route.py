@@ -214,6 +214,24 @@ def _entry(stages: Stages, image_side: int, size: int | None) -> str:
     return max(filled, key=needs.__getitem__) if filled else min(needs, key=needs.__getitem__)
 
 
+def check_sizes(before: Stages, after: Stages) -> None:
+    """Raises ValueError where other sizes leave a stage without the one that made the pictures it starts from."""
+    for slot, stage in after.items():
+        made, now = ({other.size for name, other in s.items() if name != slot} for s in (before, after))
+        low = before[slot].lowres_size
+        if low is not None and stage.lowres_size is None:
+            raise ValueError(f"stage {slot}: lowres_size is None, but its network starts from a picture; it was {low}")
+        if low is None and stage.lowres_size is not None:
+            raise ValueError(
+                f"stage {slot}: lowres_size is {stage.lowres_size}, but its network starts from no picture"
+            )
+        if low in made and stage.lowres_size not in now:
+            raise ValueError(
+                f"stage {slot} would start from {stage.lowres_size} px, and the stages here make "
+                f"{', '.join(map(str, sorted(now)))} px; give ImagenPipeline sizes that meet (stages=)"
+            )
+
+
 def per_stage(name: str, value: Any, running: Sequence[str], stages: Stages) -> dict[str, Any]:
     """Spread a call's argument over the stages it runs: slot -> value, or None where the stage's default holds.
 

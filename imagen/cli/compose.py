@@ -6,6 +6,7 @@ python -m imagen.training.compose --base runs/new --sr256 my_model --sr1024 my_m
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ def command(
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.
     """
+    if max_shard_size is not None and not re.fullmatch(r"0*[1-9]\d*(\.\d+)? ?[KMGT]B", max_shard_size, re.IGNORECASE):
+        raise ConfigError(
+            f"--max_shard_size {max_shard_size!r} is no size: give a number with KB, MB, GB or TB, as 14MB"
+        )
     import torch
 
     from imagen.cascade.training.card import write_card

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from imagen.checks import check_device
 from imagen.cli.before import adapter_of
 from imagen.errors import ConfigError
 from imagen.stages.folder import INDEX, RECORD, SavedStage, find_folder, read_model, read_run
@@ -122,11 +123,7 @@ def _device(args: argparse.Namespace) -> str:
     """The device asked for, or a GPU where there is one. Raises: ValueError where it is not there."""
     import torch
 
-    device: str = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device!r} is not there: {str(error).splitlines()[0]}; try --device cpu") from error
+    device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.offload and torch.device(device).type == "cpu":
         raise ValueError("--offload has no effect: the pictures are made on the CPU; leave it out or give a --device")
     return device

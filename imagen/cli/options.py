@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import typing
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -24,6 +26,12 @@ def call(command: Callable[..., None], name: str, arguments: Sequence[str] | Non
         ConfigError: an option that there is not, one that is missing, or a value that it does not take.
         SystemExit: after --help.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for option, word in pairwise(["", *words]):
+        if word.startswith("--") and word.endswith("="):
+            option, word = word[:-1], ""
+        if not word and option.startswith("--"):
+            raise ConfigError(f"{option} is empty (''): give a value, or leave it out")
     known = {f: hint for f, hint in typing.get_type_hints(command).items() if f != "return"}
     for option, hint in list(known.items()):
         below = section(hint)
@@ -33,7 +41,7 @@ def call(command: Callable[..., None], name: str, arguments: Sequence[str] | Non
     parser.add_argument("--config", action="config", help="a YAML file with these options")
     parser.add_function_arguments(command, as_group=False)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(words)
         given = parser.instantiate(parsed)
     except Exception as error:  # argparse, jsonargparse and yaml each have their own families
         cause: BaseException | None = error

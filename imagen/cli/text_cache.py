@@ -14,10 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import PositiveInt
-
 from imagen.cascade.training.config.run import RunConfig
-from imagen.errors import ConfigError, Stopped, one_line, run_command
+from imagen.checks import check_device, check_int
+from imagen.errors import ConfigError, Parser, Stopped, one_line, run_command
 
 if TYPE_CHECKING:
     from imagen.text.cache.build import Result
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 NO_STAGE = ("--run_dir=-", "--unet.kind=BaseUNet")  # what a configuration must say, and this command does not read
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m imagen.text.cache",
         description="Encode captions once, so that training with text.cache loads no text encoder.",
         epilog="The options of train.py are understood, too, with --config or without: --text.encoder DIR_OR_HUB_ID, "
@@ -38,11 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--captions", metavar="FILE", help="encode the lines of this UTF-8 file instead of the data's captions")
     add("--out", metavar="DIR", help="the cache; default: the configuration's text.cache")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="stored dtype; default: text.dtype, without loss")
-    add("--processes", type=PositiveInt, help="encoders at work at once; default: the number of GPUs, or 1")
-    add("--batch_size", type=PositiveInt, default=64, help="captions encoded at once by a process (default 64)")
-    add("--shard_size", type=PositiveInt, default=4096, help="captions a file, the most a kill costs (default 4096)")
+    add("--processes", type=int, help="encoders at work at once; default: the number of GPUs, or 1")
+    add("--batch_size", type=int, default=64, help="captions encoded at once by a process (default 64)")
+    add("--shard_size", type=int, default=4096, help="captions a file, the most a kill costs (default 4096)")
     add("--device", help="cpu, cuda (shared out over the GPUs) or another torch device; default: cuda if there is one")
-    add("--num", type=PositiveInt, help="how many samples of a source without end, such as the shapes world")
+    add("--num", type=int, help="how many samples of a source without end, such as the shapes world")
     return parser
 
 
@@ -99,6 +98,9 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
     """
     from imagen.cascade.training.config.parsing import parse
 
+    for name in ("processes", "batch_size", "shard_size", "num"):
+        if getattr(args, name) is not None:
+            check_int(f"--{name}", getattr(args, name), 1)
     if args.config is None and args.captions is None:
         raise ConfigError("nothing to encode: give --config TRAIN.yaml or --captions FILE")
     if args.captions is not None and args.num is not None:
@@ -115,6 +117,8 @@ def run(args: argparse.Namespace, others: Sequence[str]) -> None:
             f"text.padding {text.padding} and text.lowercase {text.lowercase}: a cache keeps captions as written and "
             "without padding; train such a stage with text.encoder alone"
         )
+    if args.device is not None:
+        check_device("--device", args.device)
     captions = data_captions(config, args.num) if args.captions is None else file_captions(args.captions)
 
     import torch

@@ -69,5 +69,6 @@ def next_command(config: RunConfig) -> str:
         return f'python sample.py "what to show" --model MODEL --lora {slot}={run}'
     if config.stage.lowres_size is None:
         words = ' "what to show"' if config.reads_text else ""
-        return f"python sample.py{words} --model {run}"
+        guidance = " --guidance-method cfg" if config.needs_weaker else ""
+        return f"python sample.py{words} --model {run}{guidance}"
     return f"python -m imagen.training.compose --base BASE_RUN --{slot} {run} --out MODEL"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from imagen.convert.folder import check_new
 from imagen.errors import Parser, run_command
 from imagen.stages.spec import SAFETY
 
@@ -25,17 +27,31 @@ def build_parser() -> Parser:
     text = "export-deepfloyd-if SRC DST: back again, DST/IF-I for IFPipeline, DST/IF-II for IFSuperResolutionPipeline"
     back = commands.add_parser("export-deepfloyd-if", help=text, description=text)
     back.set_defaults(run=_back)
-    back.add_argument("source", metavar="SRC", type=Path, help="a folder of ImagenPipeline")
-    back.add_argument("target", metavar="DST", type=Path, help="the new folder")
+    back.add_argument("source", metavar="SRC", help="a folder of ImagenPipeline")
+    back.add_argument("target", metavar="DST", help="the new folder")
     return parser
 
 
-def _into(args: argparse.Namespace) -> None:
-    from imagen.convert.deepfloyd_if import convert
+def check_target(name: str) -> Path:
+    """The new folder that DST names. Raises: ValueError where none can be made there."""
+    if not name:
+        raise ValueError("DST is empty (''); give a new folder")
+    target = Path(name)
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "is a file" if not there.is_dir() else "cannot be written to"
+        raise ValueError(f"DST {name!r} cannot be made: {str(there)!r} {reason}; give another folder")
+    check_new(target)
+    return target
 
+
+def _into(args: argparse.Namespace) -> None:
     *names, target = args.folders
     if len(names) not in (1, 2):
         raise ValueError(f"{len(names)} checkpoints given; expected SRC [SRC2] DST, one or two and the new folder")
+    check_target(target)
+    from imagen.convert.deepfloyd_if import convert
+
     pipe, licences = convert(names, Path(target), args.variant, args.without)
     parts = [name for name, part in pipe.components.items() if part is not None]
     print(f"{target}: {', '.join(parts)}")
@@ -46,10 +62,13 @@ def _into(args: argparse.Namespace) -> None:
 
 
 def _back(args: argparse.Namespace) -> None:
+    if not args.source:
+        raise ValueError("SRC is empty (''); give a folder of ImagenPipeline")
+    target = check_target(args.target)
     from imagen.convert.export import export
 
-    names = export(args.source, args.target)
-    print("\n".join(f"{args.target / name}" for name in names))
+    names = export(Path(args.source), target)
+    print("\n".join(f"{target / name}" for name in names))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DConditionModel, __version__
 
 from imagen.convert.configs import unet2d_config
-from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, SHARED, SLOT_OF, on_meta, shapes
+from imagen.convert.deepfloyd_if import DIFFUSERS_STEM, MAX_LENGTH, SHARED, SLOT_OF, TEXT, on_meta, shapes
 from imagen.convert.folder import check_new, copy_component, copy_licences, new_folder
 from imagen.convert.weights import Weights, check_weights, copy_weights, read_json, read_weights, write_json
-from imagen.stages.folder import read_index, read_model
+from imagen.stages.folder import SavedStage, read_index, read_model
 from imagen.stages.spec import StageDefaults
 
 PIPELINES = {slot: name for name, slot in SLOT_OF.items()}
@@ -28,7 +28,8 @@ def export(source: Path, target: Path) -> list[str]:
         ValueError: no stage that IF's pipelines could hold, or weights that do not fit; naming what is needed.
     """
     check_new(target)
-    stages = {slot: stage.defaults for slot, stage in read_model(source).items() if slot in FOLDERS}
+    saved = {slot: stage for slot, stage in read_model(source).items() if slot in FOLDERS}
+    stages = {slot: stage.defaults for slot, stage in saved.items()}
     index = read_index(source)
     if not stages:
         raise ValueError(f"{source} holds no base or sr256 stage; IF's pipelines have no others")
@@ -38,6 +39,7 @@ def export(source: Path, target: Path) -> list[str]:
         raise ValueError(f"{source}: text_encoder is a {encoder}; IF's pipelines read text with a T5EncoderModel")
     unets = {slot: _unet(source, slot, stage) for slot, stage in stages.items()}
     schedulers = {slot: _scheduler(source, slot, stage) for slot, stage in stages.items()}
+    _check_text(source, next(iter(saved.values())))
     with new_folder(target) as folder:
         for slot in stages:
             place = folder / FOLDERS[slot]
@@ -55,6 +57,17 @@ def export(source: Path, target: Path) -> list[str]:
             write_json(place / "model_index.json", _index(slot, shared))
             copy_licences([source], place)
     return [FOLDERS[slot] for slot in stages]
+
+
+def _check_text(source: Path, stage: SavedStage) -> None:
+    """Raises ValueError unless text is read as IF's pipelines read it, whatever a folder says."""
+    found = {**stage.text.to_dict(), "max_length": stage.max_length}
+    for name, value in {**TEXT, "max_length": MAX_LENGTH}.items():
+        if found[name] != value:
+            raise ValueError(
+                f"{source}: text is read with {name} {found[name]!r}, and IF's pipelines have {value!r}; only stages "
+                "trained that way can go back"
+            )
 
 
 def _unet(source: Path, slot: str, stage: StageDefaults) -> tuple[dict[str, Any], Weights]:

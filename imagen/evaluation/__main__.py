@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,12 @@ _COMMANDS = {
 }
 
 
+def _folder(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("it is empty (''); give a folder to write to")
+    return Path(name)
+
+
 def build_parser() -> Parser:
     """The parser with one subcommand each."""
     parser = Parser(prog="python -m imagen.evaluation", description=__doc__)
@@ -27,7 +34,7 @@ def build_parser() -> Parser:
         command = commands.add_parser(name, help=text, description=(module.__doc__ or text).strip())
         module.add_arguments(command)
         told = "folder of what is written (default %(default)s)"
-        command.add_argument("--out", type=Path, default=Path("results") / name, help=told)
+        command.add_argument("--out", type=_folder, default=Path("results") / name, help=told)
     return parser
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from imagen.checks import check_device
 from imagen.diffusion.sampling import SAMPLERS
 from imagen.evaluation.suites import Prompt, SuiteName
 from imagen.stages.spec import OF_CALLS, SETTINGS
@@ -58,15 +59,12 @@ def load(args: argparse.Namespace) -> ImagenPipeline:
     from imagen.cascade.presets import set_sampler
     from imagen.pipeline import ImagenPipeline
 
+    device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe = ImagenPipeline.from_pretrained(args.model)
     if args.sampler is not None:
         for slot in pipe.stage_defaults:
             set_sampler(pipe, slot, args.sampler)
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        pipe.to(torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    pipe.to(torch.device(device))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

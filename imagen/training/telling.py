@@ -121,7 +121,13 @@ class SkipFile:
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as stream:  # one write: lines of several processes stay whole
-                stream.write(lines.encode("utf-8", "backslashreplace"))
+                end, left = os.fstat(stream.fileno()).st_size, lines.encode("utf-8", "backslashreplace")
+                try:
+                    while left := left[stream.write(left) :]:  # a disk takes what it has room for, and then refuses
+                        pass
+                except OSError:
+                    os.truncate(self.path, end)
+                    raise
 
     def refresh(self) -> int:
         """Read what other processes wrote; returns the number of items skipped since this start."""

@@ -106,6 +106,30 @@ def test_a_checker_in_shards_with_an_older_file_s_count_is_loaded_whole(copy: Pa
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_plain_weights_of_a_checker_are_taken_whatever_lies_beside_them(copy: Path, shards: int) -> None:
+    place = copy / "safety_checker"
+    tensors = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for suffix, times in ("", 1), (".fp16", 2):
+        for number in range(shards):
+            values = {name: tensors[name] * times for name in names[number::shards]}
+            stem = "model" + f"-0000{number + 1}-of-0000{shards}" * (shards > 1)
+            save_file(values, place / f"{stem}{suffix}.safetensors")
+            save_file(values, place / f"model{suffix}{stem.removeprefix('model')}.safetensors")
+    loaded = load_checker(place, {}).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in tensors.items())
+
+
+def test_weights_of_another_dtype_are_taken_where_there_are_no_plain_ones(copy: Path) -> None:
+    place = copy / "safety_checker"
+    tensors = load_file(place / "model.safetensors")
+    (place / "model.safetensors").rename(place / "model.fp16.safetensors")
+    loaded = load_checker(place, {}).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in tensors.items())
+
+
 def test_pickled_weights_are_read_by_who_asks_for_them_alone(copy: Path) -> None:
     place = copy / "text_encoder"
     torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")

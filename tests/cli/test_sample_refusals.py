@@ -94,6 +94,17 @@ def test_a_run_without_weights_is_told(run, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_a_run_that_samples_beside_a_weaker_network_is_told_how_without(run, tmp_path, capsys):
+    rule, stored = make_scheduler("ddpm", CosineSchedule(), "epsilon"), StageDefaults(size=16, guidance="auto")
+    save_stage(tmp_path / "run" / "model", "base", tiny_base(), rule, defaults=stored)
+    assert run("a red circle", model=str(tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sample.py: error: stage base: --guidance-method 'auto' needs a weaker network, and this")
+    assert "give --guidance-method cfg" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("words", [["--guidance-method", "auto", "--guidance", "1"], ["--steps", "base=1,32=1,64=1"]])
 def test_what_needs_nothing_more_passes(run, monkeypatch, words):
     reached = []

@@ -17,6 +17,7 @@ from transformers import T5Config, T5EncoderModel
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.grids import held_out
 from imagen.cascade.training.inputs.source import make_source
+from imagen.cli import text_cache
 from imagen.cli.text_cache import data_captions, file_captions, main, report
 from imagen.errors import ConfigError
 from imagen.text.cache import build
@@ -197,6 +198,10 @@ def test_every_option_reaches_the_work(folder, capsys, monkeypatch, options, out
         (["--captions", "{text}", "--out", "{out}", "--text.encoder", "/nowhere"], "no text encoder at '/nowhere'"),
         (["--captions", "{text}", "--out", "{out}", "--num", "3"], "--num 3: all lines of --captions are taken"),
         (["--captions", "{text}", "--out", "{out}", "--text.max_lenght", "3"], "did you mean 'text.max_length'?"),
+        (
+            ["--captions", "{text}", "--out", "{out}", "--text.encoder", "/nowhere", "--device", "foo"],
+            "--device 'foo' is not there: ",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, capsys, arguments, expected):
@@ -275,19 +280,24 @@ def test_by_default_every_gpu_has_a_process(folder, monkeypatch, options, gpus, 
     seen: list[tuple] = []
     monkeypatch.setattr(build, "build_cache", work)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(text_cache, "check_device", lambda name, device: device)
     assert main(["--captions", str(folder / "captions.txt"), "--text.encoder", "t5", "--out", "c", *options]) == 2
     assert seen == [(device, processes)]
 
 
 @pytest.mark.parametrize("option", ["--num", "--processes", "--batch_size", "--shard_size"])
 def test_numbers_are_positive(option, capsys):
-    for wrong in ("0", "-1", "many"):
+    for wrong in ("0", "-1"):
+        assert main(["--captions", "c.txt", option, wrong]) == 2
+        expected = f"text cache: error: {option} is {wrong}; expected an integer of at least 1\n"
+        assert capsys.readouterr().err == expected
+    for words in ([option, "many"], ["--dtype", "float64"]):
         with pytest.raises(SystemExit) as stopped:
-            main(["--captions", "c.txt", option, wrong])
+            main(["--captions", "c.txt", *words])
         assert stopped.value.code == 2
-        assert option in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--captions", "c.txt", "--dtype", "float64"])
+        error = capsys.readouterr().err
+        assert words[0] in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("padding", "lowercase"), [("visible", "false"), ("masked", "true")])

@@ -110,7 +110,10 @@ def test_a_run_that_saved_nothing_promises_nothing(
 
 
 @pytest.mark.parametrize("run", ["null", "", "/proc/x", "a-file"])
-def test_a_folder_that_cannot_be_a_run_s_is_one_line(tmp_path: Path, capsys: Any, run: str) -> None:
+def test_a_folder_that_cannot_be_a_run_s_is_one_line(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    monkeypatch.setattr(task, "StageTask", lambda config: pytest.fail(f"it trains in {config.run_dir}"))
     (tmp_path / "a-file").touch()
     (tmp_path / "c.yaml").write_text(f"run_dir: {run or QUOTES}\n{UNET}")
     given = ["--config", str(tmp_path / "c.yaml")]

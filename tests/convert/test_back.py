@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,45 @@ def test_one_or_two_checkpoints_are_converted(count: int, capsys: pytest.Capture
     assert (
         f"{count} checkpoints given; expected SRC [SRC2] DST, one or two and the new folder" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "target", "told"),
+    [
+        ("deepfloyd-if", "", "DST is empty (''); give a new folder"),
+        ("export-deepfloyd-if", "", "DST is empty (''); give a new folder"),
+        (
+            "deepfloyd-if",
+            "a-file/new",
+            "DST '{target}' cannot be made: '{folder}/a-file' is a file; give another folder",
+        ),
+        (
+            "export-deepfloyd-if",
+            "a-file/x/new",
+            "DST '{target}' cannot be made: '{folder}/a-file' is a file; give anot",
+        ),
+        ("export-deepfloyd-if", "locked/x", "DST '{target}' cannot be made: '{folder}/locked' cannot be written to"),
+        ("export-deepfloyd-if", ".", "{folder} is already there; give a new folder, or remove it first"),
+    ],
+)
+def test_a_target_that_cannot_be_made_is_told_before_the_source_is_read(
+    command: str,
+    target: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))  # root may write anywhere
+    name = str(tmp_path / target) if target else ""
+    assert main([command, "no-source", name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"imagen.convert: error: {told.format(target=name, folder=tmp_path)}"), error
+    assert error.count("\n") == 1
+
+
+def test_the_source_of_an_export_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export-deepfloyd-if", "", "new"]) == 2
+    assert capsys.readouterr().err == "imagen.convert: error: SRC is empty (''); give a folder of ImagenPipeline\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,24 @@ def test_colours_kept_by_the_stage_cannot_go_back(
     assert main(["export-deepfloyd-if", str(tmp_path / "kept"), str(tmp_path / "back")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "stage sr256 has lowres_consistency 4" in message
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(("entry", "told"), [
+    ({"text": {"padding": "masked", "null": "empty", "lowercase": True}}, "padding 'masked', and IF's pipelines h"),
+    ({"text": {"padding": "visible", "null": "zero", "lowercase": True}}, "null 'zero', and IF's pipelines hav"),
+    ({"text": {"padding": "visible", "null": "empty"}}, "lowercase False, and IF's pipelines have True"),
+    ({"max_length": 128}, "max_length 128, and IF's pipelines have 77"),
+])  # fmt: skip
+def test_text_that_is_read_otherwise_cannot_go_back(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: dict[str, Any], told: str
+) -> None:
+    shutil.copytree(converted, tmp_path / "other")
+    index = json.loads((tmp_path / "other" / "model_index.json").read_text())
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps({**index, **entry}))
+    assert main(["export-deepfloyd-if", str(tmp_path / "other"), str(tmp_path / "back")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"other: text is read with {told}" in message
     assert not (tmp_path / "back").exists()
 
 

@@ -221,10 +221,17 @@ def test_metrics_and_alignment_are_drawn_by_one_call(axes: list[Any], tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["alignment", "sweep", "guidances", "superres", "curves"])
-def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name: str) -> None:
+def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name: str, capsys: Any) -> None:
     model = [] if name == "curves" else ["--model", "m"]
     assert build_parser().parse_args([name, *model]).out == Path("results") / name
     assert build_parser().parse_args([name, *model, "--out", "o"]).out == Path("o")
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args([name, *model, "--out", ""])
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"python -m imagen.evaluation {name}: error: argument --out: it is empty (''); give a folder to write to\n"
+    )
     plain = vars(build_parser().parse_args([name, *model]))
     usual = {
         "alignment": {"num": 200, "split": "heldout", "size": 256, "num_1024": None, "train_step": None},

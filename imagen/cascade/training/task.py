@@ -111,12 +111,19 @@ class StageTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """That a learned variance is left behind."""
-        if not self.config.train.drop_variance:
-            return ()
-        channels = self.unet.config.out_channels
-        words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
-        return (f"{words}; the stage samples with the small fixed one",)
+        """That a learned variance is left behind, and that sampling will need a weaker network."""
+        config, notes = self.config, list[str]()
+        if config.train.drop_variance:
+            channels = self.unet.config.out_channels
+            words = f"the learned variance of train.init_from is dropped ({2 * channels} -> {channels} channels)"
+            notes.append(f"{words}; the stage samples with the small fixed one")
+        if config.needs_weaker:
+            notes.append(
+                f"sampling.guidance {config.sampling.guidance!r} needs a weaker network, which a run's folder has not: "
+                "sample it with --guidance-method cfg, as grids do, or from a pipeline that holds one "
+                f"(pipe.register_modules({config.stage.name}_weak_unet=...))"
+            )
+        return tuple(notes)
 
     def load(self, device: torch.device, processes: Processes, saved: Mapping[str, Tensor] | None) -> Loaded:
         """Data, encoder, network, and what is measured and drawn meanwhile."""

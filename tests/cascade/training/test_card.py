@@ -87,6 +87,7 @@ def test_a_run_without_grids_or_metrics_has_a_card(run: Path, tmp_path: Path) ->
     ("changes", "command"),
     [
         ({}, "python sample.py --model 'a run'"),
+        ({"sampling.guidance": "auto"}, "python sample.py --model 'a run' --guidance-method cfg"),
         ({"text.encoder": "x"}, "python sample.py \"what to show\" --model 'a run'"),
         (SR, "python -m imagen.training.compose --base BASE_RUN --sr256 'a run' --out MODEL"),
         (

@@ -212,7 +212,7 @@ def test_a_pipeline_is_not_replaced_by_one_with_fewer_stages_and_nothing_is_left
     assert "is a file: give a folder" in capsys.readouterr().err
     card.unlink()
     assert main(["--base64", str(whole), "--out", str(tmp_path / "new"), "--max_shard_size", "foo"]) == 2
-    assert "foo" in capsys.readouterr().err
+    assert "--max_shard_size 'foo' is no size" in capsys.readouterr().err
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
     stages = [word for name in ("base64", "sr256", "sr1024") for word in (f"--{name}", str(whole))]
     assert main([*stages, "--out", str(whole)]) == 0

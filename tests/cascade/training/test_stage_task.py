@@ -22,7 +22,7 @@ from imagen.cascade.training.config.sections import (
 )
 from imagen.cascade.training.inputs.batches import Batch, draw_batch
 from imagen.cascade.training.inputs.source import make_source
-from imagen.cascade.training.start.origin import Origin
+from imagen.cascade.training.start.origin import Origin, with_origin
 from imagen.cascade.training.task import StageTask, check_before_loading
 from imagen.data.config import DataConfig
 from imagen.data.sources import collate
@@ -108,6 +108,37 @@ def test_what_a_run_tells_and_what_of_its_sections_may_change() -> None:
         "the learned variance of train.init_from is dropped (6 -> 3 channels); the stage samples with the small fixed "
         "one",
     )
+
+
+def test_a_run_whose_sampling_needs_a_weaker_network_says_so_and_how_to_sample() -> None:
+    def told(rank: int | None = None, **sampling: Any) -> tuple[str, ...]:
+        task.config = replace(RUN, sampling=SamplingConfig(**sampling), train=START, lora=LoraConfig(rank))
+        return task.notes
+
+    task = StageTask(RUN)
+    (note,) = told(guidance="rescaled(phi=0.7)+auto")
+    assert note.startswith(
+        "sampling.guidance 'rescaled(phi=0.7)+auto' needs a weaker network, which a run's folder has"
+    )
+    assert "sample it with --guidance-method cfg" in note
+    assert "pipe.register_modules(base_weak_unet=...)" in note
+    assert "\n" not in note
+    assert told(guidance="auto", guidance_scale=1.0) == ()  # off
+    assert told(guidance="apg") == ()
+    assert told(2, guidance="auto") == ()  # a pipeline that loads the adapter has settings of its own
+
+
+def test_an_adapter_of_a_network_without_text_leaves_out_what_reads_text() -> None:
+    pytest.importorskip("peft")
+    without = with_origin(replace(RUN, train=START, lora=LoraConfig(2)))[0]
+    assert without.lora.targets == ("to_q", "to_k", "to_v", "to_out.0")
+    check_before_loading(without, Origin())
+    named = replace(RUN, train=START, lora=LoraConfig(2, targets=("to_q", "add_k_proj")))
+    with pytest.raises(ConfigError, match=r"^lora\.targets: no linear layer .* 'add_k_proj'; there are .*to_q"):
+        check_before_loading(with_origin(named)[0], Origin())
+    reading = with_origin(replace(RUN, unet={**RUN.unet, "text_dim": 8}, train=START, lora=LoraConfig(2)))[0]
+    assert "add_k_proj" in reading.lora.targets
+    assert with_origin(RUN)[0] == RUN
 
 
 @pytest.mark.parametrize(("t", "group"), [(0.0, 0), (0.2499, 0), (0.25, 1), (0.5, 2), (0.75, 3), (0.9999, 3), (1.0, 3)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagen.data.config import DataConfig
+from imagen.diffusion.guidance import branches, parse_guidance
 from imagen.errors import require
 from imagen.training.config.sections import GridConfig, RunSettings, TrainConfig, ValidationConfig
 
@@ -107,6 +108,13 @@ class RunConfig(RunSettings):
     def reads_text(self) -> bool:
         """Whether the stage is trained with text."""
         return self.text.used or self.data.embedding is not None
+
+    @property
+    def needs_weaker(self) -> bool:
+        """Whether the stage samples beside a weaker network, which its run does not train; an adapter has no say."""
+        settings = self.sampling
+        asked = branches(parse_guidance(settings.guidance), settings.guidance_scale)
+        return "weak" in asked and self.lora.rank is None
 
     def _check_embedding(self) -> None:
         """What embeddings that come with the pictures exclude: nothing can be encoded as they were."""

@@ -193,6 +193,7 @@ class ConditionsConfig:
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
+WITHOUT_TEXT = tuple(name for name in ATTENTION if not name.startswith("add_"))
 
 
 @dataclass(frozen=True)

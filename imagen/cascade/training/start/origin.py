@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from imagen.cascade.training.config.run import RunConfig
-from imagen.cascade.training.config.sections import ScheduleConfig
+from imagen.cascade.training.config.sections import ATTENTION, WITHOUT_TEXT, ScheduleConfig
 from imagen.diffusion.schedules import MAX_EXPORT_ERROR, NUM_TIMESTEPS, level_log_snrs, make_schedule
 from imagen.diffusion.vocabulary import ScheduleKind
 from imagen.errors import ConfigError, config_errors
@@ -98,7 +98,7 @@ def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
         else read_origin(of_stage(start, config.stage.name) if known else str(Path(config.run_dir) / "model"))
     )
     if config.unet:
-        return config, origin
+        return with_targets(config), origin
     if start is None:
         raise ConfigError("unet is missing: add its kind and arguments, or train.init_from to take those of a stage")
     if not origin.unet:
@@ -106,7 +106,14 @@ def with_origin(config: RunConfig) -> tuple[RunConfig, Origin]:
     unet = dict(origin.unet)
     if dropped and unet.get("out_channels") == 2 * unet.get("in_channels", 0):
         unet["out_channels"] = unet["in_channels"]
-    return replace(config, unet=unet), origin
+    return with_targets(replace(config, unet=unet)), origin
+
+
+def with_targets(config: RunConfig) -> RunConfig:
+    """The configuration; where lora.targets are left open and the network reads no text, without the layers for it."""
+    if config.lora.rank is None or config.lora.targets != ATTENTION or config.unet.get("text_dim", 0) is not None:
+        return config
+    return replace(config, lora=replace(config.lora, targets=WITHOUT_TEXT))
 
 
 def levels_error(schedule: ScheduleConfig, scheduler: Mapping[str, Any]) -> float:
