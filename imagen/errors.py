@@ -52,8 +52,8 @@ def require_reader(section: str, config: object, kind: str, readers: Mapping[str
         value = getattr(config, name)
         require(
             value == getattr(type(config), name) or kind in kinds,
-            f"{section}.{name} {value!r} is of kind {' or '.join(kinds)}, and {section}.kind is {kind}: leave it out or "
-            "change the kind",
+            f"{section}.{name} {value!r} is of kind {' or '.join(kinds)}, and {section}.kind is {kind}: leave it out "
+            "or change the kind",
         )
 
 
