@@ -176,6 +176,7 @@ def test_every_option_reaches_the_work(folder, capsys, monkeypatch, options, out
         raise ValueError("seen")
 
     seen: list[tuple] = []
+    monkeypatch.setattr(text_cache, "check_device", lambda name, device: device)
     monkeypatch.setattr(build, "build_cache", work)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     arguments = ["--captions", str(folder / "captions.txt"), "--text.encoder", "t5", "--text.cache", "c", *options]
