@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from imagen.training.processes import Processes
 from imagen.training.randomness import draw_noise
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
+from imagen.training.trainer import Trainer
 
 SIDE = 4
 
@@ -126,3 +128,14 @@ class RegressionTask:
     def export(self, ema: EMA, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(ema.average), folder / "linear.safetensors", {"step": str(step)})
+
+
+def lines(config: RegressionConfig) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "clock"} for line in found]
+
+
+def stop_after(trainer: Trainer, step: int) -> Trainer:
+    train_step = trainer._train_step
+    trainer._train_step = lambda batches: train_step(batches) or trainer.step == step  # type: ignore[method-assign]
+    return trainer

@@ -15,61 +15,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.torch import load_file
 
-from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import parse, to_yaml
-from imagen.training.config.sections import EmaConfig, GridConfig, OptimConfig, TrainConfig, ValidationConfig
 from imagen.training.loader import make_loader
 from imagen.training.processes import Processes
 from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer, TrainingStopped
-from tests.training.regression import MapConfig, RegressionConfig, RegressionTask
-
-
-def write_pictures(folder: Path, seed: int) -> Path:
-    """Twelve pictures; the caption of each is 8 times its mean brightness in [0, 1]."""
-    folder.mkdir()
-    for number in range(12):
-        pixels = np.random.default_rng((seed, number)).integers(0, 256, (4, 4, 3), np.uint8)
-        Image.fromarray(pixels // (1 + number % 3)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(str(round(8 * float((pixels // (1 + number % 3)).mean()) / 255)))
-    return folder
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., RegressionConfig]:
-    """make("run", train={...}) -> a run of 12 steps on twelve pictures, with these keys of sections changed."""
-    pictures = {name: str(write_pictures(tmp_path / name, seed)) for seed, name in enumerate(("pictures", "held_out"))}
-
-    def config(run: str = "run", **changes: dict[str, Any]) -> RegressionConfig:
-        data = DataConfig("folder", pictures["pictures"], resize="area", max_skipped_share=0.2)
-        held_out = DataConfig("folder", pictures["held_out"], resize="area")
-        whole = RegressionConfig(
-            str(tmp_path / run),
-            data=data,
-            optim=OptimConfig(lr=0.05, warmup=2),
-            ema=EmaConfig(decay=0.5),
-            train=TrainConfig(steps=12, batch_size=6, num_workers=0, checkpoint_every=100, log_every=3),
-            validation=ValidationConfig(every=6, data=held_out, samples=12),
-            grid=GridConfig(every=6),
-        )
-        sections = {name: replace(getattr(whole, name), **values) for name, values in changes.items()}
-        return replace(whole, **sections)
-
-    return config
-
-
-def lines(config: RegressionConfig) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "clock"} for line in found]
+from tests.training.regression import MapConfig, RegressionConfig, RegressionTask, lines, stop_after
 
 
 def newest(config: RegressionConfig) -> dict[str, torch.Tensor]:
@@ -88,12 +46,6 @@ def newest(config: RegressionConfig) -> dict[str, torch.Tensor]:
 def same(one: RegressionConfig, other: RegressionConfig) -> bool:
     a, b = newest(one), newest(other)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def stop_after(trainer: Trainer, step: int) -> Trainer:
-    train_step = trainer._train_step
-    trainer._train_step = lambda batches: train_step(batches) or trainer.step == step  # type: ignore[method-assign]
-    return trainer
 
 
 def test_it_learns_and_tells_its_groups_and_what_is_held_out(make: Callable[..., RegressionConfig]) -> None:
