@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -121,9 +123,14 @@ class RegressionTask:
         self.module.train()
         return {"val_loss": loss.mean().item(), "val_loss/worst": loss.max().item()}
 
-    def draw(self, ema: EMA, path: Path) -> None:
+    def draw(self, ema: EMA, path: Path) -> list[Path]:
+        """A row of pixels, which are the bytes of the weights, and the row mirrored."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(ema.average["map.weight"].numpy().tobytes())
+        weights = np.frombuffer(ema.average["map.weight"].numpy().tobytes(), np.uint8).reshape(1, -1, 3)
+        paths = [path, path.with_stem(f"{path.stem}-mirrored")]
+        for one, pixels in zip(paths, (weights, weights[:, ::-1]), strict=True):
+            Image.fromarray(np.ascontiguousarray(pixels)).save(one)
+        return paths
 
     def export(self, ema: EMA, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
