@@ -194,8 +194,11 @@ def test_only_the_first_process_has_trackers(
     make: Callable[..., RegressionConfig], recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "is_main_process", False)
-    assert Trainer(RegressionTask(make(train={"trackers": ("wandb",)}, grid={"every": 0}))).fit()
+    config = make(train={"trackers": ("wandb",)}, grid={"every": 0})
+    Path(config.run_dir).mkdir()  # as the first one has
+    assert Trainer(RegressionTask(config)).fit()
     assert recorder.calls == []
+    assert list(Path(config.run_dir).iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "shape", "options"), [
