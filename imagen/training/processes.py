@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_tensorboard_available
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from imagen.disk import occupied
@@ -71,12 +71,10 @@ def alone_in(run_dir: str) -> Iterator[None]:
 
 
 def make_accelerator(config: RunSettings) -> Accelerator:
-    """accelerate's plumbing. Raises ConfigError where TensorBoard is asked for and missing."""
-    if config.train.tensorboard and not is_tensorboard_available():
-        raise ConfigError("train.tensorboard is true but tensorboard is not installed: pip install tensorboard")
+    """accelerate's plumbing; its trackers are not started yet."""
     return Accelerator(
         mixed_precision=config.train.mixed_precision,
-        log_with="tensorboard" if config.train.tensorboard else None,
+        log_with=list(config.train.trackers) or None,
         project_dir=config.run_dir,
         step_scheduler_with_optimizer=False,
     )

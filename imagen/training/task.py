@@ -86,8 +86,12 @@ class Task(Protocol[BatchT]):
     def measure(self) -> dict[str, float]:
         """Of the module as it is on held-out pictures: ``val_loss``, and more under other names that begin with it."""
 
-    def draw(self, ema: EMA, path: Path) -> None:
-        """Write samples of the module's average as a picture; all processes call it, and the first one writes."""
+    def draw(self, ema: EMA, path: Path) -> Sequence[Path]:
+        """Write samples of the module's average as a picture; all processes call it, and the first one writes.
+
+        Returns:
+            the picture files that this process wrote: ``path``, and others beside it whose names begin like its own.
+        """
 
     def export(self, ema: EMA, folder: Path, step: int) -> None:
         """Write the model after ``step`` steps into ``folder``, over an earlier export of the run."""

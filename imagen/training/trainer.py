@@ -31,6 +31,7 @@ from imagen.training.state.ema import EMA, trained_state
 from imagen.training.stopping import Stopping
 from imagen.training.task import Task
 from imagen.training.telling import Progress, SkipFile, Window
+from imagen.training.trackers import Trackers, check_trackers
 
 
 class TrainingStopped(RuntimeError):
@@ -51,6 +52,7 @@ class Trainer:
         self.task, self.config = task, task.config
         config = self.config
         check_optimizer(config)
+        check_trackers(config.train.trackers)
         self.run = Path(config.run_dir)
         if self.run.exists() and not self.run.is_dir():
             raise ConfigError(f"run_dir {config.run_dir!r} is a file; give the folder to keep the run in")
@@ -91,22 +93,23 @@ class Trainer:
             self.run.mkdir(parents=True, exist_ok=True)
             write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        self.trackers = Trackers(self.accelerator, self.progress.note)
         for note in self.task.notes if main else ():
             self.progress.note(note)
         self.model.train()
-        self._mark = (time.monotonic(), self.step)
-        with self.stopping.listening():
-            batches = iter(make_loader(self.config, self.source, self.step, self.rank, self.world))
-            stop = False
-            while self.step < config.steps and not stop:
-                stop = self._train_step(batches)
-                self._after_step(stop)
-            del batches
-        if self.bad.refresh() and self.bad.exceeded:
-            self._give_up(self.bad.verdict())
-        if main:
-            self.task.export(self.ema, self.run / "model", self.step)
+        with self.trackers.of(self.config, self.step):
+            self._mark = (time.monotonic(), self.step)
+            with self.stopping.listening():
+                batches = iter(make_loader(self.config, self.source, self.step, self.rank, self.world))
+                stop = False
+                while self.step < config.steps and not stop:
+                    stop = self._train_step(batches)
+                    self._after_step(stop)
+                del batches
+            if self.bad.refresh() and self.bad.exceeded:
+                self._give_up(self.bad.verdict())
+            if main:
+                self.task.export(self.ema, self.run / "model", self.step)
         if self.metrics is not None:
             self.metrics.close()
         self.accelerator.end_training()
@@ -162,7 +165,7 @@ class Trainer:
             self._measure()
         every = self.config.grid.every
         if every and (self.step % every == 0 or last):
-            self.task.draw(self.ema, self.run / "samples" / f"step-{self.step:08d}.png")
+            self._draw(self.run / "samples" / f"step-{self.step:08d}.png")
         over = self.skipped_in_a_row > config.max_skipped_in_a_row or self.skipped > config.max_skipped
         if over and self.skipped_in_a_row:  # not after a good step: a run that was mended is to go on
             self.save()
@@ -195,7 +198,7 @@ class Trainer:
         self.metrics.write({"step": self.step, **record, "clock": clock})
         self.progress.show(self.step, means["loss"], rate, self.skipped, self.bad.refresh())
         shown = {key: value for key, value in record.items() if value is not None}
-        self.accelerator.log({**shown, "images_per_second": rate}, step=self.step)
+        self.trackers.log({**shown, "images_per_second": rate}, self.step)
 
     def _measure(self) -> None:
         """The average on held-out pictures, a line of its own."""
@@ -204,7 +207,11 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.write({"step": self.step, **record})
             self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")
-        self.accelerator.log(record, step=self.step)
+        self.trackers.log(record, self.step)
+
+    def _draw(self, path: Path) -> None:
+        drawn = self.task.draw(self.ema, path)
+        self.trackers.show({f"samples{one.stem.removeprefix(path.stem)}": one for one in drawn}, self.step)
 
     # --- resume points -----------------------------------------------------------------------------------------------
 

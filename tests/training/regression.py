@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from imagen.training.processes import Processes
 from imagen.training.randomness import draw_noise
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
+from imagen.training.trainer import Trainer
 
 SIDE = 4
 
@@ -119,10 +123,26 @@ class RegressionTask:
         self.module.train()
         return {"val_loss": loss.mean().item(), "val_loss/worst": loss.max().item()}
 
-    def draw(self, ema: EMA, path: Path) -> None:
+    def draw(self, ema: EMA, path: Path) -> list[Path]:
+        """A row of pixels, which are the bytes of the weights, and the row mirrored."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(ema.average["map.weight"].numpy().tobytes())
+        weights = np.frombuffer(ema.average["map.weight"].numpy().tobytes(), np.uint8).reshape(1, -1, 3)
+        paths = [path, path.with_stem(f"{path.stem}-mirrored")]
+        for one, pixels in zip(paths, (weights, weights[:, ::-1]), strict=True):
+            Image.fromarray(np.ascontiguousarray(pixels)).save(one)
+        return paths
 
     def export(self, ema: EMA, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(ema.average), folder / "linear.safetensors", {"step": str(step)})
+
+
+def lines(config: RegressionConfig) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "clock"} for line in found]
+
+
+def stop_after(trainer: Trainer, step: int) -> Trainer:
+    train_step = trainer._train_step
+    trainer._train_step = lambda batches: train_step(batches) or trainer.step == step  # type: ignore[method-assign]
+    return trainer

@@ -99,14 +99,11 @@ def test_accelerate_is_told_the_run_s_arithmetic_folder_and_whether_to_log(mixed
     accelerator = make_accelerator(RunSettings("a/run", train=TrainConfig(mixed_precision=mixed)))
     assert (accelerator.mixed_precision, accelerator.project_dir, accelerator.log_with) == (mixed, "a/run", [])
     assert not accelerator.step_scheduler_with_optimizer
-
-
-def test_tensorboard_is_asked_for_and_there_or_named(monkeypatch: pytest.MonkeyPatch, anew: None) -> None:
-    for there in (True, False):
-        monkeypatch.setattr(processes, "is_tensorboard_available", lambda there=there: there)
-        make_accelerator(RunSettings("run"))
-    with pytest.raises(ConfigError, match="tensorboard is not installed: pip install tensorboard"):
-        make_accelerator(RunSettings("run", train=TrainConfig(tensorboard=True)))
+    accelerator = make_accelerator(
+        RunSettings("a/run", train=TrainConfig(mixed_precision=mixed, trackers=("tensorboard",)))
+    )
+    assert [str(kind) for kind in accelerator.log_with] == ["tensorboard"]
+    assert (accelerator.logging_dir, accelerator.trackers) == ("a/run", [])
 
 
 def test_an_optimizer_of_torch_s_own_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,12 @@ class GridMaker:
         return held_out(self.config)
 
     @torch.no_grad()
-    def write(self, unet: Network, ema: EMA, path: Path) -> None:
-        """Sample with the average, and with grid.raw the weights, of `unet`; the first process writes the PNGs."""
+    def write(self, unet: Network, ema: EMA, path: Path) -> list[Path]:
+        """Sample with the average, and with grid.raw the weights, of `unet`.
+
+        Returns:
+            the PNGs, which the first process writes; of the others none.
+        """
         training = unet.training
         unet.eval()
         words, lowres, truth = self._given()
@@ -98,12 +102,15 @@ class GridMaker:
                 through.update(self._through_cascade(unet, name))
         unet.train(training)
         if self.processes.rank:
-            return
+            return []
         if lowres is not None and truth is not None:
             alone = {"input": resize(lowres, truth.shape[-1], "nearest"), **alone, "truth": truth}
         save_grid(path, words.captions, alone)
-        if through:
-            save_grid(path.with_stem(f"{path.stem}-cascade"), self._words().captions, through)
+        if not through:
+            return [path]
+        cascade = path.with_stem(f"{path.stem}-cascade")
+        save_grid(cascade, self._words().captions, through)
+        return [path, cascade]
 
     def _words(self) -> Words:
         """grid.prompts, or without any the texts of held-out pictures."""

@@ -160,9 +160,9 @@ class StageTask:
         assert self.validation is not None, "nothing is measured without validation.every"
         return self.validation.record(self.validation.table(self.unet, self.processes))
 
-    def draw(self, ema: EMA, path: Path) -> None:
+    def draw(self, ema: EMA, path: Path) -> list[Path]:
         """The grids of samples."""
-        self.grids.write(self.unet, ema, path)
+        return self.grids.write(self.unet, ema, path)
 
     def export(self, ema: EMA, folder: Path, step: int) -> None:
         """The stage as the pipeline takes it."""

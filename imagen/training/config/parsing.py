@@ -20,10 +20,13 @@ from imagen.training.config.sections import RunSettings
 from imagen.training.config.values import Hint, check_values, is_free, mistaken, section
 
 ConfigT = TypeVar("ConfigT", bound=RunSettings)
+GONE = {"train.tensorboard": "write train.trackers: [tensorboard] in place of true, and nothing in place of false"}
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
+    if key in GONE:
+        return ConfigError(f"{key} in {where} is called otherwise now: {GONE[key]}")
     known = sorted(known)
     leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     near = difflib.get_close_matches(key, known)

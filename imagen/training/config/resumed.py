@@ -46,6 +46,10 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 f"the run began {later.before} and goes on as it began, with data.{key} {later.old}; a new run_dir, "
                 f"with train.init_from to start from its weights, takes {later.new}"
             )
+    train = dict(tree.get("train") or {})
+    if "tensorboard" in train:  # true or false, before there were others
+        train["trackers"] = ["tensorboard"] if train.pop("tensorboard") else []
+        tree["train"] = train
     return tree, notes
 
 
@@ -99,7 +103,7 @@ FREE = (
     "train.time_limit",
     "train.max_skipped",
     "train.max_skipped_in_a_row",
-    "train.tensorboard",
+    "train.trackers",
     "train.compile",
     "train.accumulation",
     "run_dir",

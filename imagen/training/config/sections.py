@@ -108,14 +108,17 @@ class TrainConfig:
     """stop when more steps in all than this were skipped for a non-finite loss or gradient"""
     max_skipped_in_a_row: int = 10
     """stop when more consecutive steps than this were skipped"""
-    tensorboard: bool = False
-    """also log to TensorBoard (needs the tensorboard package)"""
+    trackers: tuple[str, ...] = ()
+    """where the numbers and grids are written beside the run's folder, of what accelerate knows: tensorboard, wandb,
+    ... (each needs its package)"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):
             require(getattr(self, name) > 0, f"train.{name} {getattr(self, name)} must be positive")
         for name in ("num_workers", "max_skipped", "max_skipped_in_a_row", "seed"):
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)} must not be negative")
+        trackers = list(self.trackers)
+        require(len({*trackers}) == len(trackers), f"train.trackers {trackers} names one of them twice")
         size, parts, limit = self.batch_size, self.accumulation, self.time_limit
         require(size % parts == 0, f"train.batch_size {size} must be a multiple of train.accumulation ({parts})")
         right = limit is None or 0 < limit < math.inf

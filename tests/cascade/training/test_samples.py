@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from imagen import ImagenPipeline
@@ -154,7 +155,8 @@ def test_a_grid_is_added_up_and_written_by_the_first_process(config, tmp_path):
     trainer = Trainer(StageTask(config(grid=GRID, **{"train.dtype": "float64"})))
     for rank in range(2):
         trainer.task.grids.processes = Processes(rank, 2, lambda part: torch.zeros_like(part) + 1)
-        trainer.task.grids.write(trainer.module, trainer.ema, tmp_path / f"{rank}.png")
+        written = trainer.task.grids.write(trainer.module, trainer.ema, tmp_path / f"{rank}.png")
+        assert written == [tmp_path / "0.png"][rank:]
     assert not (tmp_path / "1.png").exists()
     assert (rows_of(tmp_path / "0.png", 8)["ema"] == 255).all(), "what is written is what was added up"
 
@@ -212,8 +214,11 @@ def test_a_base_stage_is_drawn_through_the_stages_of_a_pipeline(config, sr_folde
 def test_a_super_resolution_stage_is_drawn_behind_a_trained_base(config, tmp_path):
     Trainer(StageTask(config(run_dir=str(tmp_path / "base")))).fit()
     grid = {**GRID, "cascade": str(tmp_path / "base")}
-    trainer = Trainer(StageTask(config(**SR, run_dir=str(tmp_path / "sr"), grid=grid)))
+    trackers = {"train.trackers": ("tensorboard",)}
+    trainer = Trainer(StageTask(config(**SR, **trackers, run_dir=str(tmp_path / "sr"), grid=grid)))
     trainer.fit()
+    shown = EventAccumulator(str(tmp_path / "sr" / "tensorboard")).Reload()
+    assert shown.Tags()["images"] == ["samples", "samples-cascade"]
     rows = rows_of(trainer.run / "samples" / "step-00000006-cascade.png", 16)
     assert [list(rows), len(rows["ema 8 px"])] == [["ema 8 px", "ema 16 px"], 3]
 
