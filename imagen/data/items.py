@@ -128,4 +128,4 @@ def count(stem: str, endings: Collection[str], places: Places, census: Census) -
             role = Role.CAPTION if pictures else Role.ALONE
         else:
             role = Role.OTHER
-        census.add(role, f"{stem}.{ending}")
+        census.add(role, f"{stem}.{ending}".rstrip("."))

@@ -163,7 +163,9 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(len(name) + size[0]).integers(0, 256, (*size[::-1], 3), np.uint8)
         Image.fromarray(pixels).save(path)
-        path.with_suffix(".txt").write_text("" if name == "c" else "a red circle " * (40 if name == "e" else 1))
+        path.with_suffix(".txt").write_text(
+            "" if name == "c" else "a red circle\n" + "a red circle " * (40 if name == "e" else 1)
+        )
     for name in ("lost.txt", "notes.md", ".DS_Store", "e.heic"):
         (root / name).write_text("words")
     words = ["--config", "configs/shapes/base64.yaml", "--stage.size", "16", "--train.num_workers", "0"]

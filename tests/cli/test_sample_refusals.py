@@ -83,13 +83,17 @@ def test_what_can_be_said_before_the_weights_are_loaded_is(run, model, capsys, w
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_run_without_weights_is_told(run, tmp_path, capsys):
+@pytest.mark.parametrize("missing", ["base", "sr"])
+def test_a_run_without_weights_is_told(run, tmp_path, capsys, missing):
     rule = make_scheduler("ddpm", CosineSchedule(), "epsilon")
-    save_stage(tmp_path / "run" / "model", "base", tiny_base(), rule, defaults=StageDefaults(size=16))
-    for file in (tmp_path / "run" / "model" / "unet").glob("*.safetensors"):
+    save_stage(tmp_path / "base" / "model", "base", tiny_base(), rule, defaults=StageDefaults(size=16))
+    above = StageDefaults(size=32, lowres_size=16)
+    save_stage(tmp_path / "sr" / "model", "sr256", tiny_base(lowres_channels=3), rule, defaults=above)
+    for file in (tmp_path / missing / "model" / "unet").glob("*.safetensors"):
         file.unlink()
-    assert run("a red circle", model=str(tmp_path / "run")) == 2
+    assert run("a red circle", model=f"{tmp_path / 'base'},{tmp_path / 'sr'}") == 2
     error = capsys.readouterr().err
+    assert str(tmp_path / missing) in error
     assert "holds no *.safetensors weights: let the run train on" in error
     assert error.count("\n") == 1
 
