@@ -132,7 +132,7 @@ class Prepare:
         side = min(stored)
         if side < self.min_size:
             raise Unusable(
-                f"is {width} x {height} pixels, smaller than {self.min_size} (data.min_size, or else the stage's size)"
+                f"is {width} x {height} pixels, smaller than {self.min_size}: data.min_size {side} lets it in, enlarged"
             )
         told = []
         if side < self.want.size:

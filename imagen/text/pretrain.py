@@ -70,7 +70,7 @@ class PretrainConfig:
     learning_rate: float = 1e-2
     warmup: int = 100
     seed: int = 0
-    checkpoint_every: int = 200
+    checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
         for name in (*SIZES, "max_length", "batch_size", "checkpoint_every"):
@@ -264,6 +264,7 @@ def pretrain(
         first = saved["step"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
+        print(f"going on from step {first:,}", flush=True)
     elif config.init_from is not None:
         start_from(model, config.init_from)
     metrics = MetricsFile(out / "metrics.jsonl", first)

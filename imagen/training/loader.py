@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,21 @@ def outlive_one_signal(_worker: int) -> None:
 
     signal.signal(signal.SIGTERM, next_time)
     signal.signal(signal.SIGINT, next_time)
+
+
+@contextmanager
+def batches_of(loader: DataLoader[dict[str, Any]]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The batches, for the time of a `with` block. However it ends, the workers end with it.
+
+    An error's traceback would else keep the iterator, and the workers with it, until the exit, where Python waits for
+    them: its one SIGTERM is passed over.
+    """
+    batches: Any = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # torch has no other name for it
 
 
 def make_loader(

@@ -23,7 +23,7 @@ from imagen.disk import MetricsFile, write_text
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import to_yaml
 from imagen.training.config.resumed import changed_keys, read_stored
-from imagen.training.loader import make_loader
+from imagen.training.loader import batches_of, make_loader
 from imagen.training.optim.optimizers import make_optimizer, restore_optimizer, schedule_factor, set_learning_rate
 from imagen.training.processes import Processes, check_optimizer, check_processes, make_accelerator
 from imagen.training.state.checkpoint import State, StateFolder
@@ -99,13 +99,12 @@ class Trainer:
         self.model.train()
         with self.trackers.of(self.config, self.step):
             self._mark = (time.monotonic(), self.step)
-            with self.stopping.listening():
-                batches = iter(make_loader(self.config, self.source, self.step, self.rank, self.world))
+            loader = make_loader(self.config, self.source, self.step, self.rank, self.world)
+            with self.stopping.listening(), batches_of(loader) as batches:
                 stop = False
                 while self.step < config.steps and not stop:
                     stop = self._train_step(batches)
                     self._after_step(stop)
-                del batches
             if self.bad.refresh() and self.bad.exceeded:
                 self._give_up(self.bad.verdict())
             if main:

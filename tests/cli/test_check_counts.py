@@ -179,7 +179,7 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "5 pictures: 3 usable, 0 of them repaired; 2 not usable",
     ]
     assert reported[2] == (
-        "       2 skipped: is 8 x 8 pixels, smaller than 16 (data.min_size, or else the stage's size) (a.png, b.png)"
+        "       2 skipped: is 8 x 8 pixels, smaller than 16: data.min_size 8 lets it in, enlarged (a.png, b.png)"
     )
     assert sorted(reported[3:10]) == [
         "       1 noted: has a caption of 121 tokens; text.max_length 64 cuts it (e.png)",
@@ -198,6 +198,8 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert reported[1] == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"
     assert "       2 noted: is 8 x 8 pixels, enlarged to 16 (a.png, b.png)" in reported
     assert "       2 noted: is an exact copy of 'a.png' or alike (b.png, e.png)" in reported
+    assert main([*words, "--data.min_size", "8", "--data.template", f"{'a red circle ' * 30} {{}}"]) == 0
+    assert "has a caption of 94 tokens" in capsys.readouterr().out  # as training sees it
     assert main([*words, "--data.min_size", "0"]) == 2
     assert "data.min_size 0 must be positive or null" in capsys.readouterr().err
     assert main([*words, "--text.encoder", str(tmp_path)]) == 1

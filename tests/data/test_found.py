@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from imagen.data.config import DataConfig
 from imagen.data.decode import Unusable, decode
 from imagen.data.folder import FolderRecords
+from imagen.data.make import make_records
 from imagen.data.naming import FOREIGN, READ
 
 
@@ -120,3 +123,19 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     ):
         FolderRecords(tmp_path)
     assert keys(FolderRecords(tmp_path, rules=1)) == ["a.png"]
+
+
+def test_the_rules_of_a_run_reach_its_folder_and_pairs_may_lie_deep_inside(tmp_path: Path) -> None:
+    root = write(tmp_path, "a.png", "b.ppm", "x/y/cond/a.png", "x/y/c.png")
+    data = DataConfig("folder", str(root))
+    for rules, expected in (
+        (1, ["a.png", "x/y/c.png", "x/y/cond/a.png"]),
+        (2, ["a.png", "b.ppm", "x/y/c.png", "x/y/cond/a.png"]),
+    ):
+        records = make_records(replace(data, rules=rules))  # type: ignore[arg-type]
+        assert [records.key(number) for number in range(len(records))] == expected
+    assert keys(FolderRecords(root, fields={"conditioning": root / "x" / "y" / "cond"})) == [
+        "a.png",
+        "b.ppm",
+        "x/y/c.png",
+    ]

@@ -275,7 +275,7 @@ def test_a_picture_smaller_than_it_may_be_is_told_and_an_enlarged_one_is_noted()
     for captions in (("",), ("a", ""), ("", "a")):
         assert notes_on(at_least, 8, 8, captions) == ["noted: has an empty caption"]
     for height, width in ((5, 30), (30, 5)):
-        with pytest.raises(Unusable, match=rf"^is {width} x {height} pixels, smaller than 6 \(data.min_size, or else"):
+        with pytest.raises(Unusable, match=rf"^is {width} x {height} pixels, smaller than 6: data.min_size 5 lets"):
             notes_on(at_least, height, width)
 
 
