@@ -20,7 +20,7 @@ from imagen.data.decode import Raw, Unusable
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.records import Item
 from imagen.data.sources import Note
-from imagen.errors import ConfigError, one_line, run_command
+from imagen.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
     from imagen.cascade.training.config.sections import TextConfig
@@ -92,9 +92,9 @@ def counter(text: TextConfig) -> Tokens | None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(component_folders(text.encoder)[0])
-    except (OSError, ValueError) as error:
-        told = f"how long captions are is not looked at: no tokenizer at {text.encoder!r} ({one_line(error)})"
-        print(f"check_data: {told}", file=sys.stderr)
+    except (OSError, ValueError):
+        told = f"how long captions are is not looked at: no tokenizer at {text.encoder!r}"
+        print(f"check_data: {told}; python -m imagen.cli.pretrain_text makes one", file=sys.stderr)
         return None
     return lambda caption: token_count(tokenizer, as_read(caption, text.lowercase))
 

@@ -81,7 +81,10 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
     encoder = text.encoder if text.cache is None and text.encoder else ""  # a cache stands in for it
     a_path = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
     if a_path and not Path(encoder).is_dir():
-        raise ConfigError(f"text.encoder {encoder!r} does not exist: give a folder or Hub id of a T5 or a CLIP")
+        raise ConfigError(
+            f"text.encoder {encoder!r} does not exist: give a folder or Hub id of a T5 or a CLIP, or make one with "
+            "python -m imagen.cli.pretrain_text"
+        )
 
 
 class StageTask:
