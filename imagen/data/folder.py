@@ -10,9 +10,9 @@ from .census import Census, Role
 from .decode import Unusable, stored
 from .naming import is_foreign, is_hidden, is_picture
 from .records import NOTHING, Captions, Record, caption_lines
+from .table import TABLES
 
 CLASS = "class"  # for a field: the name of the folder that a picture lies in
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 KINDS = {**dict.fromkeys(TABLES, "table"), ".tar": "shards"}  # of files that are given for a folder
 Inode = tuple[int, int]  # device and number: the same for a folder and a link to it
 

@@ -17,6 +17,7 @@ from .records import NOTHING, USUAL, Captions, Places, Record
 
 IMAGE_COLUMNS = ("file_name", "image", "path", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "captions", "label")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 Row = Mapping[str, Any]
@@ -188,7 +189,9 @@ def _find_table(path: Path) -> Path:
     if path.is_dir():
         found = next((path / name for name in METADATA if (path / name).is_file()), None)
         if found is None:
-            raise ValueError(f"no table in {str(path)!r}; expected one of {', '.join(METADATA)}")
+            there = [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in TABLES]
+            told = f"; there is {', '.join(there[:3])}: give its path" if there else ""
+            raise ValueError(f"no table in {str(path)!r}; expected one of {', '.join(METADATA)}{told}")
         return found
     if not path.is_file():
         raise ValueError(f"there is no table {str(path)!r}")

@@ -92,3 +92,12 @@ def test_a_file_in_place_of_a_folder(folder: Path, name: str, told: str) -> None
     (folder / name).touch()
     with pytest.raises(ValueError, match=f"is a file, no folder: {told}"):
         FolderRecords(folder / name)
+
+
+def test_a_folder_with_a_table_of_another_name(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected one of metadata.jsonl, metadata.csv, metadata.parquet$"):
+        TableRecords(folder)
+    for name in ("list.CSV", "b.tsv"):
+        (folder / name).write_text("file_name,text\na.png,a\n")
+    with pytest.raises(ValueError, match=r"metadata.parquet; there is b.tsv, list.CSV: give its path$"):
+        TableRecords(folder)
