@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from imagen.data import tar as shards
 from imagen.data.census import Census, Role
 from imagen.data.folder import FolderRecords
 from imagen.data.records import Places, Record
 from imagen.data.table import TableRecords
 from imagen.data.tar import ShardRecords, ShardStream
 from tests.data.test_naming import png, shard
+from tests.data.test_streams import break_connections
 
 PICTURE, CAPTION, FIELD, OTHER, HIDDEN = Role.PICTURE, Role.CAPTION, Role.FIELD, Role.OTHER, Role.HIDDEN
 
@@ -132,17 +130,7 @@ def test_captions_in_files_of_the_ending_json(tmp_path: Path) -> None:
 
 def test_a_connection_that_breaks_counts_no_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(tmp_path, [(f"{n}.png", png()) for n in range(4)])
-    whole, failures = shards._read_items, [1, 3]
-
-    def breaking(url: str, places: Any, census: Census) -> Iterator[Any]:
-        for number, item in enumerate(whole(url, places, census)):
-            if failures and number == failures[0]:
-                failures.pop(0)
-                raise ConnectionResetError("gone")
-            yield item
-
-    monkeypatch.setattr(shards, "_read_items", breaking)
-    monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
+    break_connections(monkeypatch, [1, 3])
     census = Census()
     assert len(list(ShardStream([str(path)]).read(0, census))) == 4
     assert census.counts == {PICTURE: 4}

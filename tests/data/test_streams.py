@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imagen.data import tar as shards
 from imagen.data.decode import Unusable
 from imagen.data.hub import HubStream
 from imagen.data.pictures import StreamBatches, StreamDataset
@@ -241,11 +242,9 @@ def test_a_cut_shard_keeps_what_is_before_the_cut(tmp_path: Path) -> None:
     assert "cannot be read on from here" in str(items[-1][1])
 
 
-def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path: Path, monkeypatch: Any) -> None:
-    import imagen.data.tar as shards
-
-    (tmp_path / "a.tar").write_bytes(shard(range(5)))
-    read_items, failures = shards._read_items, [2, 4, 0]
+def break_connections(monkeypatch: pytest.MonkeyPatch, failures: list[int]) -> list[int]:
+    """Let each reading of a shard break off before the item of the next of these numbers, while there are any."""
+    read_items = shards._read_items
 
     def flaky(url: str, places: Any, census: Any) -> Iterator[Any]:
         for number, item in enumerate(read_items(url, places, census)):
@@ -256,6 +255,12 @@ def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path
 
     monkeypatch.setattr(shards, "_read_items", flaky)
     monkeypatch.setattr(shards.time, "sleep", lambda seconds: None)
+    return failures
+
+
+def test_a_broken_connection_is_opened_again_and_a_missing_shard_is_not(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a.tar").write_bytes(shard(range(5)))
+    failures = break_connections(monkeypatch, [2, 4, 0])
     stream = ShardStream([str(tmp_path)])
     expected = [f"a.tar/{n:03d}" for n in range(5)]
     assert [key for key, _ in stream.read(0)] == expected
