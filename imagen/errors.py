@@ -7,6 +7,7 @@ import difflib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -68,6 +69,25 @@ def escape_unwritable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def warned_in_a_line(name: str) -> Iterator[None]:
+    """Within it a `UserWarning` is shown as ``NAME: warning: ...``, without the source line that Python adds."""
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UserWarning):
+            return f"{name}: warning: {' '.join(str(message).split())}\n"
+        return usual(message, category, filename, lineno, line)
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def close_output() -> None:
     """Let what standard output still holds go nowhere: its reader has gone, and Python would say so once more."""
     with suppress(OSError, ValueError):  # no file: a test's, or closed
@@ -82,7 +102,8 @@ def run_command(
     after: str | Callable[[], str] = "",
     mistakes: type[ValueError] = ValueError,
 ) -> int:
-    """Do a command's work; what it raises becomes one line on stderr. All else is shown as it comes.
+    """Do a command's work; what it raises, and what it warns of, becomes one line on stderr. All else is shown as it
+    comes.
 
     Args:
         name: of the command, in front of the line.
@@ -96,7 +117,8 @@ def run_command(
     """
     escape_unwritable()
     try:
-        code = work() or 0
+        with warned_in_a_line(name):
+            code = work() or 0
         sys.stdout.flush()  # a reader that has gone is met here, and not when Python ends
         return code
     except mistakes as error:

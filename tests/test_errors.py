@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -55,6 +56,28 @@ def test_a_command_s_own_code_is_kept_and_a_bug_is_shown(capsys: pytest.CaptureF
     with pytest.raises(ValueError, match="no user"):
         run_command("cmd", bug, mistakes=ConfigError)
     assert not capsys.readouterr().err
+
+
+def test_a_warning_is_a_line_of_the_command_s_and_those_for_programmers_stay_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usual = warnings.formatwarning
+
+    def work(warn: bool = True) -> None:
+        warnings.warn("size 3\n is odd", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        if warn:
+            raise Stopped("so it ends")
+
+    with warnings.catch_warnings():  # shown, not turned into errors
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *of, **_: print(warnings.formatwarning(*of[:4]), end="", file=sys.stderr)
+        assert run_command("cmd", work) == 1
+        assert run_command("cmd", lambda: work(False)) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "odd" in line] == ["cmd: warning: size 3 is odd"] * 2
+    assert len([line for line in lines if "test_errors.py" in line and "DeprecationWarning: old" in line]) == 2
+    assert warnings.formatwarning is usual
 
 
 def test_what_standard_output_has_no_letters_for_is_escaped_and_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from imagen.errors import ConfigError
-from imagen.training.config.parsing import known_keys, one_line
+from imagen.training.config.parsing import known_keys, told_of
 from imagen.training.config.values import section
 
 
@@ -47,6 +47,6 @@ def call(command: Callable[..., None], name: str, arguments: Sequence[str] | Non
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
-        told = re.sub(r"^the following arguments are required: (\w+)", r"--\1 is missing", one_line(error, known))
+        told = re.sub(r"^the following arguments are required: (\w+)", r"--\1 is missing", told_of(error, known))
         raise ConfigError(str(cause) if cause else re.sub(r"^wrong value for '", "wrong value for '--", told)) from None
     command(**{option: getattr(given, option) for option in known if "." not in option})

@@ -20,6 +20,7 @@ class Role(Enum):
     CONVERTED = "pictures in formats that are not read", "is in a format that is not read, beside one that is"
     TWICE = "files that are there twice", "is there twice"
     UNNAMED = "pictures that no row names", "is named by no row"
+    BROKEN = "broken links", "is a link to a file that is not there"
     HIDDEN = "hidden files", None
     OTHER = "files that nothing reads", "is read by nothing"
 

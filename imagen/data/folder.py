@@ -106,12 +106,12 @@ class FolderRecords:
             elif path.name.endswith(self.ending) and self.kind == "file":
                 census.add(Role.CAPTION if path in own else Role.ALONE, key)
             else:
-                census.add(Role.CONVERTED if is_foreign(path.suffix) else Role.OTHER, key)
+                census.add(Role.CONVERTED if is_foreign(path.suffix) else _of_other(path), key)
         stems = {path.relative_to(self.root).with_suffix("").as_posix() for path in pictures}
         for name, folder in self.folders.items():
             found = {path for stem, paths in self.pairs[name].items() if stem in stems for path in paths}
             for path, hidden in _find_files(folder, self.rules, hidden=True):
-                census.add(Role.HIDDEN if hidden else Role.FIELD if path in found else Role.OTHER, path.as_posix())
+                census.add(Role.HIDDEN if hidden else Role.FIELD if path in found else _of_other(path), path.as_posix())
         return census
 
     def _find_pictures(self) -> list[Path]:
@@ -141,6 +141,11 @@ class FolderRecords:
             names = ", ".join(file.name for file in found)
             raise Unusable(f"has {len(found)} files of its name in the {name} folder, {names}: keep one")
         return found[0]
+
+
+def _of_other(path: Path) -> Role:
+    """What a file is that belongs to no item."""
+    return Role.OTHER if path.exists() else Role.BROKEN
 
 
 def _by_stem(root: Path, rules: int) -> dict[str, list[Path]]:

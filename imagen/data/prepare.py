@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagen.checks import check_choice
 
-from .decode import Pixels, Unusable, decode
+from .decode import Decoded, Pixels, Unusable, decode
 from .fields import Kind, Paired, Value
 from .records import Record
 from .sources import Note, Sample
@@ -99,15 +99,13 @@ class Prepare:
         Raises:
             Unusable: why it cannot be made.
         """
-        if self.want.captions == "required" and not record.captions:
-            raise Unusable(f"has no caption{record.looked and ': '}{record.looked}")
+        decoded = self._decoded(record)
         fields: dict[str, Value] = {
             name: kind.read(record.fields.get(name), name, record.root)
             for name, kind in self.want.fields.items()
             if not isinstance(kind, Paired)
         }
         where = 0.5 if self.square == "center" else rng.random()
-        decoded = decode(record.image, record.name, self.want.channels, self.profiles)
         told = self._told(extent(decoded.picture), record.captions)
         pixels = resize_square(cut_square(decoded.picture, where), self.want.size, self.resize)
         pairs, more = self._paired(record, extent(decoded.picture), where)
@@ -125,6 +123,18 @@ class Prepare:
         notes = [Note(key, "repaired", repair) for repair in (*decoded.repairs, *more)]
         notes += [Note(key, "noted", one) for one in told]
         return Sample(key, shown(pixels), self._draw_caption(record.captions, rng), lowres, fields=fields), notes
+
+    def _decoded(self, record: Record) -> Decoded:
+        """The picture. Raises: Unusable, with both faults where it has no caption either."""
+        missing = self.want.captions == "required" and not record.captions
+        fault = f"has no caption{record.looked and ': '}{record.looked}"
+        try:
+            decoded = decode(record.image, record.name, self.want.channels, self.profiles)
+        except Unusable as error:
+            raise Unusable(f"{error}; and it {fault}" if missing else str(error)) from error
+        if missing:
+            raise Unusable(fault)
+        return decoded
 
     def _told(self, stored: tuple[int, int], captions: tuple[str, ...]) -> list[str]:
         """What the owner of a picture of this extent, with these captions, should know. Raises: Unusable."""

@@ -158,8 +158,8 @@ class SkipFile:
     def verdict(self) -> str:
         """One line: how many, how many may be, the first of them, and what to do."""
         key, reason = next(iter(self._skipped.items()), ("", ""))
+        larger = ", or allow a larger share" if len(self._skipped) < self._of else ""  # of nothing nothing is learnt
         return (
             f"{len(self._skipped)} of {self._of} pictures cannot be used, more than data.max_skipped_share "
-            f"{self.share:g} allows; the first is {key}: {reason}. {self.path} lists them: mend or remove them, or "
-            "allow a larger share"
+            f"{self.share:g} allows; the first is {key}: {reason}. {self.path} lists them: mend or remove them{larger}"
         )

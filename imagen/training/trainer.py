@@ -94,7 +94,7 @@ class Trainer:
             write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = MetricsFile(self.run / "metrics.jsonl", self.step) if main else None
         self.trackers = Trackers(self.accelerator, self.progress.note)
-        for note in self.task.notes if main else ():
+        for note in [self._begins(), *self.task.notes] if main else ():
             self.progress.note(note)
         self.model.train()
         with self.trackers.of(self.config, self.step):
@@ -113,6 +113,18 @@ class Trainer:
             self.metrics.close()
         self.accelerator.end_training()
         return self.step >= config.steps
+
+    def _begins(self) -> str:
+        """What a start tells: where it goes on, what is trained, on what, and when it is heard of next."""
+        train, length = self.config.train, self.source.length
+        learnt = sum(weight.numel() for weight in self.module.parameters() if weight.requires_grad)
+        pictures = "pictures as they come" if length is None else f"{length:,} pictures"
+        where = f"{self.accelerator.device}{f', {self.world} processes' if self.world > 1 else ''}"
+        return (
+            f"{'goes on at' if self.step else 'starts at'} step {self.step} of {train.steps} in {self.run}: "
+            f"{learnt:,} parameters on {where}, {pictures}; the next line after step "
+            f"{min(train.steps, (self.step // train.log_every + 1) * train.log_every)}"
+        )
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> bool:
         """One optimizer step over the global batch; True when the run is to stop."""

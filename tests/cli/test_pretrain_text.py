@@ -12,7 +12,7 @@ from transformers import T5Tokenizer
 from imagen.cli import pretrain_text
 from imagen.cli.pretrain_text import DEFAULT, PLACES, document, main, tell_places
 from imagen.data.shapes.language import INVERSE, is_heldout, parse
-from imagen.text.encoder import load_text_encoder
+from imagen.text.encoder import load_text_encoder, unknown_characters
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
 
 TINY = PretrainConfig(d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8, steps=0)
@@ -179,6 +179,7 @@ def test_a_small_encoder_of_own_captions_resumes_and_refuses_other_captions(pict
     tokenizer, encoder = load_text_encoder(out)
     assert encoder.config.d_model == 8
     assert tokenizer.tokenize("ein stone") == ["▁ein", "▁stone"]
+    assert unknown_characters(tokenizer, "é & € Z") == "", "no caption has them"
     assert main([*words, "--t5.steps=20"]) == 0
     assert json.loads((out / "metrics.jsonl").read_text())["step"] == 20
     (pictures / "a.txt").write_text("a leaf with four holes", encoding="utf-8")

@@ -58,6 +58,15 @@ def test_a_folder(tmp_path: Path) -> None:
     assert (tags.counts[CAPTION], told(tags)["notes.md"]) == (0, "is a caption without a picture")
 
 
+def test_a_link_to_a_file_that_is_not_there_is_named_as_one(tmp_path: Path) -> None:
+    root, pairs = fill(tmp_path / "in", "a.png", "a.txt"), fill(tmp_path / "depth", "a.npy")
+    for link in (root / "notes", pairs / "b"):
+        link.symlink_to("nowhere")
+    census = FolderRecords(root, fields={"depth": pairs}).census()
+    assert census.counts == {PICTURE: 1, CAPTION: 1, FIELD: 1, Role.BROKEN: 2}
+    assert told(census) == dict.fromkeys(["notes", str(pairs / "b")], "is a link to a file that is not there")
+
+
 def test_pairs_in_other_folders(tmp_path: Path) -> None:
     root = fill(tmp_path / "in", "a.png", "sub/b.png", "cond/a.png", "cond/a.txt", "cond/sub/b.ppm", "cond/c.png")
     fill(root, "cond/.x", "cond/sub/a.png")

@@ -183,6 +183,18 @@ def test_a_caption_is_put_in_the_template_and_a_missing_one_is_not(template: str
         Prepare(Want(2), template=template)("k", Record("", noise(2, 2, 3)), item_rng(0, 0))
 
 
+def test_a_missing_caption_does_not_hide_that_the_picture_is_broken() -> None:
+    for want, told in (
+        (Want(2), "the file is empty; and it has no caption: there is no .txt file beside it"),
+        (Want(2, captions="optional"), "the file is empty"),
+    ):
+        with pytest.raises(Unusable) as caught:
+            Prepare(want)("k", Record("a.png", b"", looked="there is no .txt file beside it"), item_rng(0, 0))
+        assert str(caught.value) == told
+    with pytest.raises(Unusable, match=r"^the file is empty$"):
+        Prepare(Want(2))("k", Record("a.png", b"", ("a star",)), item_rng(0, 0))
+
+
 class Bad:
     """Records of which all but those of `good` are bad."""
 

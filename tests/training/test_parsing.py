@@ -11,7 +11,7 @@ import yaml
 
 from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
-from imagen.training.config.parsing import known_keys, one_line, parse, to_yaml, unknown_key
+from imagen.training.config.parsing import known_keys, parse, to_yaml, told_of, unknown_key
 from imagen.training.config.sections import OptimConfig, RunSettings, TrainConfig, ValidationConfig
 from imagen.training.config.values import is_free
 
@@ -39,6 +39,16 @@ def read(*words: str) -> Settings:
 def test_an_unknown_key_names_the_nearest_or_else_all(key: str, hint: str) -> None:
     told = str(unknown_key(key, {"train.steps", "train.seed", "ema.decay"}, "x.yaml"))
     assert told == f"unknown key '{key}' in x.yaml; {hint}"
+
+
+@pytest.mark.parametrize(("key", "beside"), [
+    ("train.quokka", "train.seed, train.steps"),
+    ("xyz", "run_dir, train"),  # of no section: the sections
+    ("xyz.abc", "run_dir, train"),
+])  # fmt: skip
+def test_where_none_is_near_those_of_its_section_are_named(key: str, beside: str) -> None:
+    told = str(unknown_key(key, {"train", "train.steps", "train.seed", "run_dir"}, "x.yaml"))
+    assert told == f"unknown key '{key}' in x.yaml; known keys: {beside}"
 
 
 def test_the_keys_are_those_of_sections_in_sections_too_and_some_take_any() -> None:
@@ -105,12 +115,12 @@ def test_a_wrong_value_is_told_in_one_line_and_a_section_s_own_words_as_they_are
     assert caught.value.__cause__ is None
 
 
-def test_one_line_leaves_out_what_only_a_parser_s_author_reads() -> None:
+def test_what_is_told_leaves_out_what_only_a_parser_s_author_reads() -> None:
     lines = ["Parser key", "  Subtypes: (a, b)", "", "Errors:", "  - odd", "Given value type: str", "Given value: x"]
-    assert one_line(ValueError("\n".join(lines)), {}) == "Parser key - odd Given value: x"
+    assert told_of(ValueError("\n".join(lines)), {}) == "Parser key - odd Given value: x"
     lines[0] = 'Parser key "a.b":'
-    assert one_line(ValueError("\n".join(lines)), {"a.b": int}) == "wrong value for 'a.b': x; expected a whole number"
-    assert one_line(ValueError('Key "other" are required'), {}) == 'Key "other" are required'
+    assert told_of(ValueError("\n".join(lines)), {"a.b": int}) == "wrong value for 'a.b': x; expected a whole number"
+    assert told_of(ValueError('Key "other" are required'), {}) == 'Key "other" are required'
 
 
 def test_without_arguments_the_command_line_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

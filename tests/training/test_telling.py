@@ -134,6 +134,12 @@ def test_the_verdict_says_how_many_the_limit_the_first_and_where(tmp_path: Path)
     )
 
 
+def test_where_none_can_be_used_a_larger_share_is_no_remedy(tmp_path: Path) -> None:
+    file = SkipFile(tmp_path / "s.jsonl", 2, 0.5)
+    file.add(skipped("a", "b"))
+    assert file.verdict().endswith("s.jsonl lists them: mend or remove them")
+
+
 def test_a_note_is_written_once_for_each_reason_whoever_met_it_and_kept_in_letters(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     one, other = SkipFile(path, 9, 0.5), SkipFile(path, 9, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,8 @@ class StageTask:
         self.unet = prepare_unet(config, saved)
         self.unet.to(device)
         if saved is None and config.train.init_from is None:
+            if self.unet.whitening is not None and processes.rank == 0:  # it may take a minute
+                print("reading the first captions, with their pictures, to whiten what they become", file=sys.stderr)
             fit_whitening(self.unet, config, source, self.texts)
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
         self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None

@@ -24,14 +24,16 @@ GONE = {"train.tensorboard": "write train.trackers: [tensorboard] in place of tr
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> ConfigError:
-    """The error for a key that does not exist, with the nearest one that does."""
+    """The error for a key that does not exist, with the nearest one that does, or all that stand where it does."""
     if key in GONE:
         return ConfigError(f"{key} in {where} is called otherwise now: {GONE[key]}")
     known = sorted(known)
     leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     near = difflib.get_close_matches(key, known)
     near = near or [leaf[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf)]
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    beside = beside or [name for name in known if "." not in name] or known
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(beside)}"
     return ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
 
@@ -85,7 +87,7 @@ def _check_arguments(known: Mapping[str, Hint], arguments: Sequence[str]) -> Non
             _check_file(path, known)
 
 
-def one_line(error: Exception, known: Mapping[str, Hint]) -> str:
+def told_of(error: Exception, known: Mapping[str, Hint]) -> str:
     """What argparse, jsonargparse or a constructor says, as one line for the user; ``known``: the type of each key."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("Subtypes:", "Errors:", "Given value type"))]
@@ -137,7 +139,7 @@ def parse(
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__cause__ or cause.__context__
-        raise (cause or ConfigError(one_line(error, known))) from None
+        raise (cause or ConfigError(told_of(error, known))) from None
 
 
 def to_yaml(config: RunSettings) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.task import StageTask
+from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer
 
 SHARES = [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4]  # of the peak: two steps of warm-up, then a line to 0 at step 6
@@ -72,6 +75,19 @@ def test_a_run_that_goes_on_takes_up_the_learning_rate_of_its_step(config: Calla
         assert Trainer(StageTask(settings)).fit()
     rates = [one["adam"] for one in (*seen, *later)]
     assert rates == pytest.approx([1e-3 * share for share in (*SHARES[:2], *SHARES[3:])])
+
+
+def test_every_start_tells_where_it_begins_and_with_what(config: Callable[..., RunConfig]) -> None:
+    settings = config(**{"train.log_every": 4, "train.checkpoint_every": 3})
+    told = []
+    for steps in (3, 6):
+        task = StageTask(replace(settings, train=replace(settings.train, steps=steps)))
+        trainer = Trainer(task, Progress(steps, 0, stream := io.StringIO()))
+        trainer.fit()
+        told.append(stream.getvalue().splitlines()[0])
+        count = sum(weight.numel() for weight in trainer.module.parameters())
+    where = f"in {settings.run_dir}: {count:,} parameters on cpu, pictures as they come; the next line after step"
+    assert told == [f"starts at step 0 of 3 {where} 3", f"goes on at step 3 of 6 {where} 4"]
 
 
 def spoilt(objective: Callable[..., torch.Tensor], trainer: Trainer, step: int) -> Callable[..., torch.Tensor]:

@@ -13,7 +13,7 @@ from imagen.cascade.training.config.run import RunConfig
 from imagen.errors import ConfigError, require
 from imagen.stages.spec import SETTINGS
 from imagen.training.config import parsing
-from imagen.training.config.parsing import one_line, unknown_key
+from imagen.training.config.parsing import told_of, unknown_key
 from imagen.training.config.values import check_values
 from unets import NETWORKS
 
@@ -63,4 +63,4 @@ def check_unet_arguments(section: Mapping[str, Any], constructor: Any) -> None:
     except ConfigError:
         raise
     except Exception as error:  # argparse and jsonargparse have their own families
-        raise ConfigError(one_line(error, types)) from None
+        raise ConfigError(told_of(error, types)) from None
