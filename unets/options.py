@@ -3,6 +3,7 @@
 A network's constructor names those it has, with their types (a test compares), and takes them by :meth:`Options.of`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -130,8 +131,10 @@ class Options:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if not self.residual_scale > 0:  # nan, too
-            raise ValueError(f"residual_scale must be above 0, got {self.residual_scale}; 1 leaves the sums alone")
+        if not 0 < self.residual_scale < math.inf:  # nan, too
+            raise ValueError(
+                f"residual_scale must be above 0 and finite, got {self.residual_scale}; 1 leaves the sums alone"
+            )
         if self.input_skip and not (
             self.out_channels == self.in_channels and self.lowres_channels in (0, self.out_channels)
         ):

@@ -16,13 +16,23 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+STATE = "state.pt"  # in a folder that a text encoder is pre-trained into, beside what comes of it at the end
 WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
 
 
 def component_folders(name_or_path: str | Path) -> tuple[str, str]:
-    """(tokenizer, encoder) of a pipeline folder; the same name twice for an encoder's folder or Hub id."""
+    """(tokenizer, encoder) of a pipeline folder; the same name twice for an encoder's folder or Hub id.
+
+    Raises:
+        ValueError: it is being pre-trained, and that has not ended.
+    """
     path = Path(name_or_path)
     split = path.is_dir() and (path / "text_encoder").is_dir()
+    if not split and (path / STATE).is_file():
+        raise ValueError(
+            f"the text encoder in {str(path)!r} is not finished: give the same pretrain_text command once more, and "
+            "it goes on"
+        )
     return (str(path / "tokenizer"), str(path / "text_encoder")) if split else (str(path), str(path))
 
 

@@ -26,7 +26,7 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T
 from imagen.checks import check_int, check_number
 from imagen.disk import MetricsFile, filling
 from imagen.errors import require
-from imagen.text.folders import component_folders
+from imagen.text.folders import STATE, component_folders
 
 SPELLING = "abcdefghijklmnopqrstuvwxyz0123456789.,;:-'!?()"  # so that any lower-case word can at least be spelt
 # ... and so that names with accents, prices and units can; whatever else the captions have is taken from them.
@@ -256,7 +256,7 @@ def pretrain(
     model = build(tokenizer, config)
     # T5's own optimiser: steps relative to each weight's size, without which its unscaled attention saturates
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
-    state, first = out / "state.pt", 0
+    state, first = out / STATE, 0
     begun = {name: str(value) for name, value in asdict(config).items() if name not in FREE} | {"texts": texts}
     if state.exists():
         saved = torch.load(state, weights_only=True)

@@ -6,6 +6,8 @@ from functools import cache
 import pytest
 import torch
 
+from imagen.text.encoder import load_text_encoder
+from imagen.text.folders import component_folders
 from imagen.text.pretrain import PretrainConfig, pretrain, train_tokenizer
 
 TEXTS = ["a red circle above a blue square", "three green stars"]
@@ -40,3 +42,21 @@ def test_a_folder_goes_on_with_what_it_was_begun_with_alone(tmp_path, changes, t
     with pytest.raises(ValueError, match=f"t5' was begun with {told}: give another --out"):
         pretrain(document, tokenizer(), replace(TINY, **changes), out, texts)
     assert (out / "state.pt").read_bytes() == before
+
+
+def test_a_folder_whose_training_has_not_ended_is_told_as_one(tmp_path):
+    """Its state is kept every few steps, and what it makes is written at the end."""
+
+    def interrupted(index):
+        if index > 3 * TINY.batch_size:
+            raise KeyboardInterrupt
+        return document(index)
+
+    out = tmp_path / "t5"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(interrupted, tokenizer(), replace(TINY, steps=9, checkpoint_every=1), out, "a")
+    with pytest.raises(ValueError, match="^the text encoder in .*t5' is not finished: give the same pretrain_text"):
+        load_text_encoder(out)
+    pretrain(document, tokenizer(), replace(TINY, steps=9), out, "a")
+    assert component_folders(out) == (str(out / "tokenizer"), str(out / "text_encoder"))
+    load_text_encoder(out)

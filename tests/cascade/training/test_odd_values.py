@@ -9,21 +9,23 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import unets
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.task import StageTask
 from imagen.data.config import DataConfig
 from imagen.errors import ConfigError
 from imagen.training.config.parsing import known_keys
-from imagen.training.config.values import alternatives
+from imagen.training.config.values import Hint, alternatives
 from tests.cascade.training.conftest import TINY, merge
+from unets import NETWORKS
 
 VALUES: tuple[Any, ...] = (None, "", "x", -1, 0, 1e400, math.nan, True, [], {}, "1", 1.5, [1], {"a": 1})
 KEYS = known_keys(RunConfig)
@@ -31,9 +33,9 @@ NEVER_TOLD = ("NoneType", "<class", "instance", "positional", "not supported", "
 LEFT_OUT = ("optim.", "ema.", "grid.")
 
 
-def outcome(tmp_path: Path, key: str, value: Any) -> str | RunConfig:
+def outcome(tmp_path: Path, key: str, value: Any, base: Mapping[str, Any] = TINY) -> str | RunConfig:
     """What is said of a run with this key, or its configuration."""
-    tree = {"run_dir": str(tmp_path / "run"), **TINY}
+    tree = {"run_dir": str(tmp_path / "run"), **base}
     if key.startswith("validation."):
         tree = merge(tree, {"validation.data.split": "heldout"})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(merge(tree, {key: value})))
@@ -45,14 +47,20 @@ def outcome(tmp_path: Path, key: str, value: Any) -> str | RunConfig:
     return config
 
 
-def fits(key: str, value: Any, taken: Any) -> bool:
+def fits(hint: Hint, value: Any, taken: Any) -> bool:
     """Whether a value that was taken is one of the key's kinds, and not 1 for true or an endless number."""
-    kinds = alternatives(KEYS[key])
+    kinds = alternatives(hint)
     if isinstance(taken, bool):
         return bool in kinds and value is True
     if isinstance(taken, float):
         return float in kinds and math.isfinite(taken)
     return taken != "" and (taken is not None or type(None) in kinds)
+
+
+def check_told(key: str, value: Any, told: str) -> None:
+    """It names the key, in words for users."""
+    assert key.rpartition(".")[2] in told, (key, value, told)
+    assert not [word for word in NEVER_TOLD if word in told], (key, value, told)
 
 
 SLOW = pytest.mark.slow
@@ -70,14 +78,44 @@ def test_every_key(tmp_path: Path, shifts: Sequence[int]) -> None:
         for value in (VALUES[(number + shift) % len(VALUES)] for shift in shifts):
             told = outcome(tmp_path, key, value)
             if isinstance(told, str):
-                assert key.rpartition(".")[2] in told, (key, value, told)
-                assert not [word for word in NEVER_TOLD if word in told], (key, value, told)
+                check_told(key, value, told)
             else:
                 taken += 1
                 found: Any = told
                 for part in key.split("."):
                     found = getattr(found, part)
-                assert fits(key, value, found), (key, value, found)
+                assert fits(KEYS[key], value, found), (key, value, found)
+    assert taken
+
+
+SHARED = {"attention_levels": [1], "norm_groups": 4}
+SMALL: dict[str, dict[str, Any]] = {
+    "BaseUNet": {**SHARED, "model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "head_dim": 8},
+    "EfficientUNet": {**SHARED, "channels": [8, 16], "num_res_blocks": [1, 1], "strides": [1, 2], "heads": 2},
+    "DiT": {"patch_size": 2, "width": 16, "depth": 2, "head_dim": 8, "mlp_ratio": 2},
+}
+OTHERS = {"channel_mult": "attention_levels", "model_channels": "norm_groups"}  # told by the name of what does not fit
+
+
+@pytest.mark.parametrize(
+    "shifts", [(0, 5), pytest.param(sorted({*range(14)} - {0, 5}), marks=SLOW)], ids=["some", "rest"]
+)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_key_of_a_network(tmp_path: Path, kind: str, shifts: Sequence[int]) -> None:
+    hints = typing.get_type_hints(getattr(unets, kind).__init__)
+    keys = {name: hint for name, hint in hints.items() if name not in ("return", "kwargs")}
+    assert len(keys) > 18
+    base = {**TINY, "unet": {"kind": kind, "text_dim": None, "lowres_channels": 0, **SMALL[kind]}}
+    taken = 0
+    for number, (key, hint) in enumerate(keys.items()):
+        for value in (VALUES[(number + shift) % len(VALUES)] for shift in shifts):
+            told = outcome(tmp_path, f"unet.{key}", value, base)
+            if isinstance(told, str):
+                named = OTHERS.get(key, key)
+                check_told(named if named in told else key, value, told)
+            else:
+                taken += 1
+                assert fits(hint, value, told.unet[key]), (key, value, told.unet[key])
     assert taken
 
 
