@@ -111,6 +111,20 @@ def test_what_systems_leave_behind_is_no_picture(tmp_path: Path) -> None:
     assert not any(map(is_hidden, ("a.png", "./a.png", "../a.png", "b/../a.png", "x__MACOSX/a.png")))
 
 
+def test_the_longest_of_the_endings_that_are_named_is_meant(tmp_path: Path) -> None:
+    texts = {"a": ("txt", "tags.txt", "more.tags.txt"), "b.x": ("tags.txt", "txt", "more.tags.txt")}
+    files = [(f"{stem}.{ending}", f"{stem} {ending}".encode()) for stem in texts for ending in ("png", *texts[stem])]
+    files = [(name, png() if name.endswith("png") else data) for name, data in files]
+    places = {"tags": "tags.txt", "more": "more.tags.txt"}
+    for names in (("tags", "more"), ("more", "tags")):
+        found = read(tmp_path, files, Places(fields={name: places[name] for name in names}, ending="txt"))
+        assert captions(found) == {stem: (f"{stem} txt",) for stem in texts}
+        for stem in texts:
+            record = found[stem]
+            assert isinstance(record, Record)
+            assert record.fields == {name: f"{stem} {places[name]}".encode() for name in names}
+
+
 def test_captions_of_another_ending(tmp_path: Path) -> None:
     files = [("a.png", png()), ("a.txt", b"no"), ("a.tags.txt", b"yes"), ("b.png", png())]
     files += [("b.json", b'{"caption": "no"}')]

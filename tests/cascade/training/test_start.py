@@ -326,8 +326,14 @@ def test_a_run_its_export_and_a_composed_model_are_starts(tmp_path: Path, place:
         pipe = tiny_pipeline()
         pipe.base_unet = network
         pipe.save_pretrained(tmp_path / "whole")
+    else:
+        pipe = tiny_pipeline()
+        pipe.base_scheduler.save_pretrained(target.parent / "scheduler")
     start = of_stage(str(tmp_path / place), "base")
-    assert read_origin(start).unet["kind"] == "BaseUNet"
+    origin, scheduler = read_origin(start), pipe.base_scheduler.config
+    assert origin.unet["kind"] == "BaseUNet"
+    assert origin.scheduler["prediction_type"] == scheduler.prediction_type
+    assert origin.scheduler["trained_betas"] == pytest.approx(scheduler.trained_betas)
     fresh = tiny_base()
     for parameter in fresh.parameters():
         parameter.data.zero_()
