@@ -76,9 +76,10 @@ def check(arguments: Sequence[str] | None) -> int:
     print(report(found))
     if found.notes:
         print(f"all of them: {path}")
-    if skips.exceeded:
-        print(f"training would stop: {skips.verdict()}")
-    return int(skips.exceeded)
+    nothing = found.skipped == found.items  # however many of a stream may be bad
+    if nothing or skips.exceeded:
+        print(f"training would stop: {'no picture can be used' if nothing else skips.verdict()}")
+    return int(nothing or skips.exceeded)
 
 
 def counter(text: TextConfig) -> Tokens | None:
@@ -178,10 +179,15 @@ def report(found: Findings) -> str:
         kinds.setdefault((note.action, _kind(note.reason)), []).append(note)
     order = ("skipped", "repaired", "noted")
     for (action, _), notes in sorted(kinds.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))):
-        keys = ", ".join(note.key for note in notes[:EXAMPLES]) + ", ..." * (len(notes) > EXAMPLES)
+        keys = ", ".join(map(_shown, (note.key for note in notes[:EXAMPLES]))) + ", ..." * (len(notes) > EXAMPLES)
         alike = " or alike" if any(note.reason != notes[0].reason for note in notes) else ""
         lines.append(f"  {len(notes):6d} {action}: {notes[0].reason}{alike} ({keys})")
     return "\n".join(lines)
+
+
+def _shown(key: str) -> str:
+    """A key on one line: line breaks and other characters that show nothing are escaped, as Python writes them."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in key)
 
 
 def _kind(reason: str) -> str:

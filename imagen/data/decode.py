@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISFIFO, S_ISSOCK
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from .profiles import DEEP, to_srgb
 Raw = Path | bytes | Image.Image | NDArray[Any]
 Pixels = NDArray[Any]  # (H, W, C): uint8 in [0, 255], or float32 in [-1, 1]
 Picture = Pixels | Image.Image  # of 8 bits PIL's own, in mode L or RGB: copying a large one into an array costs time
+
+NO_FILES = {S_ISFIFO: "pipe", S_ISCHR: "device", S_ISBLK: "device", S_ISSOCK: "socket", S_ISDIR: "directory"}
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's own conversion
 _NUMPY_MAGIC = b"\x93NUMPY"
@@ -98,11 +102,21 @@ def stored(path: Path) -> bytes:
         Unusable: there is none, or it cannot be read.
     """
     try:
-        if path.is_fifo():  # it would wait for ever
-            raise Unusable("cannot be read: Is a pipe")
+        mode = path.stat().st_mode
+        for test, kind in NO_FILES.items():  # a pipe would wait for ever, a device may have no end
+            if test(mode):
+                raise Unusable(f"cannot be read: Is a {kind}")
         return path.read_bytes()
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises: ValueError, also where it is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _one_line(message: object) -> str:

@@ -72,6 +72,8 @@ def _open(path: str, split: str, places: Places, streaming: bool = False) -> tup
     import datasets
 
     names, features = rows.column_names or list(next(iter(rows), {})), rows.features or {}
+    if not streaming and not len(rows):
+        raise ValueError(f"dataset {path!r} with split {split!r} has no rows")
     classes = {name: getattr(feature, "names", None) for name, feature in features.items()}
     columns = Columns(names, places, f"column of dataset {path!r}", Path(), classes)
     asked = {columns.image, columns.caption, *columns.fields.values()}
@@ -96,8 +98,13 @@ def _load(path: str, split: str, streaming: bool) -> Any:
         if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return datasets.load_dataset(path, split=split, streaming=streaming)
         rows: Any = datasets.load_from_disk(path)
+        splits = list(rows) if isinstance(rows, dict) else ["train", str(rows.split)]  # one without splits is any
+        if split not in splits:
+            raise ValueError(f"its splits are {', '.join(splits)}" if isinstance(rows, dict) else "it has no splits")
         rows = rows[split] if isinstance(rows, dict) else rows
         return rows.to_iterable_dataset(num_shards=max(1, len(rows.cache_files))) if streaming else rows
+    except IndexError as error:  # of no files, which a dataset without rows was saved to
+        raise ValueError(f"dataset {path!r} with split {split!r} has no rows") from error
     except Exception as error:  # datasets raises many kinds, and reads scripts of others
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"dataset {path!r} with split {split!r} cannot be loaded: {first}") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .census import Census, Role
-from .decode import Unusable
+from .decode import Unusable, parse_json
 from .naming import is_picture, split_item
 from .records import Captions, Places, Record, caption_lines
 from .table import CAPTION_COLUMNS, caption_cell
@@ -47,7 +46,7 @@ def _files_of(places: Places) -> list[tuple[str, str | None]]:
 
 def _json_of(read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
-        values = json.loads(read("json"))
+        values = parse_json(read("json"))
     except ValueError as error:
         raise Unusable(f".json is no JSON: {error}") from error
     if not isinstance(values, dict):

@@ -151,6 +151,8 @@ class Prepare:
             told.append(f"is {width} x {height} pixels, of which more than half are cut off")
         if captions and not all(captions):
             told.append("has an empty caption")
+        if any("\0" in caption for caption in captions):
+            told.append("has a caption with NUL characters: if it is UTF-16, save it as UTF-8")
         return told
 
     def _paired(self, record: Record, stored: tuple[int, int], where: float) -> tuple[dict[str, Pixels], list[str]]:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .census import Census, Role
+from .naming import is_hidden
+
 
 def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]:
     """Paths of the shards that paths, globs and folders name, sorted, each once.
@@ -18,6 +21,12 @@ def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]
     for pattern in patterns:
         folder = Path(pattern)
         paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in glob.glob(pattern)]
+        if folder.is_file():  # a name with brackets, say, that as a glob would mean others
+            paths = [folder]
+        if not paths and "://" in pattern:
+            raise ValueError(
+                f"shards {pattern!r} are behind a URL, read from start to end alone: set data.streaming true"
+            )
         if not paths:
             raise ValueError(f"no shards at {pattern!r}; expected a tar file, a glob or a folder with *.tar")
         found.update(paths)
@@ -28,6 +37,16 @@ def find_shards(patterns: Sequence[str], compressed: bool = False) -> list[Path]
             "a stream"
         )
     return sorted(found)
+
+
+def count_beside(patterns: Sequence[str], census: Census) -> None:
+    """Count the files that lie in folders of shards, or one folder further down, and are no shards."""
+    for folder in {Path(pattern) for pattern in patterns if Path(pattern).is_dir()}:
+        shards = set(folder.glob("*.tar"))
+        for path in sorted(path for place in ("*", "*/*") for path in folder.glob(place)):
+            if path not in shards and not path.is_dir():
+                name = path.relative_to(folder).as_posix()
+                census.add(Role.HIDDEN if is_hidden(name) else Role.OTHER, name)
 
 
 def shard_urls(pattern: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .census import Census
+from .decode import NothingUsable
 from .records import Item
 
 
@@ -121,7 +122,7 @@ class Lane:
         """Records number ``start``, ``start + 1``, ..., without end.
 
         Raises:
-            ValueError: an epoch without any record.
+            NothingUsable: an epoch without any record.
         """
         blocks = math.ceil(LEAST_HELD / self.block)
         first = start // (blocks * self.block) * blocks
@@ -156,7 +157,7 @@ class Lane:
                 self.lengths.add(name, length)
             if not found:
                 names = ", ".join(self.stream.name(shard) for shard in self.order(epoch)[:3])
-                raise ValueError(f"no records in the shards of lane {self.lane} of {self.lanes} ({names})")
+                raise NothingUsable(f"no records in the shards of lane {self.lane} of {self.lanes} ({names})")
 
     def _share(self, length: int) -> int:
         """How many of a shard's records fall to this lane."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from .census import Census, Role
-from .decode import Unusable
+from .decode import Unusable, parse_json
 from .fields import ClassName, picture_of
 from .naming import is_foreign, is_hidden, is_picture
 from .records import NOTHING, USUAL, Captions, Places, Record
@@ -129,6 +128,11 @@ class TableRecords(RowRecords):
     def __init__(self, path: str | Path, places: Places = USUAL) -> None:
         table = _find_table(Path(path))
         names, rows = _read(table)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice and places.rules != 1:
+            raise ValueError(
+                f"{str(table)!r} has {len(names)} columns, of which {twice[0]!r} is there twice: rename one"
+            )
         if not len(rows):
             raise ValueError(f"{str(table)!r} has no rows")
         super().__init__(rows, Columns(names, places, f"column of {str(table)!r}", table.parent))
@@ -217,7 +221,7 @@ def _read(path: Path) -> tuple[list[str], Rows]:
 
 def _json_row(line: bytes, number: int) -> Row | Unusable:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:  # UnicodeDecodeError is one
         return Unusable(f"line {number + 1} is no JSON: {error}")
     return row if isinstance(row, dict) else Unusable(f"line {number + 1} is no JSON object")
@@ -232,6 +236,8 @@ def _read_cells(path: Path, delimiter: str) -> tuple[list[str], Rows]:
         )
         try:
             names = next(lines, [])
+            if not any(names):
+                raise ValueError(f"{str(path)!r} has an empty first line; expected the names of the columns there")
             if len(names) == 1 and any(other in names[0] for other in ";|\t"):
                 raise ValueError(
                     f"{str(path)!r} has one column, {names[0]!r}: its cells must be separated by "
@@ -298,7 +304,7 @@ class ParquetRows(Sequence[Mapping[str, Any]]):
         try:
             self.table = pyarrow.parquet.read_table(path, memory_map=True)
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
+            raise ValueError(f"{str(path)!r} cannot be read as parquet: {error}") from error
         self.names: list[str] = self.table.column_names
 
     def __len__(self) -> int:

@@ -25,7 +25,8 @@ from .decode import Unusable
 from .items import count, item_captions, item_record, split
 from .naming import is_hidden
 from .records import USUAL, Captions, Item, Places, Record, tried
-from .shard_paths import find_shards, shard_urls, short_names
+from .shard_paths import count_beside, find_shards, shard_urls, short_names
+from .sources import Note
 
 TRIES = 4  # of a connection that breaks, with pauses of 1, 2 and 4 seconds between them
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
@@ -60,7 +61,7 @@ class ShardRecords:
     """
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
-        self.shards, self.places = find_shards(shards), places
+        self.shards, self.patterns, self.places = find_shards(shards), shards, places
         self.names = short_names(list(map(str, self.shards)))
         self.items = [item for number, path in enumerate(self.shards) for item in _read_index(path, number, places)]
         if not self.items:
@@ -91,6 +92,7 @@ class ShardRecords:
         census = Census()
         for number, path in enumerate(self.shards):
             _read_index(path, number, self.places, census)
+        count_beside(self.patterns, census)
         return census
 
     def _item(self, number: int) -> Member:
@@ -127,7 +129,7 @@ class ShardStream:
 
     def __init__(self, shards: Sequence[str], places: Places = USUAL) -> None:
         self.urls = [url for pattern in shards for url in shard_urls(pattern)]
-        self.names, self.places = short_names(self.urls), places
+        self.names, self.patterns, self.places = short_names(self.urls), shards, places
 
     def __len__(self) -> int:
         return len(self.urls)
@@ -145,10 +147,12 @@ class ShardStream:
             try:
                 seen = Census()
                 for stem, found in islice(_read_items(url, self.places, seen), given, None):
+                    item = tried(partial(self._record, stem, found))
                     given += 1
-                    yield f"{self.names[shard]}/{stem}", tried(partial(self._record, stem, found))
+                    yield f"{self.names[shard]}/{stem}", item
                 if census is not None:
                     census.update(seen)
+                    count_beside(self.patterns if shard == 0 else (), census)
                 return
             except (FileNotFoundError, PermissionError):
                 raise
@@ -188,6 +192,7 @@ def _read_index(path: Path, shard: int, places: Places, census: Census | None = 
             for stem, ending, member in _members(archive, places, census):
                 files = groups.setdefault(stem, {})
                 files[ending] = _fault(member, ending in files, places, census) or (member.offset_data, member.size)
+            _look_for_end(archive, path.name, census)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         damage = [Member(shard, "(damaged)", fault=f"the shard cannot be read on from here: {error}")]
     every = [item for stem, files in groups.items() for item in split(stem, files, places, census)]
@@ -213,6 +218,7 @@ def _read_items(url: str, places: Places, census: Census) -> Iterator[tuple[str,
                 for key, found, fault in split(stem, files, places, census):
                     yield key, fault or {ending: data for ending, data in found.items() if isinstance(data, bytes)}
                 stem = None
+            _look_for_end(archive, short_names([url])[0], census)
     except DAMAGE as error:
         if stem is not None:
             fault = next((entry for entry in files.values() if isinstance(entry, str)), None)
@@ -233,6 +239,13 @@ def _members(archive: tarfile.TarFile, places: Places, census: Census) -> Iterat
             stem, _, ending = base.partition(".")
             yield folder + slash + stem, ending.lower(), member
         archive.members.clear()  # type: ignore[attr-defined]
+
+
+def _look_for_end(archive: tarfile.TarFile, name: str, census: Census) -> None:
+    """Tell of a shard that has been read through, and that ends without the zeros which mark an archive's end."""
+    assert archive.fileobj is not None
+    if archive.fileobj.tell() <= archive.offset:  # where the next header was looked for
+        census.left.append(Note(name, "noted", "ends without an archive's end mark: files may be missing"))
 
 
 def _fault(member: tarfile.TarInfo, again: bool, places: Places, census: Census) -> str | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from imagen.cli.check_data import Findings, examine, report
+from imagen.cli.check_data import Findings, examine, main, report
 from imagen.data.folder import FolderRecords
 from imagen.data.pictures import PictureDataset, StreamDataset
 from imagen.data.prepare import Prepare, Want
 from imagen.data.sources import Note
 from imagen.data.tar import ShardStream
 from imagen.training.telling import SkipFile
+from tests.cascade.training.conftest import TINY, merge
 from tests.data.test_shards import tar
 
 
@@ -45,6 +48,8 @@ def test_skipped_ones_are_told_first_and_of_each_sort_the_commonest() -> None:
     ]
     copies = [Note("b", "noted", "is an exact copy of 'a'"), Note("d", "noted", "is an exact copy of 'c'")]
     assert report(findings(4, copies)).splitlines()[1:] == ["       2 noted: is an exact copy of 'a' or alike (b, d)"]
+    broken = [Note("a\nb\t\x1b[1mé.png", "noted", "is small")]
+    assert report(findings(1, broken)).splitlines()[1:] == [r"       1 noted: is small (a\nb\t\x1b[1mé.png)"]
     assert report(findings(5, [])) == "5 pictures: 5 usable, 0 of them repaired; 0 not usable"
 
 
@@ -85,3 +90,22 @@ def test_every_picture_is_read_once_and_told_in_order(
     written = [json.loads(line) for line in (tmp_path / "checked.jsonl").read_text().splitlines()]
     assert [(line["key"], line["action"]) for line in written] == expected
     assert found.exceeded == (kind == "folder"), "2 of 7; of a stream more are read before it ends a run"
+
+
+@pytest.mark.parametrize(("names", "code"), [((), 1), (("bad",), 1), (("bad", "good"), 0)])
+def test_a_stream_of_which_nothing_can_be_used_would_stop_a_run(
+    tmp_path: Path, names: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However few there are: of others a thousand are read before a share of them counts."""
+    good = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(good, "PNG")
+    tar(tmp_path / "a.tar", {f"{name}.png": good.getvalue() if name == "good" else b"" for name in names})
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump(
+            merge(TINY, {"run_dir": str(tmp_path / "run"), "data.kind": "shards", "data.streaming": True,
+                         "data.path": str(tmp_path / "a.tar"), "data.lanes": 1})
+        )
+    )  # fmt: skip
+    assert main(["--config", str(tmp_path / "c.yaml")]) == code
+    told = capsys.readouterr().out
+    assert ("training would stop: no picture can be used" in told) == bool(code)

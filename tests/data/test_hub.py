@@ -134,3 +134,22 @@ def test_a_bad_row_of_a_stream_is_an_item_that_says_why(tmp_path: Path) -> None:
     assert isinstance(second, Unusable)
     assert str(second) == "column 'other' has no picture"
     assert [item.image for item in (first, third) if isinstance(item, Record)] == [png(1), png(2)]
+
+
+def test_a_split_that_is_not_there_and_a_dataset_without_rows_are_told(tmp_path: Path) -> None:
+    both, one, none = (str(tmp_path / name) for name in ("both", "one", "none"))
+    datasets.DatasetDict({"train": rows("train"), "test": rows("test")}).save_to_disk(both)
+    rows("train").save_to_disk(one)
+    datasets.Dataset.from_dict({"image": [], "text": []}).save_to_disk(none)
+    for path, split, told in (
+        (both, "banana", "'banana' cannot be loaded: its splits are train, test"),
+        (one, "banana", "'banana' cannot be loaded: it has no splits"),
+        (none, "train", "with split 'train' has no rows"),
+    ):
+        for read in (HubRecords, HubStream):
+            with pytest.raises(ValueError, match=told):
+                read(path, split)
+    rows("train").select([]).save_to_disk(str(tmp_path / "selected"))
+    with pytest.raises(ValueError, match="has no rows"):
+        HubRecords(str(tmp_path / "selected"))
+    assert len(HubRecords(one)) == 3

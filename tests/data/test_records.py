@@ -198,7 +198,7 @@ def test_a_jsonl_s_columns_are_those_of_all_rows(tmp_path: Path) -> None:
         ("t.csv", "image,b\n1,2\n", {"caption": "text"}, r"no caption column .* 'text'; the columns are image, b"),
         ("t.csv", "image,text\n", {}, "has no rows"),
         ("t.xls", "", {}, "expected .jsonl, .csv"),
-        ("t.parquet", "no", {}, "is no parquet file"),
+        ("t.parquet", "no", {}, "cannot be read as parquet"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(

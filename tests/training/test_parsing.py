@@ -91,7 +91,11 @@ def test_every_file_is_looked_through_and_the_last_word_counts(tmp_path: Path, j
     (b"\xff\xfe\xfa", "c.yaml is not valid YAML: "),
     (b"- a\n- b\n", "c.yaml holds list, expected a mapping of sections"),
     (b"", "c.yaml holds NoneType, expected a mapping of sections"),
-], ids=["syntax", "bytes", "list", "empty"])  # fmt: skip
+    (b"train: {steps: 1}\ntrain: {seed: 2}\n", "c.yaml is not valid YAML: 'train' is there twice .*line 2, column 1"),
+    (b"train: {steps: 1, seed: 2, steps: 3}\n", "c.yaml is not valid YAML: 'steps' is there twice .*line 1, column 28"),
+    (b"a: &a [*a]\n", "unknown key 'a' in "),
+    (b"[" * 9999, "c.yaml is nested too deep to be a configuration"),
+], ids=["syntax", "bytes", "list", "empty", "twice", "twice below", "itself", "deep"])  # fmt: skip
 def test_a_file_that_is_no_configuration_is_told_in_one_line(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=told) as caught:

@@ -63,13 +63,27 @@ def _check_mapping(tree: Mapping[str, Any], known: Mapping[str, Hint], where: st
             _check_mapping(value, known, where, name + ".")
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one place is a mistake; PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        first = {key.value: key for key in reversed(keys)}
+        twice = next((key for key in keys if key is not first[key.value]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} is there twice", twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _check_file(path: str, known: Mapping[str, Hint]) -> None:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
     except OSError as error:
         raise ConfigError(f"cannot read --config {path!r}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep to be a configuration") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} holds {type(tree).__name__}, expected a mapping of sections such as data and train")
     _check_mapping(tree, known, path)
