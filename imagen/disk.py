@@ -65,7 +65,7 @@ def filling(partial: Path) -> Iterator[None]:
     """Within it a file or folder is filled that will be renamed when it is whole; where that fails it is removed.
 
     Raises:
-        OSError: the disk is full, say. safetensors and torch raise other kinds for it, which become this one.
+        OSError: the disk is full, say; what safetensors, tokenizers and torch raise for it becomes this.
     """
     try:
         yield
@@ -75,7 +75,9 @@ def filling(partial: Path) -> Iterator[None]:
         else:
             partial.unlink(missing_ok=True)
         told = " ".join(str(error).split())
-        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in told or "inline_container" in told:
+        bare = type(error) is Exception  # of tokenizers
+        of_torch = "PytorchStreamWriter" in told or "inline_container" in told
+        if type(error).__name__ == "SafetensorError" or of_torch or bare:
             raise OSError(f"{partial.parent} cannot be written to: {told}") from error
         raise
 
@@ -115,16 +117,17 @@ def occupied(folder: Path) -> Iterator[None]:
         if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
             break
         stream.close()  # of an owner that ended just now, and removed it
-    stream.truncate(0)
-    stream.write(here)
-    stream.flush()
     _HELD.add(path)
     try:
+        stream.truncate(0)
+        stream.write(here)
+        stream.flush()
         yield
     finally:
         _HELD.discard(path)
         path.unlink(missing_ok=True)
-        stream.close()
+        with contextlib.suppress(OSError):  # what a full disk refused is tried once more, in vain
+            stream.close()
         with contextlib.suppress(OSError):
             folder.rmdir()
 

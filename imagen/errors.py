@@ -119,7 +119,8 @@ def run_command(
     try:
         with warned_in_a_line(name):
             code = work() or 0
-        sys.stdout.flush()  # a reader that has gone is met here, and not when Python ends
+        if sys.stdout is not None:  # where it was closed there is none
+            sys.stdout.flush()  # a reader that has gone is met here, and not when Python ends
         return code
     except mistakes as error:
         code, told = 2, f"error: {one_line(error)}"

@@ -58,6 +58,14 @@ def test_a_command_s_own_code_is_kept_and_a_bug_is_shown(capsys: pytest.CaptureF
     assert not capsys.readouterr().err
 
 
+def test_a_command_without_standard_output_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind >&-: Python has none then, and print writes nowhere."""
+    monkeypatch.setattr(sys, "stdout", None)
+    done: list[str] = []
+    assert run_command("cmd", lambda: done.append("work") or print("said")) == 0
+    assert done == ["work"]
+
+
 def test_a_warning_is_a_line_of_the_command_s_and_those_for_programmers_stay_as_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

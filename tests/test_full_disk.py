@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from imagen.cascade.training.compose import save
 from imagen.cascade.training.grids import save_grid
@@ -64,7 +66,15 @@ def grid(folder: Path, size: int) -> None:
     save_grid(folder / "step-00000001.png", ["a star"], {"samples": noise})
 
 
-@pytest.mark.parametrize("write", [resume_point, optimizer_state, shard, text, grid])
+def tokenizer(folder: Path, size: int) -> None:
+    """By its library, which raises a bare Exception."""
+    with filling(folder / "partial"):
+        (folder / "partial").mkdir()
+        Tokenizer(WordLevel({f"word{n}": n for n in range(size)}, "word0")).save(str(folder / "partial" / "t.json"))
+        (folder / "partial").rename(folder / f"of-{size}")
+
+
+@pytest.mark.parametrize("write", [resume_point, optimizer_state, shard, text, grid, tokenizer])
 def test_what_is_half_written_is_removed_and_what_was_there_stays(
     tmp_path: Path, write: Callable[[Path, int], None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -40,6 +41,20 @@ def test_what_was_left_empty_is_removed_whatever_happened(tmp_path: Path) -> Non
     with pytest.raises(KeyError), occupied(tmp_path / "run"):
         raise KeyError
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_before_anything_is_written_keeps_no_lock(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"), occupied(tmp_path / "out"):
+            pytest.fail("nothing can be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+    with occupied(tmp_path / "out"):
+        pass
 
 
 def test_another_command_is_refused_in_one_line_until_its_owner_is_dead(

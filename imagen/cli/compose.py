@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from imagen.errors import ConfigError, run_command
+from imagen.errors import ConfigError, config_errors, run_command
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -44,14 +44,17 @@ def command(
         )
     import torch
 
-    from imagen.cascade.training.card import write_card
+    from imagen.cascade.training.card import Trained, write_card
     from imagen.cascade.training.compose import compose, save
 
     given = {"base": base, "sr256": sr256, "sr1024": sr1024}
     stages = {name: path for name, path in given.items() if path is not None}
-    pipeline = compose(stages, text, getattr(torch, DTYPES[dtype]))
+    pipeline, trained = compose(stages, text, getattr(torch, DTYPES[dtype])), {}
+    for name, path in stages.items():  # before anything is written
+        with config_errors(f"--{name}: "):
+            trained[name] = Trained.of(path)
     save(pipeline, out, max_shard_size)
-    write_card(pipeline, stages, out)
+    write_card(pipeline, trained, out)
     print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
     print(f'next: python sample.py "what to show" --model {shlex.quote(str(out))}')
 

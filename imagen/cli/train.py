@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def what_is_kept(begun: Sequence[str]) -> str:
     """What an end says of the runs whose folders are `begun`: the same command goes on where something was saved."""
+    if not begun:  # stopped while libraries were loaded, which must not be tried again now
+        return ""
     from imagen.training.state.checkpoint import StateFolder
 
     saved = any(StateFolder(Path(run) / "state").steps() for run in begun)
@@ -42,12 +44,12 @@ def train(arguments: Sequence[str] | None, begun: list[str]) -> None:
     from imagen.cascade.training.config.parsing import parse
 
     config = parse(arguments)
-    begun.append(config.run_dir)
     from imagen.cascade.training.task import StageTask
     from imagen.data.decode import NothingUsable
     from imagen.training.processes import alone_in
     from imagen.training.trainer import Trainer, TrainingStopped
 
+    begun.append(config.run_dir)
     try:
         with alone_in(config.run_dir):
             trainer = Trainer(StageTask(config))

@@ -70,7 +70,7 @@ class FolderRecords:
         """Lines of the caption file, or the class name; empty where there is no file."""
         path = self.paths[number]
         if self.kind == "class":
-            return (path.parent.name.replace("_", " "),)
+            return (self._class(path).replace("_", " "),)
         file = path.with_suffix(self.ending)
         if self.ending in self.beside.values() or not file.exists():  # it holds a field, or there is none
             return ()
@@ -85,7 +85,7 @@ class FolderRecords:
         path = self.paths[number]
         fields: dict[str, Any] = {name: self._paired(name, path) for name in self.pairs}
         for name, ending in self.beside.items():
-            fields[name] = path.parent.name if ending == CLASS else path.with_suffix(ending)
+            fields[name] = self._class(path) if ending == CLASS else path.with_suffix(ending)
         return Record(
             path.name, path, self.captions(number), fields, looked=f"there is no {self.ending} file beside it"
         )
@@ -124,6 +124,10 @@ class FolderRecords:
         ]
         read = {path.with_suffix("") for path in paths if is_picture(path.suffix, self.rules)}
         return [path for path in paths if is_picture(path.suffix, self.rules) or self._named(path, read)]
+
+    def _class(self, path: Path) -> str:
+        """The name of the folder that a picture lies in, also where that was given as ``.``."""
+        return path.parent.name if self.rules == 1 else path.parent.absolute().name
 
     def _named(self, path: Path, read: Collection[Path]) -> bool:
         """Whether a picture of a format that is not read is told as a fault."""

@@ -166,6 +166,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=256, help="pictures' side in the alignment files (default 256)")
 
 
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """Names of the runs whose metrics files these are: ends of their folders' paths, as long as tells them apart.
+
+    Raises:
+        ValueError: a file that is given twice.
+    """
+    folders = [path.absolute().parent for path in paths]
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len({*names}) == len(names):
+            return names
+    twice = next(folder for number, folder in enumerate(folders) if folder in folders[:number])
+    raise ValueError(f"--metrics has two files of the run {str(twice)!r}: give one of each run")
+
+
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Draw ``KEY.png`` from metrics and ``alignment.png`` from alignment results."""
     if not (args.metrics or args.alignment):
@@ -175,9 +190,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     require_matplotlib()
     if args.metrics:
         runs: dict[str, Curve] = {}
-        for path in args.metrics:
+        for path, name in zip(args.metrics, run_names(args.metrics), strict=True):
             for key, curve in read_metrics(path, args.key).items():
-                label = str(path.parent.name or path) + key.removeprefix(args.key).replace("log_snr_", "  log SNR ")
+                label = name + key.removeprefix(args.key).replace("log_snr_", "  log SNR ")
                 runs[label] = curve
         plot = args.out / (args.key.removesuffix("/") + ("_each.png" if args.key.endswith("/") else ".png"))
         plot_metrics(runs, args.key, args.window, plot)

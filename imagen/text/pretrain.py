@@ -75,8 +75,9 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in (*SIZES, "max_length", "batch_size", "checkpoint_every"):
             check_int(name, getattr(self, name), 1)
-        for name in ("steps", "warmup", "seed"):
+        for name in ("steps", "warmup"):
             check_int(name, getattr(self, name), 0)
+        check_int("seed", self.seed, 0, 2**62)
         density, rate = self.noise_density, self.learning_rate
         require(0 < density < 1, f"noise_density is {density}; expected a share above 0 and below 1")
         check_number("continuation_share", self.continuation_share, 0, 1)

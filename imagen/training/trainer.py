@@ -234,6 +234,7 @@ class Trainer:
                 self.metrics.sync()
             skipped = {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
             facts = {**skipped, "ema_updates": self.ema.updates, "window": asdict(self.window)}
+            facts["pictures"] = self.source.length
             tensors = {self.task.weights: trained_state(self.module), "ema": self.ema.average}
             self.states.save(State(self.step, tensors, self.optimizer.state_dict(), facts))
             self.task.export(self.ema, self.run / "model", self.step)
@@ -262,6 +263,10 @@ class Trainer:
         self.window = Window(**state.facts["window"])
         self.ema.load(state.tensors["ema"], state.facts["ema_updates"])
         restore_optimizer(self.optimizer, state.optimizer)
+        before, now = state.facts.get("pictures"), self.source.length
+        if before is not None and before != now and self.accelerator.is_main_process:
+            told = f"the data had {before:,} pictures when the run was saved and has {now or 0:,} now"
+            warnings.warn(f"{told}: from here on they come in another order", stacklevel=3)
 
 
 def sums_by_group(losses: Tensor, group: Tensor, groups: int) -> Tensor:

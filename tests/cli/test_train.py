@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,24 @@ def test_a_run_that_saved_nothing_promises_nothing(
     said = capsys.readouterr().err
     assert said.endswith("; no resume point was saved\n")
     assert "goes on" not in said
+
+
+def test_a_stop_while_libraries_are_loaded_loads_none_again(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(parsing, "parse", lambda arguments: RunConfig("a run"))
+    monkeypatch.setitem(sys.modules, "imagen.cascade.training.task", Interrupting("task"))
+    monkeypatch.delitem(sys.modules, "imagen.training.state.checkpoint")
+    assert main(["a run"]) == 130
+    assert capsys.readouterr().err == "train.py: interrupted\n"
+    assert "imagen.training.state.checkpoint" not in sys.modules
+
+
+class Interrupting(ModuleType):
+    """A module during whose import Ctrl-C comes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("run", ["null", "", "/proc/x", "a-file"])

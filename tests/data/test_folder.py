@@ -323,3 +323,15 @@ def test_captions_are_the_lines_of_the_file_but_where_it_holds_a_field(tmp_path:
     text.mkdir()
     with pytest.raises(Unusable, match="caption cannot be read: Is a directory"):
         FolderRecords(tmp_path).captions(0)
+
+
+def test_the_class_of_pictures_in_the_folder_that_one_is_in_is_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red_fox").mkdir()
+    (tmp_path / "red_fox" / "a.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "red_fox")
+    for rules, name in ((2, "red_fox"), (1, "")):
+        records = FolderRecords(".", "class", {"kind": "class"}, rules=rules)
+        assert records.captions(0) == (name.replace("_", " "),)
+        assert records.record(0).fields == {"kind": name}

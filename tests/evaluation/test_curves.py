@@ -199,6 +199,22 @@ def test_every_run_and_every_key_has_its_own_line(axes: list[Any], tmp_path: Pat
     assert (tmp_path / "val_loss" / "all.png").exists()
 
 
+def test_runs_whose_folders_have_one_name_are_told_apart_by_those_above(
+    axes: list[Any], tmp_path: Path, capsys: Any
+) -> None:
+    places = ("a/one/run", "b/one/run", "b/two/run")
+    runs = [write(tmp_path / place / "metrics.jsonl", {"step": n, "loss": n}) for n, place in enumerate(places)]
+    words = ["curves", "--out", str(tmp_path), "--metrics"]
+    assert main([*words, *map(str, runs)]) == 0
+    assert lines(axes[0]) == {place: ([n], [n]) for n, place in enumerate(places)}
+    assert main([*words, *map(str, runs[1:])]) == 0
+    assert lines(axes[1]) == {"one/run": ([1], [1]), "two/run": ([2], [2])}
+    capsys.readouterr()
+    assert main([*words, *map(str, [*runs, runs[1]])]) == 2
+    told = f"--metrics has two files of the run {str(runs[1].parent)!r}: give one of each run\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 def test_metrics_and_alignment_are_drawn_by_one_call(axes: list[Any], tmp_path: Path, capsys: Any) -> None:
     metrics = write(tmp_path / "run" / "metrics.jsonl", *({"step": s, "loss": float(s)} for s in (1, 2, 3)))
     files = [write(tmp_path / f"{step}.json", result(step, 1, 1, (64, 256))) for step in (2, 1)]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from imagen.data.config import DataConfig
+from imagen.errors import ConfigError
 from imagen.training.config.resumed import Changes, changed_keys, flatten, migrate, read_stored, with_rules
 from imagen.training.config.sections import RunSettings, ValidationConfig
 
@@ -136,7 +137,21 @@ def test_a_run_is_gone_on_with_where_there_are_a_resume_point_and_a_configuratio
 
     assert read_stored(tmp_path, migration) is None
     (tmp_path / "state" / "step-00000002").mkdir(parents=True)
-    assert read_stored(tmp_path, migration) is None
+    for content, told in (
+        (
+            None,
+            "has resume points, but no config.yaml that says what they are of: put it back as it was, or give anoth",
+        ),
+        (b"a: [", "config.yaml' is not valid YAML .*: put it back"),
+        (b"\xff", "config.yaml' is not valid YAML .*: put it back"),
+        (b"", "config.yaml' is no configuration: put it back"),
+        (b"- a", "config.yaml' is no configuration: put it back"),
+    ):
+        if content is not None:
+            (tmp_path / "config.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=told) as caught:
+            read_stored(tmp_path, migration)
+        assert "\n" not in str(caught.value)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run_dir": "größer"}, allow_unicode=True), encoding="utf-8")
     assert read_stored(tmp_path, migration) == ({"seen": {"run_dir": "größer"}}, ["a note"])
     (tmp_path / "state" / "step-00000002").rmdir()

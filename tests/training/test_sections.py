@@ -104,3 +104,10 @@ def test_a_configuration_that_says_nothing_means_the_same_in_every_version() -> 
         "validation": {"every": 0, "data": None, "samples": 128, "batch_size": 32, "seed": 0},
         "grid": {"every": 1000},
     }
+
+
+@pytest.mark.parametrize("section", [TrainConfig, ValidationConfig])
+def test_a_seed_that_no_generator_takes_is_a_line(section: Any) -> None:
+    assert section(seed=2**62 - 1).seed
+    with pytest.raises(ConfigError, match=rf"\.seed {2**62} must be below {2**62}$"):
+        section(seed=2**62)

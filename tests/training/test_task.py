@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -287,3 +288,15 @@ def test_any_dataclass_is_read_from_a_file_and_the_command_line(
         parse(RegressionConfig, ["--config", str(path), "--map.noize", "0.5"], *command)
     with pytest.raises(ConfigError, match="run_dir is missing"):
         parse(RegressionConfig, [], *command)
+
+
+def test_a_run_that_goes_on_with_more_or_fewer_pictures_says_so(make: Callable[..., RegressionConfig]) -> None:
+    config = make(train={"steps": 2})
+    Trainer(RegressionTask(config)).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer(RegressionTask(config))
+    (Path(str(config.data.path)) / "0.png").unlink()
+    told = "the data had 12 pictures when the run was saved and has 11 now: from here on they come in another order"
+    with pytest.warns(UserWarning, match=told):
+        Trainer(RegressionTask(config))

@@ -7,12 +7,14 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from imagen.disk import read_json, write_text
+from imagen.errors import one_line
 from imagen.stages.folder import RECORD
 
 CARD, PICTURES = "README.md", "samples"
@@ -43,32 +45,51 @@ def run_folder(source: Path) -> Path | None:
     return next((one for one in places if (one / "config.yaml").is_file() and (one / "model" / RECORD).is_file()), None)
 
 
-def write_card(pipeline: Any, sources: Mapping[str, Path], out: Path) -> None:
-    """Write ``out/README.md``, and beside it the last grid of each run; a card of somebody's own stays.
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a stage's training: its run, None for a stage of a composed pipeline, and facts of it."""
 
-    Args:
-        sources: slot -> run_dir, its model folder, or a composed pipeline, of which only the network can be told.
-    """
+    run: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Path) -> Trained:
+        """Of a run_dir, its model folder, or a composed pipeline. Raises: ValueError where its files are damaged."""
+        run = run_folder(source)
+        return cls() if run is None else cls(run, read_run_facts(run))
+
+
+def write_card(pipeline: Any, trained: Mapping[str, Trained], out: Path) -> None:
+    """Write ``out/README.md``, and beside it the last grid of each run; a card of somebody's own stays."""
     card = out / CARD
     if card.exists() and MADE not in card.read_text(encoding="utf-8", errors="replace"):
         return
-    runs = {slot: run_folder(source) for slot, source in sources.items()}
-    facts = {slot: {} if run is None else read_run_facts(run) for slot, run in runs.items()}
+    facts = {slot: known.facts for slot, known in trained.items()}
     rows = [row(slot, pipeline, facts[slot]) for slot in pipeline.stage_defaults]
     text = (
         HEAD.format(made=MADE, name=out.name, prompt=quoted(_prompt(facts)), folder=shlex.quote(out.name))
         + "\n".join(rows)
         + "\n"
     )
-    for slot, run in runs.items():
-        text += "" if run is None else _of_run(slot, run, facts[slot], out)
+    for slot, known in trained.items():
+        text += "" if known.run is None else _of_run(slot, known.run, known.facts, out)
     write_text(card, text)
 
 
 def read_run_facts(run: Path) -> dict[str, Any]:
-    """Configuration, step, images, and the last loss and held-out loss of a run's folder, where they are there."""
+    """Configuration, step, images, and the last loss and held-out loss of a run's folder, where they are there.
+
+    Raises:
+        ValueError: a configuration that is none.
+    """
     record, metrics = read_json(run / "model" / RECORD), run / "metrics.jsonl"
-    facts = {"config": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))}
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{run / 'config.yaml'} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+        raise ValueError(f"{run / 'config.yaml'} is no run's configuration: it has no section data")
+    facts: dict[str, Any] = {"config": config}
     facts |= {key: record.get(key) for key in ("step", "images")}
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         with contextlib.suppress(ValueError):  # the last line of a run that was killed may be cut

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from imagen.disk import filling, occupied
+from imagen.disk import filling, occupied, read_json
 from imagen.errors import ConfigError, config_errors, require
 from imagen.pipeline import ImagenPipeline
 from imagen.stages.folder import INDEX, SavedStage, read_saved
@@ -19,6 +19,8 @@ from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS, slot_named
 from imagen.text.encoder import load_text_encoder
 from imagen.text.kinds import check_max_length, text_width
+
+OF_RUNS = ("config.yaml", "metrics.jsonl", "stage.json")  # what tells a run's folder, and that of its export
 
 
 def check_chain(stages: Mapping[str, SavedStage]) -> None:
@@ -136,8 +138,13 @@ def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
         _replace(pipeline, out, max_shard_size)
 
 
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Where the new parts are written to first, and where the old ones go."""
+    return out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced")
+
+
 def _replace(pipeline: Any, out: Path, max_shard_size: str | None) -> None:
-    partial, old = (out.with_name(f"{out.name}.{word}") for word in ("partial", "replaced"))
+    partial, old = _beside(out)
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     with config_errors(f"--out {str(out)!r} cannot be written: ", also=OSError), filling(partial):
@@ -152,8 +159,17 @@ def _replace(pipeline: Any, out: Path, max_shard_size: str | None) -> None:
 
 
 def check_out(pipeline: Any, out: Path) -> None:
-    """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or is not possible."""
+    """Raises ConfigError where writing to `out` would leave parts of the pipeline there behind, or replace what is no
+    pipeline's, or is not possible.
+    """
     require(out.is_dir() or not out.exists(), f"--out {str(out)!r} is a file: give a folder")
+    partial, _ = _beside(out)
+    with config_errors("--out: "):
+        ours = (out / INDEX).is_file() and "stages" in read_json(out / INDEX)
+    if not ours and not partial.exists():  # where it is, an earlier call was killed half-way
+        parts = (name for name, part in pipeline.components.items() if part is not None)
+        other = next((name for name in (*OF_RUNS, *parts) if (out / name).exists()), None)
+        require(other is None, f"--out {str(out)!r} holds {other}, and is no pipeline: give a folder of its own")
     lost = [name for name, part in pipeline.components.items() if part is None and (out / name).is_dir()]
     if lost:
         stages = {f"{slot}_unet": slot for slot in SLOTS}

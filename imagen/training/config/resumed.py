@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from imagen.data.config import DataConfig
+from imagen.errors import ConfigError, one_line, require
 from imagen.training.config.sections import RunSettings
 from imagen.training.state.checkpoint import StateFolder
 
@@ -54,11 +55,22 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_stored(run: Path, migration: Migration) -> tuple[dict[str, Any], list[str]] | None:
-    """The migrated configuration of the run that goes on in the folder `run`, and notes; None where none does."""
+    """The migrated configuration of the run that goes on in the folder `run`, and notes; None where none does.
+
+    Raises:
+        ConfigError: there are resume points, and the configuration that they are of is gone or damaged.
+    """
     path = run / "config.yaml"
-    if not StateFolder(run / "state").steps() or not path.exists():
+    if not StateFolder(run / "state").steps():
         return None
-    return migration(yaml.safe_load(path.read_text(encoding="utf-8")))
+    remedy = "put it back as it was, or give another run_dir, with train.init_from to start from the weights"
+    require(path.is_file(), f"{str(run)!r} has resume points, but no config.yaml that says what they are of: {remedy}")
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is not valid YAML ({one_line(error)}): {remedy}") from error
+    require(isinstance(stored, dict), f"{str(path)!r} is no configuration: {remedy}")
+    return migration(stored)
 
 
 def with_rules(config: SettingsT, stored: Mapping[str, Any] | None) -> SettingsT:

@@ -12,6 +12,8 @@ from typing import Literal
 from imagen.data.config import DataConfig
 from imagen.errors import require, require_reader
 
+SEEDS = 2**62  # seeds below it, and sums of such a one and a number, are taken by torch's generators and NumPy's
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -117,6 +119,7 @@ class TrainConfig:
             require(getattr(self, name) > 0, f"train.{name} {getattr(self, name)} must be positive")
         for name in ("num_workers", "max_skipped", "max_skipped_in_a_row", "seed"):
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)} must not be negative")
+        require(self.seed < SEEDS, f"train.seed {self.seed} must be below {SEEDS}")
         trackers = list(self.trackers)
         require(len({*trackers}) == len(trackers), f"train.trackers {trackers} names one of them twice")
         size, parts, limit = self.batch_size, self.accumulation, self.time_limit
@@ -149,6 +152,7 @@ class ValidationConfig:
             require(getattr(self, name) > 0, f"validation.{name} {getattr(self, name)} must be positive")
         for name in ("every", "seed"):
             require(getattr(self, name) >= 0, f"validation.{name} {getattr(self, name)} must not be negative")
+        require(self.seed < SEEDS, f"validation.seed {self.seed} must be below {SEEDS}")
         require(
             self.every == 0 or self.data is not None,
             f"validation.every {self.every}, but no validation.data: name the held-out pictures as in data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from imagen.cascade.training.card import MADE, quoted, write_card
+from imagen.cascade.training.card import MADE, Trained, quoted, write_card
 from imagen.cascade.training.config.run import RunConfig
+from imagen.cli.compose import main
 from imagen.cli.train import next_command
+from imagen.diffusion.sampling import make_scheduler
+from imagen.diffusion.schedules import CosineSchedule
+from imagen.stages.spec import StageDefaults
 from imagen.training.config.parsing import to_yaml
-from tests.factories import tiny_pipeline
+from tests.factories import save_stage, tiny_base, tiny_pipeline
 
 SR = {"stage.name": "sr256", "stage.size": 16, "stage.lowres_size": 8}
 
@@ -43,7 +48,7 @@ def run(config: Callable[..., RunConfig], tmp_path: Path) -> Path:
 def test_it_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
     pipe, out = tiny_pipeline(sr1024_unet=None), tmp_path / "leaves"
     out.mkdir()
-    write_card(pipe, {"base": run / "model", "sr256": tmp_path / "some_pipeline"}, out)
+    write_card(pipe, {"base": Trained.of(run / "model"), "sr256": Trained.of(tmp_path / "some_pipeline")}, out)
     card = (out / "README.md").read_text()
     parameters = sum(p.numel() for p in pipe.base_unet.parameters()) / 1e6
     assert (
@@ -63,21 +68,42 @@ def test_it_says_what_the_run_says(run: Path, tmp_path: Path) -> None:
 
 def test_it_is_written_anew_but_nobody_s_own_is(run: Path, tmp_path: Path) -> None:
     pipe, card = tiny_pipeline(sr256_unet=None, sr1024_unet=None), tmp_path / "README.md"
-    write_card(pipe, {"base": run}, tmp_path)
+    write_card(pipe, {"base": Trained.of(run)}, tmp_path)
     (run / "model" / "stage.json").write_text(json.dumps({"step": 7, "images": 70}))
-    write_card(pipe, {"base": run}, tmp_path)
+    write_card(pipe, {"base": Trained.of(run)}, tmp_path)
     assert "7 steps, 70 pictures" in card.read_text()
     own = card.read_text().replace(MADE, "")
     card.write_text(own)
-    write_card(pipe, {"base": run}, tmp_path)
+    write_card(pipe, {"base": Trained.of(run)}, tmp_path)
     assert card.read_text() == own
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("a: [1", "config.yaml is not valid YAML: "), ("- a", "config.yaml is no run's configuration: it has no section d"),
+    ("data: x", "config.yaml is no run's configuration"),
+])  # fmt: skip
+def test_a_run_whose_configuration_is_damaged_is_told_before_anything_is_written(
+    run: Path, tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "model")
+    stage = tiny_base(text_dim=None)
+    rule = make_scheduler("ddim", CosineSchedule(), "sample")
+    save_stage(run / "model", "base", stage, rule, defaults=StageDefaults(num_inference_steps=1, size=16))
+    (run / "config.yaml").write_text(text)
+    capsys.readouterr()
+    assert main(["--base", str(run), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("compose: error: --base: ")
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_grids_or_metrics_has_a_card(run: Path, tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     for picture in (run / "samples").iterdir():
         picture.unlink()
-    write_card(tiny_pipeline(sr256_unet=None, sr1024_unet=None), {"base": run}, tmp_path)
+    write_card(tiny_pipeline(sr256_unet=None, sr1024_unet=None), {"base": Trained.of(run)}, tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "38,400 pictures |  |  |" in card
     assert not (tmp_path / "samples").exists()

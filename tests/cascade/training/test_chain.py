@@ -194,6 +194,11 @@ def test_parts_that_a_new_pipeline_lacks_are_not_left_behind(tmp_path: Path, the
     for name in there:
         (out / name).mkdir(parents=True)
     if not keep:
+        out.mkdir(exist_ok=True)
+        (out / "model_index.json").write_text('{"stages": {}}')
+        check_out(pipe, out)
+        (out / "model_index.json").unlink()
+        (tmp_path / "model.partial").mkdir()  # of a call that was killed
         return check_out(pipe, out)
     with pytest.raises(ConfigError, match=rf"holds \w+, which this pipeline lacks: {keep.format(out=out)}"):
         check_out(pipe, out)

@@ -220,6 +220,42 @@ def test_a_pipeline_is_not_replaced_by_one_with_fewer_stages_and_nothing_is_left
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("there", ["config.yaml", "metrics.jsonl", "stage.json", "text_encoder/config.json",
+                                   "base_unet/precious.txt"])  # fmt: skip
+def test_a_folder_of_something_else_is_not_written_to(tmp_path, capsys, there):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    tiny_pipeline().save_pretrained(whole)
+    (out / there).parent.mkdir(parents=True)
+    (out / there).write_text("mine")
+    stages = [word for name in ("base", "sr256", "sr1024") for word in (f"--{name}", str(whole))]
+    assert main([*stages, "--out", str(out)]) == 2
+    told = f"--out {str(out)!r} holds {there.partition('/')[0]}, and is no pipeline: give a folder of its own"
+    assert capsys.readouterr().err == f"compose: error: {told}\n"
+    assert [path.read_text() for path in out.rglob("*") if path.is_file()] == ["mine"]
+    (out / there).rename(out / "notes.txt")
+    shutil.rmtree((out / there).parent) if "/" in there else None
+    assert main([*stages, "--out", str(out)]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("index", "told"), [
+    ('{"_class_name": "StableDiffusionPipeline"}', "holds base_unet, and is no pipeline"), ("[1", "cannot be read"),
+])  # fmt: skip
+def test_a_pipeline_of_another_kind_is_not_replaced(tmp_path, capsys, index, told):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    tiny_pipeline().save_pretrained(whole)
+    (out / "base_unet").mkdir(parents=True)
+    (out / "base_unet" / "precious.txt").write_text("mine")
+    (out / "model_index.json").write_text(index)
+    capsys.readouterr()
+    stages = [word for name in ("base", "sr256", "sr1024") for word in (f"--{name}", str(whole))]
+    assert main([*stages, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert told in error
+    assert (out / "base_unet" / "precious.txt").read_text() == "mine"
+
+
 def stage_run(folder: Path, slot: str, conditions: dict[str, Any], **options: Any) -> Path:
     """A run of a stage without text as its export lies there."""
     sizes, unet = {"size": 16}, tiny_base(text_dim=None, **options)
