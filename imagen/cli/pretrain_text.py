@@ -117,7 +117,7 @@ def shuffled(texts: Sequence[str], index: int, seed: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     work = partial(call, command, "pretrain_text", arguments)
-    return run_command("pretrain_text", work, "; the same command goes on from the last step saved")
+    return run_command("pretrain_text", work, "; the same command goes on from the last step saved, if one was")
 
 
 if __name__ == "__main__":

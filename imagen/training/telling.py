@@ -90,7 +90,8 @@ class SkipFile:
     """Append-only JSON lines (key, action, reason), one per picture and reason, written by all processes of a run.
 
     Only what is met after this start counts, for the data may have been mended or changed since the last one. What an
-    earlier start wrote already is counted by the process that meets it again, but not by the others.
+    earlier start wrote already is counted by the process that meets it again, but not by the others. Of two processes
+    that meet one picture in the same moment both write.
 
     Args:
         path: the file; lines of an earlier part of the run are kept and not written again.
@@ -113,7 +114,9 @@ class SkipFile:
 
     def add(self, notes: Iterable[Note]) -> None:
         """Write the notes that are new."""
-        lines = ""
+        lines, notes = "", list(notes)
+        if not self._known.issuperset(notes):
+            self.refresh()  # another process may have written them meanwhile
         for note in notes:
             if note not in self._known:
                 lines += json.dumps(note._asdict(), ensure_ascii=False) + "\n"

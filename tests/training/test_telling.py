@@ -153,6 +153,17 @@ def test_a_note_is_written_once_for_each_reason_whoever_met_it_and_kept_in_lette
     assert json.loads(written[0]) == {"key": "ä", "action": "skipped", "reason": "broken"}
 
 
+def test_what_another_process_has_written_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    one, other = SkipFile(path, 9, 0.1), SkipFile(path, 9, 0.1)
+    one.add(skipped("a"))
+    other.add(skipped("a", "b"))
+    one.add(skipped("b", "a"))
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert one.exceeded
+    assert other.exceeded
+
+
 def test_half_a_line_of_another_process_is_read_when_it_is_whole_and_cut_off_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     file = SkipFile(path, 9, 0.5)
