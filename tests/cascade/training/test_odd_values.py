@@ -67,7 +67,9 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "shifts", [(0,), pytest.param((1, 2, 3, 4, 5), marks=SLOW), pytest.param(range(6, 14), marks=SLOW)]
+    "shifts",
+    [(0,), pytest.param((1, 2, 3, 4, 5), marks=SLOW), pytest.param(range(6, 14), marks=SLOW)],
+    ids=["some", "more", "rest"],
 )
 def test_every_key(tmp_path: Path, shifts: Sequence[int]) -> None:
     left_out = (*LEFT_OUT, "validation.data.") if len(shifts) == 1 else LEFT_OUT  # its keys are those of data
