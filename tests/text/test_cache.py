@@ -155,6 +155,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(t5, tmp_path, monkeypatch,
 def test_half_a_shard_never_has_the_name_of_a_whole_one(t5, tmp_path, monkeypatch):
     def fail(tensors, path, metadata):
         Path(path).write_bytes(b"half a shard")
+        assert not list(tmp_path.glob("*.safetensors")), "a process that is killed here removes nothing"
         raise OSError("no space left on device")
 
     monkeypatch.setattr(store, "save_file", fail)

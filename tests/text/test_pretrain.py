@@ -289,6 +289,9 @@ def test_a_run_is_the_optimizer_s_steps(tokenizer, tmp_path):
 
 
 def test_every_twentieth_step_logs_the_loss_and_the_share_of_tokens_that_are_right(tokenizer, tmp_path):
+    def document(index):  # of other lengths, so that targets are padded
+        return TEXTS[index % len(TEXTS)] * (1 + 3 * (index % 4 == 0))
+
     config = replace(TINY, steps=19, learning_rate=0.05)
     pretrain(document, tokenizer, config, tmp_path)
     model = build(tokenizer, config)
@@ -297,6 +300,7 @@ def test_every_twentieth_step_logs_the_loss_and_the_share_of_tokens_that_are_rig
     pretrain(document, tokenizer, replace(config, steps=21), tmp_path)
     (logged,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     batch = _batch(document, tokenizer, config, 19)
+    assert (batch["labels"] == -100).any(), "what is padding is neither right nor wrong"
     with torch.no_grad():
         loss, logits = loss_of(model, batch)
     pairs = zip(logits.argmax(-1).flatten().tolist(), batch["labels"].flatten().tolist(), strict=True)
