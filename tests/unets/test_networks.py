@@ -286,7 +286,7 @@ COUNTS = ["in_channels", "out_channels", "norm_groups", "head_channels", "time_e
         (BaseUNet, {"channel_mult": (1, 0)}, r"channel_mult \[1, 0\].* must be at least 1"),
         (EfficientUNet, {"channels": (16, -8)}, r"channels \[16, -8\].* must be at least 1"),
         (BaseUNet, {"lowres_channels": -1}, "lowres_channels must be at least 0.* got -1"),
-        (BaseUNet, {"residual_scale": 0.0}, r"residual_scale must be above 0, got 0\.0"),
+        (BaseUNet, {"residual_scale": 0.0}, r"residual_scale must be above 0 and finite, got 0\.0"),
         *((BaseUNet, {name: 0}, f"^{name} must be at least 1, got 0$") for name in (*COUNTS, "head_dim", "pool_heads")),
         *((EfficientUNet, {name: 0}, f"^{name} must be at least 1, got 0$") for name in (*COUNTS, "heads")),
     ],
