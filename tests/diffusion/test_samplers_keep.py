@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -125,6 +126,18 @@ def test_beta_sigmas_are_refused_with_what_to_use_instead(cls: Any) -> None:
     scheduler = Sampler(cls, {"use_beta_sigmas": True}).of(CosineSchedule())
     with pytest.raises(ValueError, match=f"{cls.__name__} has use_beta_sigmas, .* use use_exponential_sigmas or"):
         sampling_clone(scheduler)
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot step x0.*DDIMScheduler.*ImagenDDPMScheduler"):
+        sampling_clone(getattr(diffusers, name)())
+
+
+@pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
+def test_flow_matching_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler is set up for flow matching"):
+        sampling_clone(UniPCMultistepScheduler(**options))
 
 
 @every_schedule

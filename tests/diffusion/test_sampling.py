@@ -320,18 +320,6 @@ def test_half_precision_noise_is_stepped_in_float32() -> None:
     assert sample_loop(constant(0.5), noise().half(), StepRule(BASE, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler"])
-def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} cannot step x0.*DDIMScheduler.*ImagenDDPMScheduler"):
-        sample_loop(constant(0.0), noise(), StepRule(getattr(diffusers, name)(), 3))
-
-
-@pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
-def test_flow_matching_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="UniPCMultistepScheduler is set up for flow matching"):
-        sampling_clone(UniPCMultistepScheduler(**options))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
