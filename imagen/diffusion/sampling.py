@@ -8,6 +8,8 @@ thresholding, which happen in x0_fn, act once. The loop works on a clone of the 
 * The last update lands on x0, and adds no noise.
 * DDIM goes to the next timestep of its list; the stock one goes 1000 // N down, another level unless N divides 1000.
 * "trailing" spacing has exactly N timesteps; the stock one has a last timestep of -1 for some N (61, 103, ...).
+* Samplers that place their steps by sigma / alpha, of which a network's schedule knows up to thousands, are given no
+  level above :data:`MAX_SIGMA`: noise beyond it says nothing of a picture, and there they would spend their steps.
 * z is handed to x0_fn in variance-preserving form with the timestep of exactly its noise level, also by the samplers
   that scale z by sigma or place their levels between two timesteps.
 """
@@ -15,6 +17,7 @@ thresholding, which happen in x0_fn, act once. The loop works on a clone of the 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +42,10 @@ from imagen.checks import check_choice
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, level_log_snrs, trained_betas
+
+#: sigma / alpha of the noisiest level of samplers that step in it, and from where on levels are pressed together below
+#: it. The largest at which Heun's first step, of 12 evaluations, lands as near to the exact picture as Euler's does.
+MAX_SIGMA, PRESSED_SIGMA = 50.0, 40.0
 
 _LEARNED = ("learned", "learned_range")
 
@@ -203,6 +210,11 @@ def sampling_clone(scheduler: Any) -> Any:
             f"{type(scheduler).__name__} is set up for flow matching (use_flow_sigmas or prediction_type "
             "'flow_prediction'); the networks here are trained on a variance-preserving process, so turn it off"
         )
+    if config.get("use_beta_sigmas"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has use_beta_sigmas, which leaves its steps to the levels at both ends and "
+            "draws nothing right in few steps: use use_exponential_sigmas or use_karras_sigmas instead"
+        )
     cls: type = type(scheduler)
     if cls is DDPMScheduler:
         cls = ImagenDDPMScheduler
@@ -216,9 +228,20 @@ def sampling_clone(scheduler: Any) -> Any:
         config.update(_UNIPC)
     if config.get("algorithm_type") in _FOR_X0:
         config["algorithm_type"] = _FOR_X0[config["algorithm_type"]]
-    clone = cls(**_accepted(cls, config))
-    clone.alphas_cumprod = torch.sigmoid(level_log_snrs(scheduler))
+    clone, log_snrs = cls(**_accepted(cls, config)), level_log_snrs(scheduler)
+    clone.alphas_cumprod = torch.sigmoid(pressed(log_snrs) if hasattr(clone, "sigmas") else log_snrs)
     return clone
+
+
+def pressed(log_snrs: Tensor) -> Tensor:
+    """log-SNR of levels, (num,), of which none is below that of :data:`MAX_SIGMA`: what lies below that of
+    :data:`PRESSED_SIGMA` is pressed together between the two, evenly, for samplers divide by differences of levels.
+    """
+    start, end = -2 * math.log(PRESSED_SIGMA), -2 * math.log(MAX_SIGMA)
+    if log_snrs.min() >= end:
+        return log_snrs
+    share = (start - log_snrs) / (start - log_snrs.min())  # 0 at the start, 1 at the noisiest level
+    return torch.where(log_snrs < start, start + (end - start) * share, log_snrs)
 
 
 def model_output(clone: Any, denoised: Denoised) -> Tensor:

@@ -6,8 +6,9 @@ u = (z - alpha mean) / sqrt(D) is constant along the exact probability-flow ODE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,12 +31,27 @@ class Straight:
 
 
 @dataclass(frozen=True)
+class Limited:
+    """A schedule as samplers that step in sigma / alpha are given it: from 40 on it grows no further than to 50."""
+
+    schedule: Any
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        found, last = self.schedule.log_snr(t), self.schedule.log_snr(torch.tensor(0.9995, dtype=torch.float64)).item()
+        start, end = -2 * math.log(40), -2 * math.log(50)
+        if last >= end:
+            return found
+        beyond = (found - start) / (last - start)
+        return torch.where(beyond > 0, start + (end - start) * beyond, found)
+
+
+@dataclass(frozen=True)
 class Gaussian:
     """Mean and standard deviation of every pixel, (1, C, H, W) float64, noised by a schedule."""
 
     mean: Tensor
     std: Tensor
-    schedule: Schedule
+    schedule: Any  # a Schedule, or what has its log_snr
 
     @classmethod
     def make(cls, schedule: Schedule, side: int = 4) -> Gaussian:
@@ -43,6 +59,11 @@ class Gaussian:
         mean = 0.3 * torch.randn(1, 1, side, side, generator=generator, dtype=torch.float64)
         std = 0.1 + 0.8 * torch.rand(1, 1, side, side, generator=generator, dtype=torch.float64)
         return cls(mean, std, schedule)
+
+    @property
+    def limited(self) -> Gaussian:
+        """The same data, noised no further than samplers that step in sigma / alpha are given."""
+        return replace(self, schedule=Limited(self.schedule))
 
     def levels(self, timestep: Tensor | float) -> tuple[Tensor, Tensor]:
         """alpha and sigma of timesteps, from the schedule itself; below 0 it is the clean end."""

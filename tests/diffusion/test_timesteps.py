@@ -41,7 +41,8 @@ def test_the_loop_visits_the_list_and_lands_on_x0(kind: str) -> None:
     z = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     done = sample_loop(x0_fn, z, StepRule(scheduler, LIST))
     torch.testing.assert_close(done, torch.full_like(done, 0.25), atol=1e-5, rtol=0)
-    assert sorted({round(step) for step in seen}, reverse=True) == LIST
+    first = 987 if kind in ("dpm++", "euler", "heun") else LIST[0]  # where sigma is limited
+    assert sorted({round(step) for step in seen}, reverse=True) == [first, *LIST[1:]]
 
 
 def test_lists_that_cannot_be_visited_are_refused() -> None:

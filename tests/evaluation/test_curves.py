@@ -236,7 +236,7 @@ def test_metrics_and_alignment_are_drawn_by_one_call(axes: list[Any], tmp_path: 
     assert "nothing to draw: give --metrics" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["alignment", "sweep", "guidances", "superres", "curves"])
+@pytest.mark.parametrize("name", ["alignment", "sweep", "guidances", "samplers", "superres", "curves"])
 def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name: str, capsys: Any) -> None:
     model = [] if name == "curves" else ["--model", "m"]
     assert build_parser().parse_args([name, *model]).out == Path("results") / name
@@ -253,6 +253,7 @@ def test_every_command_writes_to_a_folder_of_its_name_unless_told_otherwise(name
         "alignment": {"num": 200, "split": "heldout", "size": 256, "num_1024": None, "train_step": None},
         "sweep": {"num": 40, "split": "tune", "size": 256, "stage": None},
         "guidances": {"num": 200, "split": "tune", "weak": None},
+        "samplers": {"num": 160, "split": "tune"},
         "superres": {"num": 24, "num_1024": 8},
         "curves": {"metrics": [], "alignment": [], "key": "loss", "window": 50, "size": 256},
     }[name]
