@@ -16,13 +16,14 @@ from imagen.cascade.route import Wish, cropped, option, resolve
 from imagen.checks import check_int
 from imagen.cli.before import check_adapters, check_call, check_files
 from imagen.cli.commands import typed
-from imagen.cli.model import DTYPES, find_model, load
+from imagen.cli.model import DTYPES, load
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
 from imagen.stages.folder import SavedStage
+from imagen.stages.model import find_model
 from imagen.stages.places import DEMO
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
