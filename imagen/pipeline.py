@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
-from imagen.cascade.parts import check_parts, load_parts, named_dtype
+from imagen.cascade.assembly import assemble
+from imagen.cascade.parts import check_parts, load_parts, named_dtype, of_runs, tell_lost
 from imagen.cascade.plan import join, plan
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
@@ -23,7 +24,7 @@ from imagen.cascade.text import PromptReader
 from imagen.checks import check_choice, check_int, check_keys
 from imagen.conditions.call import called
 from imagen.errors import one_line
-from imagen.stages.folder import find_folder, read_model
+from imagen.stages.model import find_model
 from imagen.stages.spec import FORMAT_VERSION, OF_CALLS, SAFETY, SLOTS, StageDefaults, read_stages
 from imagen.text.kinds import TextEncoder, check_max_length
 from imagen.text.reading import TextDefaults
@@ -109,10 +110,16 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         reading = TextDefaults.from_dict(text).to_dict()
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self.register_to_config(conditions={name: dict(facts) for name, facts in (conditions or {}).items()})
+        tell_lost(self, NETWORKS, stages is not None)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ImagenPipeline:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], **kwargs: Any
+    ) -> ImagenPipeline:
         """Load a saved pipeline from a folder or a Hub id; arguments as in diffusers.
+
+        The folder of a training run will do, or those of several stages: a list, or ``"runs/base64,runs/sr256"``. They
+        take ``dtype`` and components.
 
         The weights are safetensors (``use_safetensors=False`` unpickles, at your own risk), in float32 unless ``dtype``
         (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
@@ -122,10 +129,13 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         """
         skip = [name for name in cls._optional_components if name in kwargs]
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        folder = find_folder(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
-        read_model(folder, skip)
+        model = find_model(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
         kwargs.setdefault("use_safetensors", True)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
+        if model.folder is None:
+            own = of_runs(kwargs, cls._get_signature_keys(cls)[0])
+            return cls(**assemble(model.stages, own, remedy="tokenizer= and text_encoder="))
+        folder = model.folder
         kwargs.update(load_parts(folder, kwargs))
         try:
             pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "imagen": {"imagen", "imagen.pipeline"},
 }
 # What people start: nothing but a call of imagen.cli, and nobody imports it.
-ENTRIES = ("train", "sample", "imagen.text.cache.__main__", "imagen.training.compose")
+ENTRIES = ("train", "sample", "imagen.text.cache.__main__", "imagen.training.compose", "imagen.__main__")
 MAY_IMPORT["imagen.cli"] = {"imagen.cli", *MAY_IMPORT}
 MAY_IMPORT.update({entry: {"imagen.cli"} for entry in ENTRIES})
 # Outside packages a part may use beside the standard library and, in functions, the extras; others are free in this.

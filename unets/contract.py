@@ -92,6 +92,13 @@ def network_class(kind: object) -> type[Network]:
     return found
 
 
+def registered() -> tuple[str, ...]:
+    """The names of all networks."""
+    import unets
+
+    return tuple(unets.NETWORKS)
+
+
 def any_network() -> Any:
     """The union of all registered networks, for annotations that diffusers compares with a component's class."""
     import unets

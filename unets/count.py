@@ -15,6 +15,7 @@ from torch import nn
 from .attention import TokenAttention
 from .contract import network_class
 
+USAGE = "usage: python -m unets.count CONFIG.yaml [...]"
 PARTS = ("text projections", "text pooling", "attention", "residual blocks and the rest", "total")
 
 
@@ -52,11 +53,12 @@ def count(module: nn.Module) -> dict[str, int]:
     return dict(zip(PARTS, (text, pooling, attention, total - text - pooling - attention, total), strict=True))
 
 
-def main(paths: Sequence[str]) -> int:
-    """Prints a Markdown table, a row for each file, in millions."""
-    if not paths:
-        print("usage: python -m unets.count CONFIG.yaml [...]", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a Markdown table, a row for each file, in millions; returns the exit code."""
+    paths = sys.argv[1:] if arguments is None else arguments
+    if not paths or {"-h", "--help"} & {*paths}:
+        print(USAGE, file=sys.stdout if paths else sys.stderr)
+        return 0 if paths else 2
     try:
         print("| file | " + " | ".join(PARTS) + " |")
         print("|---|" + "---:|" * len(PARTS))
@@ -84,4 +86,4 @@ def row(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

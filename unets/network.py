@@ -11,7 +11,7 @@ from .attention import zero_init
 from .blocks import activation
 from .conditioning import TextPooling, TextWhitening, TimestepEmbedding, cosine_log_snr_coordinate, sinusoids, trim
 from .conditions import checked, class_tables, grown
-from .contract import Facts, TextContext, facts_of
+from .contract import Facts, TextContext, facts_of, registered
 from .level import NO_TEXT, Level, LevelText, Skips
 from .options import Options, by_name
 
@@ -57,6 +57,20 @@ class Network(nn.Module):
     def sides_divisor(arguments: Mapping[str, Any]) -> int:
         """What height and width are multiples of, for all of the constructor's arguments."""
         raise TypeError("this network does not say what it divides sides by")
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+        """As diffusers', for a configuration of this network: another's keys would be passed over.
+
+        Raises:
+            ValueError: it is another network's.
+        """
+        held = config.get("_class_name") if isinstance(config, Mapping) else None
+        if held in registered() and held not in [kind.__name__ for kind in cls.__mro__]:
+            raise ValueError(
+                f"this is a {held}, not a {cls.__name__}: load it with {held}.from_pretrained or .from_config"
+            )
+        return super().from_config(config, **kwargs)  # type: ignore[misc]
 
     @property
     def facts(self) -> Facts:

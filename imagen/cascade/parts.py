@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors.torch import load_file
@@ -75,6 +77,49 @@ def dtype_of(part: str, options: Mapping[str, Any]) -> torch.dtype:
     """The dtype that the options of ``from_pretrained`` mean for a component: one for all, or one for each."""
     dtype = options.get("dtype") or torch.float32
     return dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+
+
+def of_runs(options: Mapping[str, Any], components: Iterable[str]) -> dict[str, Any]:
+    """The options of ``from_pretrained`` that act on the folders of runs: ``dtype`` and components.
+
+    Raises:
+        ValueError: another one is given.
+    """
+    own = {"dtype", *components}
+    for name, value in options.items():
+        if name not in own and value is not (True if name == "use_safetensors" else None):
+            raise ValueError(
+                f"{name} is for saved pipelines, and this is a run's folder: leave it out, or compose the runs first "
+                "(python -m imagen.training.compose)"
+            )
+    return {name: value for name, value in options.items() if name in own}
+
+
+#: The pipeline that each network was last made a part of.
+_HOLDERS: WeakKeyDictionary[torch.nn.Module, ref[Any]] = WeakKeyDictionary()
+SETTINGS_OF_PIPELINES = ("stages", "max_length", "text", "conditions")
+
+
+def tell_lost(pipe: Any, networks: Iterable[str], given: bool) -> None:
+    """Warn of a pipeline made of another's components alone: the stages would run with sizes that are not theirs.
+
+    Args:
+        given: whether it was made with settings of its stages.
+    """
+    held = [part for part in (getattr(pipe, name) for name in networks) if isinstance(part, torch.nn.Module)]
+    before = [_HOLDERS[network]() for network in held if network in _HOLDERS]
+    lost = [
+        name
+        for name in SETTINGS_OF_PIPELINES
+        if any(other is not None and other.config[name] != pipe.config[name] for other in before)
+    ]
+    if lost and not given:
+        warnings.warn(
+            f"components alone lose {', '.join(lost)} of the pipeline they come from: "
+            "use ImagenPipeline.from_pipe(pipe)",
+            stacklevel=3,
+        )
+    _HOLDERS.update({network: ref(pipe) for network in held})
 
 
 def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from imagen.cli.commands import typed
 from imagen.errors import ConfigError, config_errors, run_command
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -56,7 +57,7 @@ def command(
     save(pipeline, out, max_shard_size)
     write_card(pipeline, trained, out)
     print(f"{out}: {', '.join(name for name, part in pipeline.components.items() if part is not None)}")
-    print(f'next: python sample.py "what to show" --model {shlex.quote(str(out))}')
+    print(f'next: {typed("sample")} "what to show" --model {shlex.quote(str(out))}')
 
 
 def _renamed(word: str) -> str:

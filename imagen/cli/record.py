@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from imagen.cli.commands import typed
 from imagen.cli.png import free_stem, slug, write_png
 from imagen.conditions.options import OPTIONS
 from imagen.stages.spec import OF_CALLS, SETTINGS, StageDefaults
@@ -66,7 +67,7 @@ def recorded(flag: str) -> str:
 
 def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]) -> str:
     """The command line that makes this one picture again."""
-    words = ["python", "sample.py", *([picture.prompt] if picture.prompt is not None else [])]
+    words = [*typed("sample").split(), *([picture.prompt] if picture.prompt is not None else [])]
     words += ["--model", args.model, "--seed", str(picture.seed), "--size", str(settings["size"])]
     for flag in OF_CALLS.values():
         if values := settings[recorded(flag)]:

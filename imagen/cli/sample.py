@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ from imagen.cascade.presets import PRESETS, with_preset
 from imagen.cascade.route import Wish, cropped, option, resolve
 from imagen.checks import check_int
 from imagen.cli.before import check_adapters, check_call, check_files
-from imagen.cli.model import DTYPES, find_model, load
+from imagen.cli.commands import typed
+from imagen.cli.model import DTYPES, load
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
 from imagen.stages.folder import SavedStage
+from imagen.stages.model import find_model
 from imagen.stages.places import DEMO
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
@@ -34,7 +37,7 @@ LORA_HELP = "an adapter, its file or the folder of its run, for base (the defaul
 def parser() -> Parser:
     """The options of sample.py."""
     p = Parser(
-        prog="sample.py",
+        prog=typed("sample").removeprefix("python "),
         description="Sample pictures from prompts. STEPS, GUIDANCE and other settings of stages are one value for "
         "all (50), one for each stage that runs (50,20,10), or named by side or slot (64=50,1024=10 or base=50); else "
         "the model's own defaults hold.",
@@ -224,3 +227,7 @@ def run(args: argparse.Namespace) -> None:
     every = [prompt for prompt in wanted for _ in range(args.num_images)]
     pictures = [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)]
     sample(args, pipe, pictures, {"negative_prompt": args.negative_prompt, **asked, **conditions}, writer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

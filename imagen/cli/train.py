@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagen.cli.commands import typed
 from imagen.errors import ConfigError, Stopped, run_command
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def train(arguments: Sequence[str] | None, begun: list[str]) -> None:
     """Train what the arguments describe; the run's folder is added to `begun`. Raises: ConfigError, Stopped."""
     from imagen.cascade.training.config.parsing import parse
 
-    config = parse(arguments)
+    config = parse(arguments, typed("train").removeprefix("python "))
     from imagen.cascade.training.task import StageTask
     from imagen.data.decode import NothingUsable
     from imagen.training.processes import alone_in
@@ -68,9 +69,13 @@ def next_command(config: RunConfig) -> str:
     """What makes pictures with the stage of a run, or a pipeline of it."""
     run, slot = shlex.quote(config.run_dir), config.stage.name
     if config.lora.rank is not None:
-        return f'python sample.py "what to show" --model MODEL --lora {slot}={run}'
+        return f'{typed("sample")} "what to show" --model MODEL --lora {slot}={run}'
     if config.stage.lowres_size is None:
         words = ' "what to show"' if config.reads_text else ""
         guidance = " --guidance-method cfg" if config.needs_weaker else ""
-        return f"python sample.py{words} --model {run}{guidance}"
+        return f"{typed('sample')}{words} --model {run}{guidance}"
     return f"python -m imagen.training.compose --base BASE_RUN --{slot} {run} --out MODEL"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

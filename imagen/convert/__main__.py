@@ -81,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("imagen.convert", lambda: args.run(args), after="; nothing was written")
 
 
+def program() -> int:
+    """:func:`main` as a process of its own: SIGTERM is as Ctrl-C, so that a half-written folder is removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return main()
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that a half-written folder is removed
-    sys.exit(main())
+    sys.exit(program())

@@ -31,7 +31,11 @@ def add_sampling_arguments(
         more: settings of the stages that the command lets change, beside steps and guidance scale.
     """
     add = parser.add_argument
-    add("--model", required=True, help="pipeline folder or Hub id; a base stage alone will do at 64 px")
+    add(
+        "--model",
+        required=True,
+        help="a model, a Hub id, or run folders, as of sample.py; a base stage alone will do at 64 px",
+    )
     if split is not None:
         add("--split", choices=get_args(SuiteName), default=split, help="which prompts (default %(default)s)")
     add("--num", type=int, default=num, help="prompts, spread evenly over the categories (default %(default)s)")

@@ -131,11 +131,24 @@ def read_model(folder: Path, skip: Iterable[str] = ()) -> dict[str, SavedStage]:
             raise ValueError(f"model folder {str(folder)!r}: {component} is listed but {component}/ is missing")
         if component.endswith(("_unet", "text_encoder")) and not any(place.glob("*.safetensors")):
             raise ValueError(f"model folder {str(folder)!r}: {component}/ holds no *.safetensors weights")
+        if component.endswith("_unet"):
+            _check_class(folder, component, index[component][1])
     return {
         slot: stage
         for slot, stage in _of_index(folder, index).items()
         if {f"{slot}_unet", f"{slot}_scheduler"} <= listed
     }
+
+
+def _check_class(folder: Path, component: str, named: str) -> None:
+    """Raises ValueError where a network's own configuration names another class than the index."""
+    config = folder / component / "config.json"
+    held = read_json(config).get("_class_name") if config.is_file() else None
+    if held not in (None, named):
+        raise ValueError(
+            f"model folder {str(folder)!r}: {component}/ holds a {held}, but {INDEX} names a {named}: save or "
+            "fetch the model again"
+        )
 
 
 def _of_index(folder: Path, index: Mapping[str, Any]) -> dict[str, SavedStage]:

@@ -18,7 +18,7 @@ from imagen.captions import strip
 from imagen.cascade.adapters import attach, save_adapter
 from imagen.cli.compose import _renamed
 from imagen.cli.compose import main as compose
-from imagen.cli.model import Model, _device, _load_adapters, _load_parts, find_model, load
+from imagen.cli.model import _device, _load_adapters, _load_parts, load
 from imagen.cli.png import read_settings, write_png
 from imagen.cli.record import Picture, Writer
 from imagen.cli.sample import check_read, main, parser, read_prompts, sample
@@ -28,6 +28,7 @@ from imagen.disk import out_folder
 from imagen.errors import Stopped
 from imagen.stages.folder import ADAPTER as WEIGHTS
 from imagen.stages.folder import INDEX, SavedStage, write_run
+from imagen.stages.model import Model, find_model
 from imagen.stages.spec import FORMAT_VERSION, StageDefaults
 from imagen.text.reading import TextDefaults
 from tests.factories import tiny_base, tiny_pipeline, tiny_sr
@@ -55,7 +56,9 @@ def test_runs_are_put_in_the_order_of_the_cascade(tmp_path: Path) -> None:
     assert list(both.stages) == ["base", "sr256"]
     assert both.stages["base"] == base
     assert both.folder is None
-    with pytest.raises(ValueError, match=f"--model names two runs of the stage base, the second is '{tmp_path / 'a'}'"):
+    with pytest.raises(
+        ValueError, match=f"the model names two runs of the stage base, the second is '{tmp_path / 'a'}'"
+    ):
         find_model(f"{tmp_path / 'a'},{tmp_path / 'd'},{tmp_path / 'a'}")
     with pytest.raises(ValueError, match="holds no exported stage"):
         find_model(f"{tmp_path / 'a'},{tmp_path}")

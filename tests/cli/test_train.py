@@ -36,7 +36,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, fit: Any, main_process: bool = True, 
         def fit(self) -> bool:
             return bool(fit())
 
-    monkeypatch.setattr(parsing, "parse", lambda arguments: RunConfig(*arguments))  # takes most of a second
+    monkeypatch.setattr(parsing, "parse", lambda arguments, _: RunConfig(*arguments))  # takes most of a second
     monkeypatch.setattr(task, "StageTask", lambda config: config)
     monkeypatch.setattr(trainer, "Trainer", Trainer)
     return main(["a run"])
@@ -111,7 +111,7 @@ def test_a_run_that_saved_nothing_promises_nothing(
 
 
 def test_a_stop_while_libraries_are_loaded_loads_none_again(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(parsing, "parse", lambda arguments: RunConfig("a run"))
+    monkeypatch.setattr(parsing, "parse", lambda arguments, _: RunConfig("a run"))
     monkeypatch.setitem(sys.modules, "imagen.cascade.training.task", Interrupting("task"))
     monkeypatch.delitem(sys.modules, "imagen.training.state.checkpoint")
     assert main(["a run"]) == 130

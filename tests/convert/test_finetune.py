@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imagen import ImagenPipeline
-from imagen.cascade.training.compose import compose, load_scheduler
+from imagen.cascade.training.compose import compose
 from imagen.cascade.training.grids import picture_generators
 from imagen.cascade.training.inputs.batches import draw_batch
 from imagen.cascade.training.task import StageTask
@@ -20,6 +20,7 @@ from imagen.conditions.text import Words
 from imagen.data.sources import collate
 from imagen.diffusion.schedules import level_log_snrs
 from imagen.errors import ConfigError
+from imagen.stages.load import load_scheduler
 from imagen.training.telling import Progress
 from imagen.training.trainer import Trainer
 from tests.convert.finetuning import BASE, IF_STAGE, LORA, pipeline

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from imagen.cascade.training.compose import check_chain, check_out, compose, read_source, save
+from imagen.cascade.training.compose import check_out, compose, read_source, save
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
 from imagen.stages.folder import SavedStage
+from imagen.stages.model import check_chain
 from imagen.stages.spec import SLOTS, StageDefaults
 from imagen.text.reading import TextDefaults
 from tests.factories import (
