@@ -15,7 +15,7 @@ from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.assembly import assemble
 from imagen.cascade.parts import check_parts, load_parts, named_dtype, of_runs, tell_lost
-from imagen.cascade.plan import join, plan
+from imagen.cascade.plan import join, plan, start_noise
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
@@ -227,12 +227,13 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         negative_prompt_mask: Tensor | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("z",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("z", "latents"),
         callback_on_stage_end: Callable[..., None] | None = None,
         sr_batch_size: int | None = None,
         guidance: str | Sequence[str] | Mapping[int | str, str] | None = None,
         label: int | str | Sequence[int | str | None] | None = None,
         mask: Any = None,
+        latents: Tensor | Sequence[Tensor | None] | Mapping[int | str, Tensor] | None = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -255,14 +256,18 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             return_dict: False returns (images, stages).
             prompt_embeds, prompt_mask: (P, L, D) and (P, L) in place of prompts; no mask: all tokens are real.
             negative_prompt_embeds, negative_prompt_mask: (1 or P, L, D) and (1 or P, L).
-            callback_on_step_end: ``f(pipe, step, timestep, tensors)`` after each step; may return {"z": another}.
-            callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, and "x0", its clean estimate.
+            callback_on_step_end: ``f(pipe, step, timestep, tensors)`` after each step, or one of diffusers' callbacks,
+                which say themselves what they are given; may return {"z": another} and set ``pipe._guidance_scale``.
+            callback_on_step_end_tensor_inputs: of "z", (B, C, H, W) after the step, "latents", its name in diffusers,
+                "x0", its clean estimate, and "prompt_embeds", both halves of the text, to look at.
             callback_on_stage_end: ``f(pipe, size, images)`` when a stage is done.
             sr_batch_size: pictures a super-resolution network sees at once; None: by their size. Changes memory only.
             guidance: what guides, per stage: "cfg", "interval(low=-1)+apg", ... (:mod:`imagen.diffusion.guidance`).
             label: class by number or name, one or one per prompt, of models with classes; None: no class.
             mask: picture(s) whose transparent parts are painted anew, one or one per prompt: RGBA, or as ``image`` with
                 opacity for a last channel; of models trained to. None: all is painted.
+            latents: start noise in place of the drawn one, standard normal (B, C, H, W), for the first stage that runs,
+                or per stage (:func:`imagen.cascade.plan.start_noise`); what else is drawn stays as it is.
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -275,10 +280,11 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             "lowres_consistency": lowres_consistency,
         }
         wish = Wish(size, height, width, settings)
-        stages, given = plan(self._stages(), image, wish)
+        available = self._stages()
+        stages, given = plan(available, image, wish)
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)
-        after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        after_step = step_callback(self, callback_on_step_end, callback_on_step_end_tensor_inputs, stages)
         for stage in stages:
             pictures.check_output_type(output_type, stage.channels)
         reader = self.reader
@@ -288,8 +294,9 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         shown = None if mask is None else pictures.load_pictures(mask, stages[-1].channels + 1, wish.aspect)
         others = called({"label": label, "mask": shown}, self.config["conditions"], networks, device)
         conditions, count = join(stages, positive, negative, others, len(given), device, reader.null)
+        noise = start_noise(latents, available, stages, count * num_images_per_prompt)
         seeds = picture_seeds(generator, count * num_images_per_prompt)
-        job = Job(conditions, seeds, device, sr_batch_size)
+        job = Job(conditions, seeds, device, sr_batch_size, noise)
         start = [picture for picture in given for _ in range(len(seeds) // len(given))]  # one, or one per prompt
         made = self.run_stages(stages, job, start, after_step, output_type, callback_on_stage_end)
         images = list(made.slots.values())[-1]

@@ -260,7 +260,7 @@ def test_callback_after_every_step_of_every_stage(pipe):
 
 def test_callback_may_replace_z_and_nothing_else(pipe):
     def zero(p, step, timestep, tensors):
-        assert tensors.keys() == {"z"}, "what is handed over unasked"
+        assert tensors.keys() == {"z", "latents"}, "what is handed over unasked"
         return {"z": torch.zeros_like(tensors["z"])} if p.stage == "base" and step == 1 else None
 
     def zero_in_place(p, step, timestep, tensors):
@@ -279,6 +279,7 @@ def test_callback_may_replace_z_and_nothing_else(pipe):
         )
     for answer, message in [
         (True, "returned a bool; expected None or"),
+        (torch.zeros(1), "returned a Tensor; expected None or"),
         ({"z": 0}, "returned a int; expected None or"),
         ({"z": torch.zeros(1)}, r"made z \(1,\); expected \(1, 3, 16, 16\)"),
     ]:

@@ -142,7 +142,7 @@ BAD_CALLS = [
     ({**EMBEDS, "prompt_mask": torch.ones(1, 2)}, r"mask of prompt_embeds has shape \(1, 2\); expected \(2, 2\)"),
     ({"prompt": None, "prompt_embeds": torch.zeros(1, 0, WIDTH)}, r"prompt_embeds has shape \(1, 0, 16\)"),
     ({"generator": [seeded(), seeded()]}, "generator is a list of 2 for 1 pictures"),
-    ({"callback_on_step_end_tensor_inputs": ["latents"]}, "names 'latents'; expected some of z, x0"),
+    ({"callback_on_step_end_tensor_inputs": ["eps"]}, "names 'eps'; expected some of z, latents, x0, prompt_embeds"),
     ({"image": "cat.png"}, "image is a str"),
     ({"image": torch.full((3, 16, 16), -0.5)}, "values from -0.5"),
     ({"image": torch.full((3, 16, 16), 1.5)}, "values from 1.5 to 1.5"),

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from imagen.cascade.pictures import load_pictures
-from imagen.cascade.route import Wish, check_shape, resolve
+from imagen.cascade.route import Wish, check_shape, per_stage, resolve
 from imagen.cascade.runner import Stage, step_rule
 from imagen.cascade.text import pair
 from imagen.conditions.condition import Sampled
@@ -118,6 +118,47 @@ def _shaped(stages: Sequence[Stage], height: int, width: int) -> list[Stage]:
     check_shape(settings, {stage.slot: stage.unet.facts.divisor for stage in stages}, height, width)
     aspect = (Fraction(height, last), Fraction(width, last))
     return [stage._replace(aspect=aspect) for stage in stages]
+
+
+def start_noise(latents: Any, available: Mapping[str, Stage], stages: Sequence[Stage], count: int) -> dict[str, Tensor]:
+    """The first z that a call gives its stages, by slot; a stage it does not name draws its own.
+
+    Args:
+        latents: None, a tensor (B, C, H, W) for the first stage that runs, a list with one or None for each stage, or a
+            dict by side or slot.
+        available: the model's stages by slot, in order.
+        stages: those that run.
+        count: B, how many pictures.
+
+    Raises:
+        ValueError: one for a stage that does not run, or of another shape, not of floats, not finite.
+    """
+    if latents is None:
+        return {}
+    running = {stage.slot: stage for stage in stages}
+    given = {stages[0].slot: latents}
+    if isinstance(latents, Mapping | list | tuple):
+        stored = {slot: stage.settings for slot, stage in available.items()}
+        every = isinstance(latents, Mapping) or len(latents) == len(stored)
+        given = per_stage("latents", latents, list(stored if every else running), stored)
+    noise = {}
+    for slot, value in given.items():
+        if value is None:
+            continue
+        if slot not in running:
+            raise ValueError(f"latents has noise for stage {slot}, which does not run; here {', '.join(running)} do")
+        shape = (count, running[slot].channels, *running[slot].shape)
+        found = type(value).__name__
+        if isinstance(value, Tensor):
+            found = f"{value.dtype} {tuple(value.shape)}"
+        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+            raise ValueError(f"latents of stage {slot}: {found}; expected a tensor of floats {shape}, standard normal")
+        noise[slot] = value.to(running[slot].dtype)
+        if not noise[slot].isfinite().all():
+            raise ValueError(
+                f"latents of stage {slot} holds numbers that are not finite; expected standard normal ones"
+            )
+    return noise
 
 
 def join(

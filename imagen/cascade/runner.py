@@ -6,7 +6,7 @@ The pipeline, the grids drawn while training and the cascade's grid all sample h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from imagen.cascade.seeds import stage_generator
+from imagen.checks import check_number
 from imagen.conditions.condition import Given, Sampled, Target, arguments
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.consistency import match_lowres
@@ -83,6 +84,25 @@ class Stage(NamedTuple):
         pointless = not self.unet.facts.guidable and "unconditional" in self.guidance.branches
         return 1.0 if pointless else self.settings.guidance_scale
 
+    def changed_scale(self, asked: float | None) -> float:
+        """w when a callback has set ``pipe._guidance_scale`` while the stage runs.
+
+        It is read as diffusers reads it, whose callbacks switch guidance off by 0: 1 and less is off.
+
+        Raises:
+            ValueError: not a finite number of at least 0, or guidance that begins in a stage that began without.
+        """
+        own = self.settings.guidance_scale
+        if asked == own:
+            return self.scale
+        w = max(1.0, check_number("pipe._guidance_scale", asked, 0))
+        if w != 1 and own == 1:
+            raise ValueError(
+                f"pipe._guidance_scale is {asked!r} and stage {self.slot} began at guidance_scale=1, which leaves out "
+                "what guidance compares with; begin above 1"
+            )
+        return self.scale if self.scale == 1 else w
+
     @property
     def branches(self) -> tuple[Branch, ...]:
         """What of its network may be evaluated in a step."""
@@ -102,22 +122,29 @@ class Job(NamedTuple):
         seeds: one per picture, B in all, prompt by prompt.
         device: where the networks compute.
         sr_batch_size: pictures a super-resolution network sees at once, or None.
+        noise: by slot, the first z (B, C, H, W) of stages for which the caller gave one; the others draw theirs.
     """
 
     conditions: Sequence[Sampled]
     seeds: list[int]
     device: torch.device
     sr_batch_size: int | None = None
+    noise: Mapping[str, Tensor] = {}
 
 
 def run_stage(
-    stage: Stage, job: Job, lowres: Sequence[Tensor] = (), callback: Callable[[LoopState], None] | None = None
+    stage: Stage,
+    job: Job,
+    lowres: Sequence[Tensor] = (),
+    callback: Callable[[LoopState], None] | None = None,
+    scale: Callable[[], float] | None = None,
 ) -> Tensor:
     """Sample one stage, its networks in eval mode.
 
     Args:
         lowres: B pictures (C, h, w) in [-1, 1] to start from, of any size; empty for a stage that starts without.
         callback: called after each step; setting ``state.stop`` ends the stage with its estimate of the clean picture.
+        scale: asked for w at each evaluation; None: the stage's own throughout.
 
     Returns:
         (B, C, *stage.shape) in [-1, 1], of the stage's dtype.
@@ -126,7 +153,7 @@ def run_stage(
         ValueError: what came out is not finite.
     """
     with evaluating(stage.unet, stage.weak):
-        picture = _sampled(stage, job, lowres, callback)
+        picture = _sampled(stage, job, lowres, callback, scale)
     if not torch.isfinite(picture).all():
         raise ValueError(
             f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
@@ -135,10 +162,18 @@ def run_stage(
     return picture.clamp(-1, 1)
 
 
-def _sampled(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callable[[LoopState], None] | None) -> Tensor:
+def _sampled(
+    stage: Stage,
+    job: Job,
+    lowres: Sequence[Tensor],
+    callback: Callable[[LoopState], None] | None,
+    scale: Callable[[], float] | None,
+) -> Tensor:
     settings = stage.settings
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
+    # drawn where one is given, too: that does not change what is drawn after it
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
+    z = job.noise[stage.slot].to(z) if stage.slot in job.noise else z
     lowered, correct = None, None
     if settings.lowres_size is not None:
         small_shape = scaled(settings.lowres_size, stage.aspect)
@@ -151,7 +186,7 @@ def _sampled(stage: Stage, job: Job, lowres: Sequence[Tensor], callback: Callabl
         prediction_type=stage.scheduler.config.prediction_type,
         log_snrs=level_log_snrs(stage.scheduler).to(job.device),
         guidance=stage.guidance,
-        guidance_scale=stage.scale,
+        guidance_scale=scale or stage.scale,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
         learned_variance=stage.unet.facts.learns_variance,
         correct=correct,

@@ -46,9 +46,25 @@ class Text:
         prompt = target.rows(count, text.device)
         rows = dict.fromkeys(target.branches, prompt)
         if "unconditional" in rows:
-            rows["unconditional"] = count + (prompt if len(self.negative[0]) == count else torch.zeros_like(prompt))
+            rows["unconditional"] = self._behind(prompt)
             text, mask = cat_text(self.prompt, self.negative)
         return Given({"context": target.network(text=text, text_mask=mask)}, rows)
+
+    def halves(self, pictures: int, guided: bool) -> Tensor:
+        """What diffusers' callbacks know as prompt_embeds: a copy, a row for each of the B ``pictures``.
+
+        Returns:
+            (2B, L, D), the unconditional half first, where ``guided``; the other half alone, (B, L, D), where not.
+        """
+        prompt = torch.arange(len(self), device=self.prompt[0].device).repeat_interleave(pictures // len(self))
+        if not guided:
+            return self.prompt[0][prompt]
+        return cat_text(self.prompt, self.negative)[0][torch.cat([self._behind(prompt), prompt])]
+
+    def _behind(self, prompt: Tensor) -> Tensor:
+        """The rows of the negative texts, put behind the prompts', that belong to rows of prompts."""
+        count = len(self)
+        return count + (prompt if len(self.negative[0]) == count else torch.zeros_like(prompt))
 
 
 def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:

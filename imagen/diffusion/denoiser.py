@@ -48,12 +48,20 @@ class Step:
         z: (B, C, H, W), the noisy picture; requires a gradient if the guidance asked for one.
         timestep: (B,), as the network is given it.
         log_snr: (B,), float64.
+        scale: w of equation 2 at this step.
     """
 
     def __init__(
-        self, evaluate: Evaluate, out_channels: int, prediction_type: str, z: Tensor, timestep: Tensor, log_snr: Tensor
+        self,
+        evaluate: Evaluate,
+        out_channels: int,
+        prediction_type: str,
+        z: Tensor,
+        timestep: Tensor,
+        log_snr: Tensor,
+        scale: float = 1.0,
     ) -> None:
-        self.z, self.timestep, self.log_snr = z, timestep, log_snr
+        self.z, self.timestep, self.log_snr, self.scale = z, timestep, log_snr, scale
         self._evaluate, self._out_channels, self._prediction_type = evaluate, out_channels, prediction_type
         self._alpha, self._sigma = alpha_sigma(log_snr)
         self._outputs: dict[Branch, Tensor] = {}
@@ -96,7 +104,7 @@ def make_x0_fn(
     prediction_type: str,
     log_snrs: Tensor,
     guidance: Guidance | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Callable[[], float] = 1.0,
     thresholding: Thresholding | None = None,
     learned_variance: bool = False,
     correct: Callable[[Tensor], Tensor] | None = None,
@@ -109,7 +117,8 @@ def make_x0_fn(
         log_snrs: (num,), the log-SNR of every level of the schedule it was trained on
             (imagen.diffusion.schedules.level_log_snrs of its scheduler).
         guidance: which branches are evaluated and how they are combined; None is classifier-free guidance.
-        guidance_scale: the paper's w (equation 2). 1 is off, and then only the conditional branch is evaluated.
+        guidance_scale: the paper's w (equation 2), or what is asked for it at each evaluation. 1 is off, and then only
+            the conditional branch is evaluated.
         thresholding: of the guided x0 (paper, section 2.3); None is dynamic, p = 0.995.
         learned_variance: the network has 2C output channels, the second C being Denoised.variance. Guidance acts on the
             first C only; the variance is the conditional branch's.
@@ -124,18 +133,20 @@ def make_x0_fn(
             does not fit.
     """
     check_prediction_type(prediction_type)
-    if not math.isfinite(guidance_scale):
+    if not callable(guidance_scale) and not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is not finite; 1 is off, 5 to 10 is usual")
     limit = thresholding or Thresholding()
     guidance = guidance or CFG()
-    guide, gradient = conditional if guidance_scale == 1 else guidance.start(guidance_scale), guidance.gradient
+    started, gradient = guidance.start(), guidance.gradient
 
     def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
         out_channels = 2 * z.shape[1] if learned_variance else z.shape[1]
         # only here: a guidance may differentiate although whoever samples switched gradients off
         with torch.set_grad_enabled(gradient or torch.is_grad_enabled()):
             leaf = z.detach().requires_grad_() if gradient else z
-            step = Step(evaluate, out_channels, prediction_type, leaf, timestep, log_snr_at(timestep, log_snrs))
+            scale = guidance_scale() if callable(guidance_scale) else guidance_scale
+            step = Step(evaluate, out_channels, prediction_type, leaf, timestep, log_snr_at(timestep, log_snrs), scale)
+            guide = conditional if scale == 1 else started
             x0, variance = guide(step), step.variance()
         if gradient:
             x0, variance = x0.detach(), None if variance is None else variance.detach()

@@ -47,12 +47,12 @@ class CFG(Guidance):
 
     branches: ClassVar[tuple[Branch, ...]] = ("unconditional", "conditional")
 
-    def start(self, scale: float) -> Guide:
+    def start(self) -> Guide:
         """Away from the first branch; nothing is kept from step to step."""
 
         def away(step: Step) -> Tensor:
             worse, better = step.evaluate(*self.branches)
-            return step.x0(guide(better, worse, scale))
+            return step.x0(guide(better, worse, step.scale))
 
         return away
 
@@ -82,9 +82,9 @@ class Interval(Wrapper):
                 "infinite"
             )
 
-    def start(self, scale: float) -> Guide:
+    def start(self) -> Guide:
         """What it acts on starts; that sees only the steps inside."""
-        inner = self.of.start(scale)
+        inner = self.of.start()
 
         def interval(step: Step) -> Tensor:
             inside = (step.log_snr >= self.low) & (step.log_snr <= self.high)
@@ -125,7 +125,7 @@ class APG(Guidance):
         if not -1 < self.momentum < 1:
             raise ValueError(f"guidance apg has momentum={self.momentum}; expected a number between -1 and 1")
 
-    def start(self, scale: float) -> Guide:
+    def start(self) -> Guide:
         """The u of the evaluation before, of each picture, starts at nothing."""
         before: Tensor | None = None
 
@@ -136,7 +136,7 @@ class APG(Guidance):
             before = update.detach()
             update = update * (self.norm / _dot(update, update).sqrt()).clamp(max=1).to(update.dtype)
             parallel = (_dot(update, cond) / _dot(cond, cond).clamp(min=1e-30)).to(cond.dtype) * cond
-            return cond + (scale - 1) * (update - (1 - self.eta) * parallel)
+            return cond + (step.scale - 1) * (update - (1 - self.eta) * parallel)
 
         return apg
 
@@ -160,9 +160,9 @@ class Rescaled(Wrapper):
         if not 0 <= self.phi <= 1:
             raise ValueError(f"guidance rescaled has phi={self.phi}; expected 0 (off) to 1, the paper uses 0.7")
 
-    def start(self, scale: float) -> Guide:
+    def start(self) -> Guide:
         """What it acts on starts; of its own nothing is kept."""
-        inner = self.of.start(scale)
+        inner = self.of.start()
 
         def rescaled(step: Step) -> Tensor:
             x0 = inner(step)

@@ -34,11 +34,10 @@ class Guidance(ABC):
         """What it may evaluate in one step; their number is its cost. At a scale of 1 only "conditional" is."""
 
     @abstractmethod
-    def start(self, scale: float) -> Guide:
+    def start(self) -> Guide:
         """Begin one run of one stage; what is kept from step to step starts anew here.
 
-        Args:
-            scale: w of equation 2, not 1: that is off, and no guidance starts.
+        What it returns is called at the steps whose ``step.scale`` is not 1; there guidance is off.
         """
 
     def __str__(self) -> str:

@@ -240,7 +240,7 @@ def stepped(answer: Any, interrupt: bool = False) -> Any:
         return answer(state) if callable(answer) else answer
 
     owner = SimpleNamespace(interrupt=interrupt)
-    step_callback(owner, callback, ("z", "x0"))(state)
+    step_callback(owner, callback, ("z", "x0"), [])(state)
     assert given == [(owner, 3, 7.0, {"z": given[0][3]["z"], "x0": state.x0})]
     return state
 
@@ -253,15 +253,15 @@ def test_an_answer_may_be_nothing_or_another_z_beside_what_was_given() -> None:
     for wrong in (lambda state: {"x0": state.x0 + 1}, {"x": None, "y": torch.zeros(1)}):
         with pytest.raises(ValueError, match="only z can be replaced"):
             stepped(wrong)
-    with pytest.raises(ValueError, match="tensor_inputs names 'eps'; expected some of z, x0"):
-        step_callback(None, None, ("z", "x0", "eps"))
+    with pytest.raises(ValueError, match="tensor_inputs names 'eps'; expected some of z, latents, x0, prompt_embeds"):
+        step_callback(None, None, ("z", "x0", "eps"), [])
 
 
 @pytest.mark.parametrize("interrupt", [True, False])
 def test_a_request_to_stop_is_carried_with_a_callback_and_without(interrupt: bool) -> None:
     assert stepped(None, interrupt).stop is interrupt
     state = SimpleNamespace(stop=None)
-    step_callback(SimpleNamespace(interrupt=interrupt), None, ("z",))(state)  # type: ignore[arg-type]
+    step_callback(SimpleNamespace(interrupt=interrupt), None, ("z",), [])(state)  # type: ignore[arg-type]
     assert state.stop is interrupt
 
 
@@ -276,7 +276,7 @@ def test_steps_of_a_list_are_counted(pipe: ImagenPipeline) -> None:
     running = RunningMixin()
     assert (running.num_timesteps, running.guidance_scale, running.stage) == (None, None, None)
     settings = StageDefaults(size=8, num_inference_steps="fast27", guidance_scale=2.0)
-    running._stage = pipe._stages()["base"]._replace(settings=settings)
+    running._stage, running._guidance_scale = pipe._stages()["base"]._replace(settings=settings), 2.0
     assert (running.num_timesteps, running.guidance_scale, running.stage) == (27, 2.0, "base")
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import IFPipeline, IFSuperResolutionPipeline
+from diffusers import DPMSolverMultistepScheduler, IFPipeline, IFSuperResolutionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -144,6 +144,28 @@ def test_the_float32_tables_that_diffusers_steps_by_are_near(checkpoint: Path, c
     far = distance(mine, their_steps(theirs(checkpoint, exact_tables=False), (32, 32), None))
     print(far)
     assert max(far.values()) <= 1e-3
+
+
+@torch.no_grad()
+def test_a_picture_of_theirs_is_made_again_from_its_start_noise(checkpoint: Path, converted: Path) -> None:
+    """With a sampler that draws nothing; theirs as it comes, its start noise drawn by itself."""
+    pipe, (first, _) = ours(converted), theirs(checkpoint)
+    first.scheduler = DPMSolverMultistepScheduler.from_config(first.scheduler.config)
+    first.scheduler.register_to_config(variance_type="fixed_small")  # by this word theirs drops the learned one
+    pipe.base_scheduler = DPMSolverMultistepScheduler.from_config(pipe.base_scheduler.config)
+    text, null = first.encode_prompt(PROMPT, clean_caption=False)
+    embeds = {
+        "prompt_embeds": text,
+        "negative_prompt_embeds": null,
+        "guidance_scale": 7.0,
+        "num_inference_steps": STEPS,
+    }
+    made = first(generator=seeded(5), output_type="pt", **embeds).images
+    noise = torch.randn(1, 3, *made.shape[2:], generator=seeded(5), dtype=torch.float64)
+    again = pipe(latents=noise, size=made.shape[2], output_type="pt", **embeds).images
+    torch.testing.assert_close(again, (made / 2 + 0.5).float(), atol=1e-5, rtol=0)
+    other = pipe(latents=-noise, size=made.shape[2], output_type="pt", **embeds).images
+    assert (other - again).abs().max() > 0.1
 
 
 @pytest.fixture

@@ -110,8 +110,8 @@ class Towards(Wrapper):
     def gradient(self) -> bool:
         return True
 
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
+    def start(self) -> Guide:
+        inner = self.of.start()
 
         def towards(step: Step) -> Tensor:
             x0 = inner(step)
@@ -171,8 +171,8 @@ def test_thresholding_comes_after_every_guidance() -> None:
 class Louder(Wrapper):
     """Ten times what another guidance makes."""
 
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
+    def start(self) -> Guide:
+        inner = self.of.start()
         return lambda step: 10 * inner(step)
 
 

@@ -19,8 +19,8 @@ class Shift(Wrapper):
 
     by: float = 0.5
 
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
+    def start(self) -> Guide:
+        inner = self.of.start()
         return lambda step: inner(step) + self.by
 
 
@@ -28,8 +28,8 @@ class Shift(Wrapper):
 class Double(Wrapper):
     """Twice what another guidance makes."""
 
-    def start(self, scale: float) -> Guide:
-        inner = self.of.start(scale)
+    def start(self) -> Guide:
+        inner = self.of.start()
         return lambda step: 2 * inner(step)
 
 
