@@ -125,6 +125,8 @@ def test_what_diffusers_pipelines_lack_does_not_go_back(
     else:
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         change(copy / f"{slot}_{part}" / file, **entries)
+        if part == "unet" and "_class_name" in entries:  # the index would be found to say otherwise
+            change(copy / "model_index.json", **{f"{slot}_unet": ["unets.dit", entries["_class_name"]]})
     with pytest.raises(ValueError, match=message):
         export(copy, copy / "back")
     assert not (copy / "back").exists()
