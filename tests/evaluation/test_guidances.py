@@ -23,7 +23,7 @@ from imagen.evaluation.guidances import Row, color_errors, compare, counted
 from imagen.evaluation.judge import Verdict
 from imagen.evaluation.suites import Prompt, suite
 from tests.evaluation.painting import Perfect
-from tests.factories import tiny_base, tiny_pipeline, tiny_stages
+from tests.factories import tiny_base, tiny_base_alone
 
 
 def pictures(prompts, shift=0):
@@ -50,10 +50,7 @@ def test_colour_errors_are_those_of_the_objects_and_the_table_pairs_the_pictures
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    stages = {**tiny_stages(), "base": {"size": 64, "guidance_scale": 3.0}}
-    pipe = tiny_pipeline(stages=stages, max_length=99)
-    pipe.register_modules(sr256_unet=None, sr256_scheduler=None, sr1024_unet=None, sr1024_scheduler=None)
-    pipe.save_pretrained(tmp_path / "model")
+    tiny_base_alone().save_pretrained(tmp_path / "model")
     tiny_base(seed=5).save_pretrained(tmp_path / "weak")
     return tmp_path / "model"
 

@@ -16,7 +16,7 @@ from imagen.evaluation import samplers
 from imagen.evaluation.__main__ import main
 from imagen.evaluation.samplers import Row, Sampler, compare, deviation, read_rows
 from imagen.evaluation.stats import Share, paired_difference
-from tests.factories import tiny_pipeline, tiny_stages
+from tests.factories import tiny_base_alone
 
 MULTI = DPMSolverMultistepScheduler
 OWN = make_scheduler("ddpm", CosineSchedule(), "sample", gamma=0.5)
@@ -84,10 +84,7 @@ def test_the_interval_of_a_difference_is_newcombe_s() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    stages = {**tiny_stages(), "base": {"size": 64, "guidance_scale": 3.0}}
-    pipe = tiny_pipeline(stages=stages, max_length=99)
-    pipe.register_modules(sr256_unet=None, sr256_scheduler=None, sr1024_unet=None, sr1024_scheduler=None)
-    pipe.save_pretrained(tmp_path / "model")
+    tiny_base_alone().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
