@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from imagen.cascade import pictures
-from imagen.cascade.adapters import AdapterMixin
+from imagen.cascade.adapting import AdapterMixin
 from imagen.cascade.assembly import assemble
 from imagen.cascade.parts import check_parts, load_parts, named_dtype, of_runs, tell_lost
 from imagen.cascade.plan import join, plan, start_noise

@@ -12,7 +12,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import attach, save_adapter
+from imagen.cascade.adapter_files import save_adapter
+from imagen.cascade.adapters import attach
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule, LinearSchedule
 from imagen.stages.folder import ADAPTER as WEIGHTS

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapters import Adaptable
 from .attention import zero_init
 from .blocks import activation
 from .conditioning import TextPooling, TextWhitening, TimestepEmbedding, cosine_log_snr_coordinate, sinusoids, trim
@@ -22,7 +23,7 @@ def first_of(context: TextContext | None) -> Tensor | None:
     return next((part for part in parts if part is not None), None)
 
 
-class Network(nn.Module):
+class Network(Adaptable, nn.Module):
     """A network of :data:`unets.NETWORKS`, which is also diffusers' ModelMixin and ConfigMixin.
 
     Whoever trains, samples, counts, exports or stores a network knows it by what is public here. A subclass builds the

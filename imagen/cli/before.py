@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from imagen.cascade.route import Wish, check_shape, option
 from imagen.checks import check_choice
@@ -22,9 +24,9 @@ def check_files(stages: Mapping[str, SavedStage]) -> None:
 
 
 def check_adapters(words: Sequence[str], stages: Mapping[str, SavedStage]) -> None:
-    """Raises ValueError for an entry of --lora, [STAGE=]DIR, of a stage that is not there, or without an adapter."""
+    """Raises ValueError for an entry of --lora, [STAGE=]DIR[:SCALE], for a stage that is not there or of no adapter."""
     for word in words:
-        slot, folder = adapter_of(word)
+        slot, folder, _ = adapter_of(word)
         if slot not in stages:
             raise ValueError(f"--lora {word!r} is for the stage {slot}, this model has {', '.join(stages)}: name one")
         try:
@@ -33,10 +35,22 @@ def check_adapters(words: Sequence[str], stages: Mapping[str, SavedStage]) -> No
             raise ValueError(f"--lora {error}") from error
 
 
-def adapter_of(word: str) -> tuple[str, str]:
-    """Stage and folder that an entry of --lora names. Raises: ValueError for a stage that is none."""
-    slot, equals, folder = word.partition("=")
-    return (check_choice("--lora STAGE", slot, SLOTS), folder) if equals else ("base", word)
+def adapter_of(word: str) -> tuple[str, str, float]:
+    """Stage, folder and scale that an entry of --lora names. Raises: ValueError for a stage or a scale that is none."""
+    slot, equals, place = word.partition("=")
+    slot, place = (check_choice("--lora STAGE", slot, SLOTS), place) if equals else ("base", word)
+    folder, colon, text = place.rpartition(":")
+    if not colon or Path(place).exists():
+        return slot, place, 1.0
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"--lora {word!r}: no such place, nor is {text!r} a scale; give DIR, or DIR:0.8 for less of it"
+        )
+    return slot, folder, scale
 
 
 def check_call(wish: Wish, running: Mapping[str, StageDefaults], stages: Mapping[str, SavedStage]) -> None:

@@ -82,13 +82,13 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _load_adapters(words: Sequence[str], pipe: ImagenPipeline) -> None:
-    """Load each adapter of --lora, [STAGE=]DIR, and leave a learned variance behind where its training did."""
-    from imagen.cascade.adapters import trained_without_variance
+    """Load each adapter of --lora, [STAGE=]DIR[:SCALE], and leave a learned variance behind where its training did."""
+    from imagen.cascade.adapter_files import trained_without_variance
     from imagen.cascade.variance import drop_variance
 
     for word in words:
-        slot, folder = adapter_of(word)
+        slot, folder, scale = adapter_of(word)
         unet = getattr(pipe, f"{slot}_unet", None)
         if unet is not None and unet.facts.learns_variance and trained_without_variance(folder):
             drop_variance(pipe, slot)
-        pipe.load_lora_weights(folder, slot)
+        pipe.load_lora_weights(folder, slot, scale=scale)

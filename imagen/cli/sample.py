@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 MODEL_HELP = "a model, or the folders of training runs: runs/base64,runs/sr256; default: %(default)s"
-LORA_HELP = "an adapter, its file or the folder of its run, for base (the default), sr256 or sr1024; may be repeated"
+LORA_HELP = (
+    "adapters, files or folders of runs, for base (the default), sr256 or sr1024, times SCALE (1); may be repeated"
+)
 
 
 def parser() -> Parser:
@@ -65,7 +67,7 @@ def parser() -> Parser:
     add("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--offload", action="store_true", help="hold one part of the model at a time on the GPU, others on the CPU")
-    add("--lora", action="append", default=[], metavar="[STAGE=]DIR", help=LORA_HELP)
+    add("--lora", action="append", default=[], metavar="[STAGE=]DIR[:SCALE]", help=LORA_HELP)
     add("--dtype", choices=DTYPES, default="float32", help="the networks compute in; default: %(default)s")
     add("--grid", action="store_true", help="also write all pictures side by side as one, with captions")
     add("--save-stages", action="store_true", help="also write the pictures of the earlier stages")

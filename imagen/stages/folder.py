@@ -20,6 +20,9 @@ from imagen.text.reading import TextDefaults
 
 INDEX, RECORD = "model_index.json", "stage.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
+PEFT_ADAPTER = "adapter_model.safetensors"
+ADAPTERS = (ADAPTER, f"model/{ADAPTER}", PEFT_ADAPTER, "pytorch_lora_weights.bin")
+"""Where an adapter lies in a folder: as we and diffusers write it, in a run, as peft does, as diffusers did."""
 PIPELINE_CLASS = "ImagenPipeline"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.md"]
 
@@ -225,7 +228,7 @@ def read_saved(folder: Path) -> dict[str, SavedStage]:
 def find_adapter(place: str | Path) -> Path:
     """The adapter's file: ``place`` itself, in that folder, or in the model folder of that run. Raises: ValueError."""
     path = Path(place)
-    for file in (path, path / ADAPTER, path / "model" / ADAPTER):
+    for file in (path, *(path / name for name in ADAPTERS)):
         if file.is_file():
             return file
     raise ValueError(

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from imagen import ImagenPipeline
 from imagen.captions import strip
-from imagen.cascade.adapters import attach, save_adapter
+from imagen.cascade.adapter_files import save_adapter
+from imagen.cascade.adapters import attach
 from imagen.cli.compose import _renamed
 from imagen.cli.compose import main as compose
 from imagen.cli.model import _device, _load_adapters, _load_parts, load

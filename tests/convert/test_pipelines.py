@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from imagen import ImagenPipeline
-from imagen.cascade.adapters import attach, save_adapter
+from imagen.cascade.adapter_files import save_adapter
+from imagen.cascade.adapters import attach
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.cascade.training.config.sections import ATTENTION
 from imagen.stages.folder import ADAPTER as WEIGHTS

@@ -4,7 +4,7 @@
     scheduler/    scheduler_config.json: the noise schedule as trained_betas, and what the network predicts
     stage.json    slot, sizes, augmentation and sampling defaults, how text is read, step; with a format version
 
-Where an adapter was trained, it is there in place of network and scheduler (imagen.cascade.adapters).
+Where an adapter was trained, it is there in place of network and scheduler (imagen.cascade.adapter_files).
 
 Every file is replaced as a whole, so that a reader never sees half of one.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from imagen.cascade.adapters import save_adapter
+from imagen.cascade.adapter_files import save_adapter
 from imagen.cascade.training.config.run import RunConfig
 from imagen.cascade.training.inputs.source import named_conditions
 from imagen.cascade.training.start.origin import LEVELS, Origin, levels_error

@@ -12,7 +12,8 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from imagen.cascade.adapters import attach, read_adapter
+from imagen.cascade.adapter_files import read_adapter
+from imagen.cascade.adapters import attach
 from imagen.cascade.training.config.run import RunConfig, StageTrainConfig
 from imagen.cascade.training.config.sections import (
     ConditionsConfig,
@@ -135,6 +136,6 @@ def test_an_adapter_is_exported_alone_with_its_numbers(tmp_path: Path) -> None:
     export_stage(config, unet, EMA(unet), tmp_path, 1, Origin())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([WEIGHTS, "stage.json"])
     adapter = read_adapter(tmp_path)
-    assert (adapter.rank, adapter.alpha) == (2, 6.0)
+    assert (adapter.config["r"], adapter.config["lora_alpha"]) == (2, 6.0)
     assert len(load_file(tmp_path / WEIGHTS)) == len([name for name in unet.state_dict() if "lora_" in name])
     assert read_run(tmp_path).adapter_of == "start"
