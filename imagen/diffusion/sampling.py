@@ -155,6 +155,8 @@ _SUPPORTED = (
 _NEUTRAL = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True, "final_sigmas_type": "zero"}
 #: With other values UniPC divides by the last step's noise, which is 0: all it makes is NaN.
 _UNIPC = {"solver_type": "bh2", "predict_x0": True, "lower_order_final": True}
+#: What it sets itself in order to land on x0, with two warnings each time.
+_SINGLESTEP = {"lower_order_final": True}
 #: DPM-Solver for noise estimates -> its counterpart for the x0 estimates it is given here.
 _FOR_X0 = {"dpmsolver": "dpmsolver++", "sde-dpmsolver": "sde-dpmsolver++"}
 
@@ -226,6 +228,8 @@ def sampling_clone(scheduler: Any) -> Any:
     config.update(prediction_type="sample", **_NEUTRAL)
     if cls is UniPCMultistepScheduler:
         config.update(_UNIPC)
+    elif cls is DPMSolverSinglestepScheduler:
+        config.update(_SINGLESTEP)
     if config.get("algorithm_type") in _FOR_X0:
         config["algorithm_type"] = _FOR_X0[config["algorithm_type"]]
     clone, log_snrs = cls(**_accepted(cls, config)), level_log_snrs(scheduler)

@@ -258,3 +258,16 @@ def test_the_stochastic_form_of_dpm_follows_its_formula(schedule: Schedule, orde
 def test_singlestep_and_multistep_of_one_order_meet_where_steps_are_many(schedule: Schedule, order: int) -> None:
     ends = [deviation(Sampler(cls, {"solver_order": order}), schedule, 120) for cls in (MULTI, SINGLE, UNIPC)]
     assert max(ends) < 0.02
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.parametrize("cls", [MULTI, SINGLE, UNIPC])
+def test_a_sampler_steps_without_warnings_of_its_library(
+    cls: Any, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = cls.from_config(make_scheduler("dpm++", CosineSchedule(), "sample").config)
+    logger = diffusers.utils.logging.get_logger(cls.__module__)
+    logger.addHandler(caplog.handler)
+    StepRule(scheduler, steps)
+    logger.removeHandler(caplog.handler)
+    assert not caplog.records
