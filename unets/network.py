@@ -6,14 +6,26 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from .attention import zero_init
 from .blocks import activation
-from .conditioning import TextPooling, TextWhitening, TimestepEmbedding, cosine_log_snr_coordinate, sinusoids, trim
+from .conditioning import (
+    TextPooling,
+    TextWhitening,
+    TimestepEmbedding,
+    cosine_log_snr_coordinate,
+    sinusoids,
+    steps_of,
+    trim,
+)
 from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of, registered
 from .level import NO_TEXT, Level, LevelText, Skips
 from .options import Options, by_name
+
+# torch.export takes any named tuple, but stores an exported graph only where the named tuple has a name of its own
+_pytree._register_namedtuple(TextContext, serialized_type_name="unets.TextContext")
 
 
 def first_of(context: TextContext | None) -> Tensor | None:
@@ -255,10 +267,7 @@ class Network(nn.Module):
         return skipped if lowres is None else skipped[:, : sample.shape[1]] + skipped[:, sample.shape[1] :]
 
     def _embed_time(self, embedding: nn.Module, timestep: Tensor | float, x: Tensor) -> Tensor:
-        steps = torch.as_tensor(timestep, device=x.device)
-        if steps.ndim > 1 or (steps.ndim == 1 and len(steps) not in (1, len(x))):
-            raise ValueError(f"timestep has shape {tuple(steps.shape)}; give a number, or one per image ({len(x)},)")
-        steps = steps.expand(len(x))
+        steps = steps_of(timestep, x)
         if self.options.time_input == "cosine_log_snr":
             steps = cosine_log_snr_coordinate(steps)
         out: Tensor = embedding(sinusoids(steps, self.options.sinusoid_dim).to(x.dtype))
