@@ -33,10 +33,8 @@ def steps_of(timestep: Tensor | float, x: Tensor) -> Tensor:
         # Only sums and products with tensors keep a float open in torch.compile: torch.as_tensor and torch.full make
         # it a constant, and a graph is compiled for each new one until, after eight, none is any more.
         timestep = torch.zeros((), device=x.device) + timestep
-    steps, batch = (
-        torch.as_tensor(timestep, device=x.device),
-        x.shape[0],
-    )  # len would fix the batch of an exported graph
+    # not len(x), which is a constant in an exported graph
+    steps, batch = torch.as_tensor(timestep, device=x.device), x.shape[0]
     if steps.ndim > 1 or (steps.ndim == 1 and steps.shape[0] not in (1, batch)):
         raise ValueError(f"timestep has shape {tuple(steps.shape)}; give a number, or one per image ({batch},)")
     return steps.expand(batch)

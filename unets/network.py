@@ -21,6 +21,7 @@ from .conditioning import (
 )
 from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of, registered
+from .hosting import BackendsMixin, answer
 from .level import NO_TEXT, Level, LevelText, Skips
 from .options import Options, by_name
 
@@ -34,7 +35,7 @@ def first_of(context: TextContext | None) -> Tensor | None:
     return next((part for part in parts if part is not None), None)
 
 
-class Network(nn.Module):
+class Network(BackendsMixin):
     """A network of :data:`unets.NETWORKS`, which is also diffusers' ModelMixin and ConfigMixin.
 
     Whoever trains, samples, counts, exports or stores a network knows it by what is public here. A subclass builds the
@@ -137,6 +138,7 @@ class Network(nn.Module):
         aug_timestep: Tensor | float | None = None,
         dropout_seeds: Tensor | None = None,
         conditions: Mapping[str, Tensor] | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
         """The network's only entry point. What it returns depends on what it is given:
 
@@ -157,6 +159,8 @@ class Network(nn.Module):
                 does. Nothing is dropped in evaluation.
             conditions: for each name of the option ``classes`` (B,) int64, from 0 to its number, which is no class; for
                 each of ``extra_channels`` (B, C, H, W) of the sample's size.
+            return_dict: as in diffusers, True an output with ``.sample`` and False a tuple of one; None: the tensor
+                itself. A TextContext, which is a named tuple, stays what it is.
 
         Returns:
             (B, out_channels, H, W) in the sample's dtype, or a TextContext.
@@ -194,7 +198,8 @@ class Network(nn.Module):
         # every residual block starts with this activation of the embedding, so it is applied once for all
         emb = self.emb_act(emb)
         out = self._denoise(x, emb, states, dropout_seeds).to(sample.dtype)
-        return out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
+        out = out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
+        return answer(out, return_dict)
 
     def _check_text(self, text: Tensor | None, context: TextContext | None) -> None:
         width = self.options.text_dim
