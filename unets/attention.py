@@ -109,7 +109,7 @@ class TokenAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm and text_dim is not None else None
         out = nn.Linear(inner, channels)
         self.to_out = nn.ModuleList([zero_init(out) if self.image else out])
-        self._attend: Callable[..., Tensor] = sdpa
+        self._attend: Callable[..., Tensor] = attend
 
     def forward(
         self, x: Tensor | None, text: Tensor | None = None, kv: KeysValues | None = None, mask: Tensor | None = None
@@ -145,6 +145,10 @@ class TokenAttention(nn.Module):
         text = self.norm_cross(text, mask)
         return normed(self.norm_added_k, self.add_k_proj(text)), self.add_v_proj(text)
 
+    def set_backend(self, backend: str | None) -> None:
+        """One of diffusers' attention backends by name; None: the one that is active when it is called."""
+        self._attend = attend if backend is None else functools.partial(attend, backend=backend)
+
     def set_use_memory_efficient_attention_xformers(
         self, valid: bool, attention_op: Callable[..., Any] | None = None
     ) -> None:
@@ -153,7 +157,7 @@ class TokenAttention(nn.Module):
         Raises ModuleNotFoundError without xformers and ValueError without a CUDA device, as diffusers does.
         """
         if not valid:
-            self._attend = sdpa
+            self._attend = attend
             return
         if not is_xformers_available():
             raise ModuleNotFoundError(
@@ -186,6 +190,41 @@ def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
         return x
     heads = x.unflatten(-1, (-1, *norm.normalized_shape))
     return norm(heads.to(norm.weight.dtype)).flatten(-2).to(x.dtype)  # autocast leaves rms_norm's dtypes as they come
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, backend: str | None = None
+) -> Tensor:
+    """The same function as :func:`sdpa` by one of diffusers' attention backends; None: by the one that is active.
+
+    Raises:
+        ValueError: the backend does not take the mask, the dtype or the device.
+    """
+    # here, for diffusers imports every attention package that is installed
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    if backend is None:
+        backend, _ = Registry.get_active_backend()
+    if backend == "native":
+        return sdpa(query, key, value, heads, mask)
+    if backend == "xformers":  # diffusers' adds a mask of True and False to the logits
+        return xformers_attention(query, key, value, heads, mask)
+    q, k, v = (t.unflatten(-1, (heads, -1)) for t in (query, key, value))
+    given = {"query": q, "key": k, "value": v, "attn_mask": None if mask is None else mask[:, None, None, :]}
+    try:
+        for check in Registry._constraints[backend]:
+            check(**given, is_causal=False)
+        out: Tensor = dispatch_attention_fn(**given, backend=backend)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        masked = "without a mask" if mask is None else "with a mask over the text's padding"
+        raise ValueError(
+            f"attention backend {str.__str__(backend)!r} cannot attend to {query.dtype} on {query.device.type} "
+            f'{masked}: {error}; choose another, such as set_attention_backend("native")'
+        ) from error
+    return out.flatten(-2)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:

@@ -23,6 +23,23 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(x)))
 
 
+def steps_of(timestep: Tensor | float, x: Tensor) -> Tensor:
+    """(B,) for x (B, ...), of one timestep for each or one number for all, which no compiled graph keeps as a constant.
+
+    Raises:
+        ValueError: another number of them.
+    """
+    if type(timestep) in (int, float):
+        # Only sums and products with tensors keep a float open in torch.compile: torch.as_tensor and torch.full make
+        # it a constant, and a graph is compiled for each new one until, after eight, none is any more.
+        timestep = torch.zeros((), device=x.device) + timestep
+    # not len(x), which is a constant in an exported graph
+    steps, batch = torch.as_tensor(timestep, device=x.device), x.shape[0]
+    if steps.ndim > 1 or (steps.ndim == 1 and steps.shape[0] not in (1, batch)):
+        raise ValueError(f"timestep has shape {tuple(steps.shape)}; give a number, or one per image ({batch},)")
+    return steps.expand(batch)
+
+
 def sinusoids(timestep: Tensor, dim: int) -> Tensor:
     """cos, then sin, of timestep (B,) at dim/2 geometric frequencies from 1 to 1/10000: (B, dim) float32 (DDPM)."""
     half = dim // 2

@@ -6,15 +6,28 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from .adapters import Adaptable
 from .attention import zero_init
 from .blocks import activation
-from .conditioning import TextPooling, TextWhitening, TimestepEmbedding, cosine_log_snr_coordinate, sinusoids, trim
+from .conditioning import (
+    TextPooling,
+    TextWhitening,
+    TimestepEmbedding,
+    cosine_log_snr_coordinate,
+    sinusoids,
+    steps_of,
+    trim,
+)
 from .conditions import checked, class_tables, grown
 from .contract import Facts, TextContext, facts_of, registered
+from .hosting import BackendsMixin, answer
 from .level import NO_TEXT, Level, LevelText, Skips
 from .options import Options, by_name
+
+# torch.export takes any named tuple, but stores an exported graph only where the named tuple has a name of its own
+_pytree._register_namedtuple(TextContext, serialized_type_name="unets.TextContext")
 
 
 def first_of(context: TextContext | None) -> Tensor | None:
@@ -23,7 +36,7 @@ def first_of(context: TextContext | None) -> Tensor | None:
     return next((part for part in parts if part is not None), None)
 
 
-class Network(Adaptable, nn.Module):
+class Network(Adaptable, BackendsMixin):
     """A network of :data:`unets.NETWORKS`, which is also diffusers' ModelMixin and ConfigMixin.
 
     Whoever trains, samples, counts, exports or stores a network knows it by what is public here. A subclass builds the
@@ -126,6 +139,7 @@ class Network(Adaptable, nn.Module):
         aug_timestep: Tensor | float | None = None,
         dropout_seeds: Tensor | None = None,
         conditions: Mapping[str, Tensor] | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
         """The network's only entry point. What it returns depends on what it is given:
 
@@ -146,6 +160,8 @@ class Network(Adaptable, nn.Module):
                 does. Nothing is dropped in evaluation.
             conditions: for each name of the option ``classes`` (B,) int64, from 0 to its number, which is no class; for
                 each of ``extra_channels`` (B, C, H, W) of the sample's size.
+            return_dict: as in diffusers, True an output with ``.sample`` and False a tuple of one; None: the tensor
+                itself. A TextContext, which is a named tuple, stays what it is.
 
         Returns:
             (B, out_channels, H, W) in the sample's dtype, or a TextContext.
@@ -183,7 +199,8 @@ class Network(Adaptable, nn.Module):
         # every residual block starts with this activation of the embedding, so it is applied once for all
         emb = self.emb_act(emb)
         out = self._denoise(x, emb, states, dropout_seeds).to(sample.dtype)
-        return out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
+        out = out if self.input_gain is None else out + self._skipped_input(emb, sample, lowres)
+        return answer(out, return_dict)
 
     def _check_text(self, text: Tensor | None, context: TextContext | None) -> None:
         width = self.options.text_dim
@@ -256,10 +273,7 @@ class Network(Adaptable, nn.Module):
         return skipped if lowres is None else skipped[:, : sample.shape[1]] + skipped[:, sample.shape[1] :]
 
     def _embed_time(self, embedding: nn.Module, timestep: Tensor | float, x: Tensor) -> Tensor:
-        steps = torch.as_tensor(timestep, device=x.device)
-        if steps.ndim > 1 or (steps.ndim == 1 and len(steps) not in (1, len(x))):
-            raise ValueError(f"timestep has shape {tuple(steps.shape)}; give a number, or one per image ({len(x)},)")
-        steps = steps.expand(len(x))
+        steps = steps_of(timestep, x)
         if self.options.time_input == "cosine_log_snr":
             steps = cosine_log_snr_coordinate(steps)
         out: Tensor = embedding(sinusoids(steps, self.options.sinusoid_dim).to(x.dtype))
