@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.assembly import assemble
-from imagen.cascade.parts import check_parts, load_parts, named_dtype, of_runs, tell_lost
+from imagen.cascade.parts import check_parts, float32_kept, load_parts, named_dtype, of_runs, tell_lost
 from imagen.cascade.plan import join, plan, start_noise
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
@@ -145,6 +145,11 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         check_parts(pipe, folder, kwargs, NETWORKS)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
+
+    def to(self, *args: torch.device | torch.dtype | str | int | None, **kwargs: object) -> Self:
+        """Move and cast as in diffusers; T5's ``wo`` stays in float32 where float16 is asked for, as when loaded so."""
+        with float32_kept(self.components.values(), [*args, *kwargs.values()]):
+            return super().to(*args, **kwargs)
 
     # --- what is there --------------------------------------------------------------------------------------------
 

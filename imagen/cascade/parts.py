@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from imagen.errors import one_line
 from imagen.stages.folder import check_complete, read_index
@@ -77,6 +79,40 @@ def dtype_of(part: str, options: Mapping[str, Any]) -> torch.dtype:
     """The dtype that the options of ``from_pretrained`` mean for a component: one for all, or one for each."""
     dtype = options.get("dtype") or torch.float32
     return dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+
+
+@contextmanager
+def float32_kept(parts: Iterable[object], arguments: Iterable[object]) -> Iterator[None]:
+    """Within it parts are moved and cast; at its end what transformers loads in float32 whatever is asked is so again.
+
+    That is T5's ``wo`` in float16, which overflows there (transformers #20287). It has the values that it had before.
+
+    Args:
+        arguments: those of ``to``.
+    """
+    dtype = next((given for given in arguments if isinstance(given, torch.dtype)), None)
+    kept = [
+        (parameter, parameter.data)
+        for part in parts
+        if isinstance(part, PreTrainedModel)
+        for name, parameter in part.named_parameters()
+        if parameter.is_floating_point() and any(word in name for word in _in_float32(part, dtype))
+    ]
+    try:
+        yield
+    finally:
+        for parameter, before in kept:
+            parameter.data = before.to(parameter.device, torch.float32)
+
+
+def _in_float32(part: PreTrainedModel, dtype: torch.dtype | None) -> set[str]:
+    """What in the names of a part's weights says that they are loaded in float32 where ``dtype`` is asked for."""
+    words: set[str] = set()
+    if dtype == torch.float16:
+        words.update(part._keep_in_fp32_modules or ())
+    if dtype in (torch.float16, torch.bfloat16):
+        words.update(part._keep_in_fp32_modules_strict or ())
+    return words
 
 
 def of_runs(options: Mapping[str, Any], components: Iterable[str]) -> dict[str, Any]:
