@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from imagen.cascade import pictures
 from imagen.cascade.adapters import AdapterMixin
 from imagen.cascade.assembly import assemble
-from imagen.cascade.parts import check_parts, float32_kept, load_parts, named_dtype, of_runs, tell_lost
+from imagen.cascade.parts import check_parts, float32_kept, load_parts, named_dtype, of_runs, tell_class, tell_lost
 from imagen.cascade.plan import join, plan, start_noise
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
@@ -113,13 +113,13 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         tell_lost(self, NETWORKS, stages is not None)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], **kwargs: Any
-    ) -> ImagenPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], **kwargs: Any) -> Self:
         """Load a saved pipeline from a folder or a Hub id; arguments as in diffusers.
 
         The folder of a training run will do, or those of several stages: a list, or ``"runs/base64,runs/sr256"``. They
         take ``dtype`` and components.
+
+        A folder that a subclass saved is loaded by that class and, with a warning, by this one.
 
         The weights are safetensors (``use_safetensors=False`` unpickles, at your own risk), in float32 unless ``dtype``
         (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
@@ -136,9 +136,10 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
             own = of_runs(kwargs, cls._get_signature_keys(cls)[0])
             return cls(**assemble(model.stages, own, remedy="tokenizer= and text_encoder="))
         folder = model.folder
+        tell_class(folder, cls)
         kwargs.update(load_parts(folder, kwargs))
         try:
-            pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
+            pipe: Self = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             name = str(pretrained_model_name_or_path)
             raise ValueError(f"model {name!r} cannot be loaded: {one_line(error)}") from error

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from imagen.errors import one_line
-from imagen.stages.folder import check_complete, read_index
+from imagen.stages.folder import PIPELINE_CLASS, check_complete, read_index
 from imagen.text.encoder import check_loaded, check_tokenizer
 from imagen.text.kinds import TextEncoder, read_encoder
 
@@ -26,6 +26,17 @@ TEXT_ENCODERS = [["transformers", kind.__name__] for kind in get_args(TextEncode
 def ours_alone(options: Mapping[str, Any]) -> bool:
     """Whether the options of ``from_pretrained`` leave placement and quantisation of the parts to us."""
     return not {"device_map", "quantization_config"} & set(options)
+
+
+def tell_class(folder: Path, kind: type) -> None:
+    """Warn where a pipeline was saved by a subclass that ``kind`` is none of: it is loaded without what that adds."""
+    saved = read_index(folder)["_class_name"]
+    if saved not in (PIPELINE_CLASS, *(base.__name__ for base in kind.__mro__)):
+        warnings.warn(
+            f"model folder {str(folder)!r} was saved by {saved} and is loaded as {kind.__name__}, without what "
+            f"{saved} changes: {saved}.from_pretrained loads it whole",
+            stacklevel=3,
+        )
 
 
 def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
