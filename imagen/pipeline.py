@@ -121,7 +121,7 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
 
         A folder that a subclass saved is loaded by that class and, with a warning, by this one.
 
-        The weights are safetensors (``use_safetensors=False`` unpickles, at your own risk), in float32 unless ``dtype``
+        The weights are safetensors (``use_safetensors=False`` reads pickled ones), in float32 unless ``dtype``
         (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
 
         Raises:
@@ -129,8 +129,8 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         """
         skip = [name for name in cls._optional_components if name in kwargs]
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        model = find_model(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
-        kwargs.setdefault("use_safetensors", True)
+        pickled = kwargs.setdefault("use_safetensors", True) is not True
+        model = find_model(pretrained_model_name_or_path, kwargs.get("variant"), skip, pickled, **hub)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
         if model.folder is None:
             own = of_runs(kwargs, cls._get_signature_keys(cls)[0])
