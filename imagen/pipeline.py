@@ -20,7 +20,7 @@ from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import PromptReader
+from imagen.cascade.text import PromptMixin
 from imagen.checks import check_choice, check_int, check_keys
 from imagen.conditions.call import called
 from imagen.errors import one_line
@@ -40,7 +40,7 @@ NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
-class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
+class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline):
     """Frozen text encoder (T5 or CLIP), base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
@@ -202,12 +202,6 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         check_keys(settings, list(OF_CALLS), "settings")
         stages, _ = plan(self._stages(), image, Wish(size, height, width, settings))
         return ByStage((stage.slot, stage.settings.size, stage.settings) for stage in stages)
-
-    @property
-    def reader(self) -> PromptReader:
-        """What turns prompts into the texts that the networks read."""
-        defaults = TextDefaults.from_dict(self.config["text"])
-        return PromptReader(self.tokenizer, self.text_encoder, self.config["max_length"], defaults)
 
     # --- the call ---------------------------------------------------------------------------------------------------
 
