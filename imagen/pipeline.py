@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from imagen.cascade import pictures
 from imagen.cascade.adapting import AdapterMixin
 from imagen.cascade.assembly import assemble
-from imagen.cascade.parts import check_parts, load_parts, named_dtype, of_runs, tell_lost
+from imagen.cascade.parts import check_parts, float32_kept, load_parts, named_dtype, of_runs, tell_class, tell_lost
 from imagen.cascade.plan import join, plan, start_noise
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import PromptReader
+from imagen.cascade.text import PromptMixin
 from imagen.checks import check_choice, check_int, check_keys
 from imagen.conditions.call import called
 from imagen.errors import one_line
@@ -40,7 +40,7 @@ NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
-class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
+class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline):
     """Frozen text encoder (T5 or CLIP), base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
@@ -113,15 +113,15 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         tell_lost(self, NETWORKS, stages is not None)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], **kwargs: Any
-    ) -> ImagenPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], **kwargs: Any) -> Self:
         """Load a saved pipeline from a folder or a Hub id; arguments as in diffusers.
 
         The folder of a training run will do, or those of several stages: a list, or ``"runs/base64,runs/sr256"``. They
         take ``dtype`` and components.
 
-        The weights are safetensors (``use_safetensors=False`` unpickles, at your own risk), in float32 unless ``dtype``
+        A folder that a subclass saved is loaded by that class and, with a warning, by this one.
+
+        The weights are safetensors (``use_safetensors=False`` reads pickled ones), in float32 unless ``dtype``
         (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
 
         Raises:
@@ -129,22 +129,28 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         """
         skip = [name for name in cls._optional_components if name in kwargs]
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        model = find_model(pretrained_model_name_or_path, kwargs.get("variant"), skip, **hub)
-        kwargs.setdefault("use_safetensors", True)
+        pickled = kwargs.setdefault("use_safetensors", True) is not True
+        model = find_model(pretrained_model_name_or_path, kwargs.get("variant"), skip, pickled, **hub)
         kwargs["dtype"] = named_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"))
         if model.folder is None:
             own = of_runs(kwargs, cls._get_signature_keys(cls)[0])
             return cls(**assemble(model.stages, own, remedy="tokenizer= and text_encoder="))
         folder = model.folder
+        tell_class(folder, cls)
         kwargs.update(load_parts(folder, kwargs))
         try:
-            pipe: ImagenPipeline = super().from_pretrained(str(folder), **kwargs)
+            pipe: Self = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             name = str(pretrained_model_name_or_path)
             raise ValueError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
         check_parts(pipe, folder, kwargs, NETWORKS)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
+
+    def to(self, *args: torch.device | torch.dtype | str | int | None, **kwargs: object) -> Self:
+        """Move and cast as in diffusers; T5's ``wo`` stays in float32 where float16 is asked for, as when loaded so."""
+        with float32_kept(self.components.values(), [*args, *kwargs.values()]):
+            return super().to(*args, **kwargs)
 
     # --- what is there --------------------------------------------------------------------------------------------
 
@@ -196,12 +202,6 @@ class ImagenPipeline(AdapterMixin, RunningMixin, DiffusionPipeline):
         check_keys(settings, list(OF_CALLS), "settings")
         stages, _ = plan(self._stages(), image, Wish(size, height, width, settings))
         return ByStage((stage.slot, stage.settings.size, stage.settings) for stage in stages)
-
-    @property
-    def reader(self) -> PromptReader:
-        """What turns prompts into the texts that the networks read."""
-        defaults = TextDefaults.from_dict(self.config["text"])
-        return PromptReader(self.tokenizer, self.text_encoder, self.config["max_length"], defaults)
 
     # --- the call ---------------------------------------------------------------------------------------------------
 

@@ -66,9 +66,9 @@ def _text_parts(
         not lost, f"the text encoder of the stages is not at {source!r} any more: say with {remedy} where it is now"
     )
     with config_errors(f"{remedy}: "):
-        tokenizer, encoder = load_text_encoder(source)
+        tokenizer, encoder = load_text_encoder(source, dtype_of("text_encoder", options))
         check_max_length(max(stage.max_length for stage in saved.values()), encoder.config)
-    return {"tokenizer": tokenizer, "text_encoder": encoder.to(dtype_of("text_encoder", options))}
+    return {"tokenizer": tokenizer, "text_encoder": encoder}
 
 
 def _check_meets(slot: str, unet: Any, before: Any, encoder: Any, remedy: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from imagen.errors import one_line
-from imagen.stages.folder import check_complete, read_index
+from imagen.stages.folder import PICKLES, PIPELINE_CLASS, check_complete, read_index
 from imagen.text.encoder import check_loaded, check_tokenizer
 from imagen.text.kinds import TextEncoder, read_encoder
 
@@ -21,9 +23,23 @@ from imagen.text.kinds import TextEncoder, read_encoder
 TEXT_ENCODERS = [["transformers", kind.__name__] for kind in get_args(TextEncoder)]
 
 
-def ours_alone(options: Mapping[str, Any]) -> bool:
-    """Whether the options of ``from_pretrained`` leave placement and quantisation of the parts to us."""
-    return not {"device_map", "quantization_config"} & set(options)
+def is_ours(part: str, options: Mapping[str, Any]) -> bool:
+    """Whether the options of ``from_pretrained`` leave a component to us: it is not given, nor placed or quantised."""
+    config = options.get("quantization_config")
+    quantised = getattr(config, "quant_mapping", None) or getattr(config, "components_to_quantize", None)
+    left = config is None or bool(quantised and part not in quantised)  # naming none, it means all
+    return left and options.get("device_map") is None and part not in options
+
+
+def tell_class(folder: Path, kind: type) -> None:
+    """Warn where a pipeline was saved by a subclass that ``kind`` is none of: it is loaded without what that adds."""
+    saved = read_index(folder)["_class_name"]
+    if saved not in (PIPELINE_CLASS, *(base.__name__ for base in kind.__mro__)):
+        warnings.warn(
+            f"model folder {str(folder)!r} was saved by {saved} and is loaded as {kind.__name__}, without what "
+            f"{saved} changes: {saved}.from_pretrained loads it whole",
+            stacklevel=3,
+        )
 
 
 def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def load_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: load(folder / name, options)
         for name, (listed, load) in loaders.items()
-        if index.get(name) in listed and name not in options and ours_alone(options)
+        if index.get(name) in listed and is_ours(name, options)
     }
 
 
@@ -56,9 +72,10 @@ def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any], networks: I
     Raises:
         ValueError: a network's files lack tensors, or the tokenizer is another encoder's.
     """
+    pickled = options.get("use_safetensors", True) is not True
     for name in networks:
-        if ours_alone(options) and name not in options and getattr(pipe, name) is not None:
-            check_complete(folder / name, getattr(pipe, name).state_dict())
+        if is_ours(name, options) and getattr(pipe, name) is not None:
+            check_complete(folder / name, getattr(pipe, name).state_dict(), pickled)
     if pipe.tokenizer is not None and pipe.text_encoder is not None:
         check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
 
@@ -77,6 +94,41 @@ def dtype_of(part: str, options: Mapping[str, Any]) -> torch.dtype:
     """The dtype that the options of ``from_pretrained`` mean for a component: one for all, or one for each."""
     dtype = options.get("dtype") or torch.float32
     return dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+
+
+@contextmanager
+def float32_kept(parts: Iterable[object], arguments: Iterable[object]) -> Iterator[None]:
+    """Within it parts are moved and cast; at its end what transformers loads in float32 whatever is asked is so again.
+
+    That is T5's ``wo`` in float16, which overflows there (transformers #20287). It has the values that it had before.
+
+    Args:
+        arguments: those of ``to``.
+    """
+    dtype = next((given for given in arguments if isinstance(given, torch.dtype)), None)
+    kept = [
+        (parameter, parameter.data)
+        for part in parts
+        if isinstance(part, PreTrainedModel)
+        for name, parameter in part.named_parameters()
+        if type(parameter.data) is torch.Tensor and parameter.is_floating_point()  # not quantised
+        if any(word in name for word in _in_float32(part, dtype))
+    ]
+    try:
+        yield
+    finally:
+        for parameter, before in kept:
+            parameter.data = before.to(parameter.device, torch.float32)
+
+
+def _in_float32(part: PreTrainedModel, dtype: torch.dtype | None) -> set[str]:
+    """What in the names of a part's weights says that they are loaded in float32 where ``dtype`` is asked for."""
+    words: set[str] = set()
+    if dtype == torch.float16:
+        words.update(part._keep_in_fp32_modules or ())
+    if dtype in (torch.float16, torch.bfloat16):
+        words.update(part._keep_in_fp32_modules_strict or ())
+    return words
 
 
 def of_runs(options: Mapping[str, Any], components: Iterable[str]) -> dict[str, Any]:
@@ -133,9 +185,10 @@ def load_encoder(folder: Path, options: Mapping[str, Any]) -> TextEncoder:
     """
     variant = options.get("variant")
     variant = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None
-    encoder, info = read_encoder(
-        folder, dtype=dtype_of(folder.name, options), variant=variant, use_safetensors=options["use_safetensors"]
-    )
+    # transformers saves safetensors whatever it is told: where no pickle lies these are meant
+    safe = options["use_safetensors"] if any(folder.glob(PICKLES)) else True
+    dtype = dtype_of(folder.name, options)
+    encoder, info = read_encoder(folder, dtype=dtype, variant=variant, use_safetensors=safe)
     check_loaded(encoder, info, str(folder))
     return encoder.requires_grad_(False).eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from imagen.checks import check_int
 from imagen.conditions.condition import Given, Target
 from imagen.conditions.text import cat_text, null_text
 from imagen.text.encoder import as_read, encode, token_count, unknown_characters
@@ -74,6 +75,20 @@ def as_list(name: str, prompt: str | Sequence[str]) -> list[str]:
     if isinstance(prompt, Sequence) and prompt and all(isinstance(entry, str) for entry in prompt):
         return list(prompt)
     raise ValueError(f"{name} is {prompt!r}; expected a string or a non-empty list of strings")
+
+
+class EncodedPrompt(NamedTuple):
+    """What a call takes in place of prompts, each under its name there; the first two are what diffusers returns.
+
+    Attributes:
+        prompt_embeds, prompt_mask: (P, L, D) in at least float32 and (P, L) bool, True at real tokens.
+        negative_prompt_embeds, negative_prompt_mask: (1 or P, L', D) and (1 or P, L'), or None without guidance.
+    """
+
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    prompt_mask: Tensor
+    negative_prompt_mask: Tensor | None
 
 
 class PromptReader(NamedTuple):
@@ -155,6 +170,61 @@ class PromptReader(NamedTuple):
         return self.encode([""])
 
 
+class PromptMixin:
+    """The part of a pipeline that reads prompts."""
+
+    tokenizer: object
+    text_encoder: object
+    config: Mapping[str, Any]  # this and the next of diffusers' DiffusionPipeline
+    _execution_device: torch.device
+
+    @property
+    def reader(self) -> PromptReader:
+        """What turns prompts into the texts that the networks read."""
+        defaults = TextDefaults.from_dict(self.config["text"])
+        return PromptReader(self.tokenizer, self.text_encoder, self.config["max_length"], defaults)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        do_classifier_free_guidance: bool = True,
+        num_images_per_prompt: int = 1,
+        device: torch.device | str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+    ) -> EncodedPrompt:
+        """Encode prompts for later calls, which need no text encoder: ``pipe(**pipe.encode_prompt(...)._asdict())``.
+
+        The pictures are, to the bit, those of the call with the prompts themselves.
+
+        Args:
+            prompt: P prompts.
+            do_classifier_free_guidance: whether to encode the unconditional half, too.
+            num_images_per_prompt: repeats every row so often, as in diffusers, for a call that is given none; given to
+                the call instead, it makes the same pictures for less.
+            device: where the tensors go; None: where the pipeline computes.
+            negative_prompt: one, or one for each prompt; None: what the model was trained with, mostly no text.
+
+        Raises:
+            ValueError: as the call; another number of negative prompts than one or P.
+        """
+        reader, times = self.reader, check_int("num_images_per_prompt", num_images_per_prompt, 1)
+        device = self._execution_device if device is None else device
+        text, mask = (part.to(device).repeat_interleave(times, dim=0) for part in reader.encode(prompt))
+        if not do_classifier_free_guidance:
+            return EncodedPrompt(text, None, mask, None)
+        null = reader.null(text.shape[-1]) if negative_prompt is None else reader.encode(negative_prompt)
+        check_negatives(len(null[0]), len(text) // times)
+        times = 1 if len(null[0]) == 1 else times
+        negative, negative_mask = (part.to(device).repeat_interleave(times, dim=0) for part in null)
+        return EncodedPrompt(text, negative, mask, negative_mask)
+
+
+def check_negatives(others: int, count: int) -> None:
+    """Raises ValueError for another number of negative texts than one, or one for each prompt."""
+    if others not in (1, count):
+        raise ValueError(f"{others} negative prompts for {count} prompts; give one, or one for each")
+
+
 def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Ready embeddings (P, L, D) and their mask (P, L) or None (all tokens real) -> at least float32, and bool.
 
@@ -184,8 +254,7 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
         ValueError: negative texts of another number than one or ``count``, or of another width.
     """
     (others, _, width), dim = negative[0].shape, prompt[0].shape[2]
-    if others not in (1, count):
-        raise ValueError(f"{others} negative prompts for {count} prompts; give one, or one for each")
+    check_negatives(others, count)
     if width != dim:
         raise ValueError(f"the negative text has width {width}, the prompt {dim}; encode both alike")
     embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)

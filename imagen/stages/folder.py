@@ -25,6 +25,7 @@ ADAPTERS = (ADAPTER, f"model/{ADAPTER}", PEFT_ADAPTER, "pytorch_lora_weights.bin
 """Where an adapter lies in a folder: as we and diffusers write it, in a run, as peft does, as diffusers did."""
 PIPELINE_CLASS = "ImagenPipeline"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.md"]
+PICKLES = "*.bin"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def find_folder(
         raise ValueError(f"model {text!r}: no such folder; give a folder with {INDEX}, or a Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    ignore = [f"{component}/*" for component in skip] + ([] if variant else ["*.*.safetensors"])
+    ignore = [f"{component}/*" for component in skip] + ([] if variant else ["*.*.safetensors", f"*.{PICKLES}"])
     try:
         return Path(snapshot_download(text, allow_patterns=list(patterns), ignore_patterns=ignore, **hub))
     except Exception as error:  # its own, httpx's and the system's errors: to the user all are one
@@ -98,7 +99,7 @@ def find_folder(
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The parsed ``model_index.json`` of a model folder.
+    """The parsed ``model_index.json`` of a model folder. Subclasses of ours write their own name, and our entries.
 
     Raises:
         ValueError: it is missing, is not JSON, or belongs to another pipeline.
@@ -110,18 +111,18 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = read_json(folder / INDEX)
     except ValueError as error:
         raise ValueError(f"{where}: {error}; save the model again") from error
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise ValueError(
-            f"{where} holds a {index.get('_class_name')}, not an {PIPELINE_CLASS}; load it with its own class"
-        )
+    name = index.get("_class_name")
+    if name != PIPELINE_CLASS and not (isinstance(name, str) and "format_version" in index):
+        raise ValueError(f"{where} holds a {name}, not an {PIPELINE_CLASS}; load it with its own class")
     return index
 
 
-def read_model(folder: Path, skip: Iterable[str] = ()) -> dict[str, SavedStage]:
+def read_model(folder: Path, skip: Iterable[str] = (), pickled: bool = False) -> dict[str, SavedStage]:
     """The stages of a pipeline folder (network and scheduler both), by slot, in the order of the cascade.
 
     Args:
         skip: components that are not wanted, and need not be there.
+        pickled: whether pickled weights will do.
 
     Raises:
         ValueError: the index is unreadable or newer than this code, or a listed component has no folder or no weights.
@@ -132,8 +133,8 @@ def read_model(folder: Path, skip: Iterable[str] = ()) -> dict[str, SavedStage]:
         place = folder / component
         if not place.is_dir():
             raise ValueError(f"model folder {str(folder)!r}: {component} is listed but {component}/ is missing")
-        if component.endswith(("_unet", "text_encoder")) and not any(place.glob("*.safetensors")):
-            raise ValueError(f"model folder {str(folder)!r}: {component}/ holds no *.safetensors weights")
+        if component.endswith(("_unet", "text_encoder")):
+            _check_weights(place, f"model folder {str(folder)!r}: {component}/", pickled)
         if component.endswith("_unet"):
             _check_class(folder, component, index[component][1])
     return {
@@ -141,6 +142,19 @@ def read_model(folder: Path, skip: Iterable[str] = ()) -> dict[str, SavedStage]:
         for slot, stage in _of_index(folder, index).items()
         if {f"{slot}_unet", f"{slot}_scheduler"} <= listed
     }
+
+
+def _check_weights(place: Path, where: str, pickled: bool) -> None:
+    """Raises ValueError where a folder holds no weights, or only such as are not to be unpickled."""
+    if any(place.glob("*.safetensors")):
+        return
+    if not any(place.glob(PICKLES)):
+        raise ValueError(f"{where} holds no *.safetensors weights")
+    if not pickled:
+        raise ValueError(
+            f"{where} holds pickled weights ({PICKLES}) alone: ImagenPipeline.from_pretrained(..., "
+            "use_safetensors=False) loads them, and save_pretrained then writes safetensors"
+        )
 
 
 def _check_class(folder: Path, component: str, named: str) -> None:
@@ -255,12 +269,13 @@ def stage_beside(network: Path) -> SavedStage | None:
     return read_run(root) if (root / RECORD).is_file() else None
 
 
-def check_complete(place: Path, expected: Iterable[str]) -> None:
+def check_complete(place: Path, expected: Iterable[str], pickled: bool = False) -> None:
     """Check that a network's files hold its tensors: diffusers fills what is missing with whatever lies in memory.
 
     Args:
         place: folder of the network, of which all safetensors are looked at.
         expected: names of its tensors.
+        pickled: look at pickles, too.
 
     Raises:
         ValueError: one is missing.
@@ -268,9 +283,37 @@ def check_complete(place: Path, expected: Iterable[str]) -> None:
     from safetensors import safe_open
 
     names: set[str] = set()
+    notes: dict[str, str] = {}
     for path in place.glob("*.safetensors"):
         with safe_open(path, framework="np") as file:
             names.update(file.keys())
-    missing = sorted(set(expected) - names)
+            notes.update(file.metadata() or {})
+    for path in place.glob(PICKLES) if pickled else ():
+        names.update(_pickled_names(path))
+    missing = sorted(set(expected) - names - _quantised_names(names, notes))
     if missing:
         raise ValueError(f"{place} lacks {len(missing)} tensors of the network ({missing[0]}, ...); fetch it again")
+
+
+def _quantised_names(names: set[str], notes: Mapping[str, str]) -> set[str]:
+    """Tensors that torchao wrote in parts (``a._weight_qdata``, ``a._weight_scale``: ``a.weight``), all of them there.
+
+    Args:
+        names: of what lies in the files.
+        notes: their metadata, in which torchao says which tensor has which parts.
+    """
+    whole = set()
+    for name in json.loads(notes.get("tensor_names", "[]")):
+        module, _, leaf = name.rpartition(".")
+        parts = json.loads(notes[name]).get("_tensor_data_names", [])
+        if parts and names.issuperset(f"{module}._{leaf}_{part}" for part in parts):
+            whole.add(name)
+    return whole
+
+
+def _pickled_names(path: Path) -> Iterable[str]:
+    """Names of the tensors in a pickle, of which nothing is run and no weight is read."""
+    import torch
+
+    tensors: Mapping[str, object] = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    return tensors.keys()

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagen.errors import ConfigError
-from imagen.stages.folder import INDEX, RECORD, SavedStage, find_folder, read_model, read_run
+from imagen.stages.folder import (
+    HUB_PATTERNS,
+    INDEX,
+    PICKLES,
+    RECORD,
+    SavedStage,
+    find_folder,
+    read_model,
+    read_run,
+)
 from imagen.stages.spec import SLOTS
 
 
@@ -25,12 +34,17 @@ class Model(NamedTuple):
 
 
 def find_model(
-    name: str | Path | Sequence[str | Path], variant: str | None = None, skip: Iterable[str] = (), **hub: Any
+    name: str | Path | Sequence[str | Path],
+    variant: str | None = None,
+    skip: Iterable[str] = (),
+    pickled: bool = False,
+    **hub: Any,
 ) -> Model:
     """The model that ``name`` means. A Hub id is fetched.
 
     Args:
         name: a pipeline's folder or Hub id; the folder of a run, or several, as a list or with commas between them.
+        pickled: whether pickled weights of a pipeline will do; they are fetched, too.
         variant, skip, hub: as :func:`imagen.stages.folder.find_folder` takes them.
 
     Raises:
@@ -39,12 +53,12 @@ def find_model(
     parts = _parts(name)
     if len(parts) > 1 or any((Path(parts[0]) / place).is_file() for place in (RECORD, f"model/{RECORD}")):
         return Model(_runs([Path(part) for part in parts]))
-    folder = find_folder(parts[0], variant, skip, **hub)
+    folder = find_folder(parts[0], variant, skip, [*HUB_PATTERNS, PICKLES] if pickled else HUB_PATTERNS, **hub)
     if not (folder / INDEX).is_file() and (folder / "state").is_dir():
         raise ValueError(
             f"model {str(parts[0])!r} is the folder of a run that has exported no stage yet: let it train on"
         )
-    return Model(read_model(folder, skip), folder)
+    return Model(read_model(folder, skip, pickled), folder)
 
 
 def _parts(name: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

@@ -255,7 +255,7 @@ def test_a_broken_model_gets_one_line_and_code_2(run, capsys, tmp_path, model, d
         index = json.loads((folder / "model_index.json").read_text())
         weights = folder / "base_unet" / "diffusion_pytorch_model.safetensors"
         if damage == "other":
-            index["_class_name"] = "FluxPipeline"
+            index = {"_class_name": "FluxPipeline", "base_unet": index["base_unet"]}
         elif damage == "newer":
             index["format_version"] = 99
         elif damage == "no-unet":

@@ -137,7 +137,7 @@ def test_what_the_hub_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert name == "owner/name"
     assert {key: first[key] for key in HUB_ARGUMENTS} == hub
     assert set(HUB_ARGUMENTS) >= {"revision", "token", "cache_dir", "local_files_only"}
-    assert sorted(first["ignore_patterns"]) == sorted(["sr256_unet/*", "watermarker/*", "*.*.safetensors"])
+    assert sorted(first["ignore_patterns"]) == sorted(["sr256_unet/*", "watermarker/*", "*.*.safetensors", "*.*.bin"])
     assert second == {"revision": "r", "allow_patterns": ["*.x"], "ignore_patterns": ["a/*"]}
 
 
