@@ -1,7 +1,9 @@
 """Adapters in a network: what diffusers' PeftAdapterMixin gives, which loads peft, at the first use of it."""
 
+import functools
 from typing import Any
 
+from diffusers import ModelMixin
 from torch import nn
 
 
@@ -46,6 +48,7 @@ class Adaptable:
     _fuse_lora_apply = Lent()
     _unfuse_lora_apply = Lent()
 
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look which arguments it takes
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As diffusers', for a network without adapters: with one its layers have names that nothing would load.
 

@@ -202,7 +202,6 @@ def attend(
     """
     # here, for diffusers imports every attention package that is installed
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     if backend is None:
         backend, _ = Registry.get_active_backend()
@@ -210,6 +209,8 @@ def attend(
         return sdpa(query, key, value, heads, mask)
     if backend == "xformers":  # diffusers' adds a mask of True and False to the logits
         return xformers_attention(query, key, value, heads, mask)
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
     q, k, v = (t.unflatten(-1, (heads, -1)) for t in (query, key, value))
     given = {"query": q, "key": k, "value": v, "attn_mask": None if mask is None else mask[:, None, None, :]}
     try:
