@@ -172,7 +172,9 @@ def test_a_fusion_that_fails_leaves_the_weights(two: ImagenPipeline) -> None:
     last = [p for name, p in two.base_unet.named_parameters() if "lora_B.two" in name][-1]
     last.data[0, 0] = torch.inf
     with pytest.raises(ValueError, match="NaNs"):
-        two.fuse_lora(safe_fusing=True)
+        two.fuse_lora(lora_scale=0.5, safe_fusing=True)
+    scales = [layer.scaling for layer in two.base_unet.modules() if hasattr(layer, "base_layer")]
+    assert all(scale == {"one": 1.0, "two": 0.5} for scale in scales)
     two.set_adapters("one")
     assert_acts(two, {1: 1.0})
 

@@ -106,6 +106,11 @@ def test_a_tensor_in_parts_is_there_when_all_of_them_are_in_whichever_files(tmp_
     for number, keys in enumerate((["a._weight_qdata", "a.bias"], ["a._weight_scale", "b.c._weight_qdata"])):
         save_file({key: tensors[key] for key in keys}, tmp_path / f"{number}.safetensors", notes)
     check_complete(tmp_path, names)
+    mine = {key: notes[key] for key in names[2:]} | {"tensor_names": json.dumps(names[2:])}
+    save_file({"b.c._weight_qdata": tensors["b.c._weight_qdata"]}, tmp_path / "1.safetensors", mine)  # of it alone
+    rest = {key: value for key, value in tensors.items() if not key.startswith("b.c.")}
+    save_file(rest, tmp_path / "0.safetensors", notes)
+    check_complete(tmp_path, names)
     for lost, told in (("a._weight_scale", "a.weight"), ("a.bias", "a.bias"), ("b.c._weight_qdata", "b.c.weight")):
         folder = tmp_path / lost
         folder.mkdir()

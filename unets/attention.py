@@ -221,9 +221,10 @@ def attend(
         raise
     except (ValueError, RuntimeError, NotImplementedError) as error:
         masked = "without a mask" if mask is None else "with a mask over the text's padding"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"attention backend {str.__str__(backend)!r} cannot attend to {query.dtype} on {query.device.type} "
-            f'{masked}: {error}; choose another, such as set_attention_backend("native")'
+            f'{masked}: {reason}; choose another, such as set_attention_backend("native")'
         ) from error
     return out.flatten(-2)
 

@@ -131,14 +131,16 @@ def adapted_layers(network: nn.Module) -> list[Any]:
 
 
 def fuse(network: Any, scale: float = 1.0, safe_fusing: bool = False, names: list[str] | None = None) -> None:
-    """As diffusers' fuse_lora, once, and with the weights back where the sum is not finite."""
+    """As diffusers' fuse_lora, once, and with weights and scales back where the sum is not finite."""
     check_apart(network)
+    scales = [(layer, dict(layer.scaling)) for layer in adapted_layers(network)]
     try:
         network.fuse_lora(scale, safe_fusing, names)
     except ValueError:
-        for layer in adapted_layers(network):
+        for layer, before in scales:
             if layer.merged:  # before the one that failed
                 layer.unmerge()
+            layer.scaling.update(before)
         raise
 
 

@@ -283,32 +283,31 @@ def check_complete(place: Path, expected: Iterable[str], pickled: bool = False) 
     from safetensors import safe_open
 
     names: set[str] = set()
-    notes: dict[str, str] = {}
+    parts: dict[str, set[str]] = {}
     for path in place.glob("*.safetensors"):
         with safe_open(path, framework="np") as file:
             names.update(file.keys())
-            notes.update(file.metadata() or {})
+            parts |= _parts(file.metadata() or {})
     for path in place.glob(PICKLES) if pickled else ():
         names.update(_pickled_names(path))
-    missing = sorted(set(expected) - names - _quantised_names(names, notes))
+    missing = sorted(set(expected) - names - {name for name, of in parts.items() if of <= names})
     if missing:
         raise ValueError(f"{place} lacks {len(missing)} tensors of the network ({missing[0]}, ...); fetch it again")
 
 
-def _quantised_names(names: set[str], notes: Mapping[str, str]) -> set[str]:
-    """Tensors that torchao wrote in parts (``a._weight_qdata``, ``a._weight_scale``: ``a.weight``), all of them there.
+def _parts(notes: Mapping[str, str]) -> dict[str, set[str]]:
+    """Tensors that torchao wrote in parts (``a._weight_qdata``, ``a._weight_scale``: ``a.weight``), with their names.
 
     Args:
-        names: of what lies in the files.
-        notes: their metadata, in which torchao says which tensor has which parts.
+        notes: a file's metadata, in which torchao says which tensor has which parts.
     """
-    whole = set()
+    found = {}
     for name in json.loads(notes.get("tensor_names", "[]")):
         module, _, leaf = name.rpartition(".")
-        parts = json.loads(notes[name]).get("_tensor_data_names", [])
-        if parts and names.issuperset(f"{module}._{leaf}_{part}" for part in parts):
-            whole.add(name)
-    return whole
+        parts = json.loads(notes.get(name, "{}")).get("_tensor_data_names", [])
+        if parts:
+            found[name] = {f"{module}._{leaf}_{part}" for part in parts}
+    return found
 
 
 def _pickled_names(path: Path) -> Iterable[str]:

@@ -93,6 +93,10 @@ def test_what_a_backend_cannot_take_is_said_in_one_line() -> None:
     unet.float()
     with pytest.raises(ValueError, match=r"'_native_flash' cannot attend to torch\.float32 .*bfloat16 or float16"):
         unet(**image_inputs(unet), text=draw(3, 2, 3, 24))
+    unet.set_attention_backend("_native_efficient")  # torch itself finds no kernel for it, in several lines
+    with pytest.raises(ValueError, match=r"^attention backend '_native_efficient' cannot attend to [^\n]*$"):
+        run(unet)
+    unet.set_attention_backend("_native_flash")
     with pytest.raises(ValueError, match="backend='fast'` must be one of"):
         unet.set_attention_backend("fast")
     with pytest.raises(ValueError, match="'_native_flash' cannot"):  # it stays what it was
