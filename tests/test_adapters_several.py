@@ -104,6 +104,9 @@ def test_each_stage_takes_those_that_it_holds(tmp_path: Path) -> None:
     pipe.set_adapters("other", 0.25)
     assert_acts(pipe, {})
     assert pipe.get_active_adapters() == ["other"]
+    pipe.set_adapters(["other", "style"], [0.3, 0.7])
+    assert_acts(pipe, {1: 0.7})  # the weight of the one that this stage holds
+    pipe.set_adapters("other")
     with pytest.raises(ValueError, match="adapter_weights stage is 'sr1024'; expected one of base, sr256"):
         pipe.set_adapters("style", {"sr1024": 1.0})
     pipe.delete_adapters("style")
@@ -121,6 +124,19 @@ def test_deleting_one_leaves_the_other_and_deleting_all_leaves_the_network_as_it
     assert all(torch.equal(now[name], value) for name, value in plain.items())
     with pytest.raises(ValueError, match="no stage holds an adapter 'one'; there is none"):
         two.delete_adapters("one")
+
+
+def test_a_network_whose_adapters_were_deleted_one_by_one_is_not_saved_with_its_layers_wrapped(
+    two: ImagenPipeline, tmp_path: Path
+) -> None:
+    two.base_unet.delete_adapters(["one", "two"])
+    with pytest.raises(ValueError, match="base holds an adapter"):
+        two.save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="this network holds an adapter"):
+        two.base_unet.save_pretrained(tmp_path / "unet")
+    two.unload_lora_weights()
+    two.save_pretrained(tmp_path / "pipe")
+    assert_acts(ImagenPipeline.from_pretrained(tmp_path / "pipe"), {})
 
 
 def test_disabled_adapters_are_kept(two: ImagenPipeline) -> None:
@@ -267,6 +283,7 @@ def test_a_network_is_built_without_peft_until_an_adapter_comes() -> None:
 def test_the_command_line_s_scale_stands_behind_a_colon(tmp_path: Path) -> None:
     assert adapter_of("a") == ("base", "a", 1.0)
     assert adapter_of("a:0.8") == ("base", "a", 0.8)
+    assert adapter_of("a:b:0.5") == ("base", "a:b", 0.5)
     assert adapter_of("sr256=a/b:-2") == ("sr256", "a/b", -2.0)
     (tmp_path / "a:0.8").mkdir()
     assert adapter_of(f"{tmp_path}/a:0.8") == ("base", f"{tmp_path}/a:0.8", 1.0), "a folder of that name comes first"

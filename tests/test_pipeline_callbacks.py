@@ -209,10 +209,11 @@ def test_the_state_is_replaced_under_either_name(pipe: ImagenPipeline, name: str
         (lambda t: {"z": t["z"] + 1, "latents": t["z"] + 2}, "two states, as z and as latents"),
         (lambda t: {"latents": 0}, "returned a int; expected None or"),
         (lambda t: {"latents": torch.zeros(1)}, r"made z \(1,\); expected \(2, 3, 16, 16\)"),
+        (lambda t: t.update(prompt_embeds=2 * t["prompt_embeds"]) or t, "; only z can be replaced"),
         (lambda t: {"prompt_embeds": 2 * t["prompt_embeds"]}, r"\['prompt_embeds'\]; only z can be replaced"),
     ],
 )
-def test_an_answer_with_more_than_one_state_is_told(pipe: ImagenPipeline, answer: Any, message: str) -> None:
+def test_an_answer_of_something_else_than_one_state_is_told(pipe: ImagenPipeline, answer: Any, message: str) -> None:
     asked = {"size": 16, "callback_on_step_end_tensor_inputs": ["z", "prompt_embeds"]}
     with pytest.raises(ValueError, match=message):
         sample(pipe, PROMPTS, callback_on_step_end=lambda p, i, t, tensors: answer(tensors), **asked)

@@ -50,7 +50,8 @@ class Share:
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, int, int]:
     """(low, high, mended, spoiled): the 95 % interval of the difference of two shares of the same things, and how many
-    are right in one alone. Newcombe's square-and-add interval (1998, method 10), which holds where few changed.
+    are right in one alone. Newcombe's square-and-add interval (1998, method 10), which holds where few changed: its
+    correlation of the two is drawn towards 0 by half a thing.
     """
     mended = sum(b and not a for a, b in zip(before, after, strict=True))
     spoiled = sum(a and not b for a, b in zip(before, after, strict=True))
@@ -60,7 +61,8 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[fl
     both = sum(a and b for a, b in zip(before, after, strict=True))
     neither = len(before) - both - mended - spoiled
     scale = math.sqrt((both + spoiled) * (mended + neither) * (both + mended) * (spoiled + neither))
-    phi = (both * neither - mended * spoiled) / scale if scale else 0.0
+    product = both * neither - mended * spoiled
+    phi = (max(product - len(before) / 2, 0.0) if product > 0 else product) / scale if scale else 0.0
     a, b, c, d = q - low_2, high_1 - p, high_2 - q, p - low_1
     low = q - p - math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
     high = q - p + math.sqrt(max(c * c - 2 * phi * c * d + d * d, 0.0))

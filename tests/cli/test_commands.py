@@ -99,3 +99,15 @@ def test_without_a_checkout_help_names_the_installed_command(name: str, tmp_path
     with pytest.raises(SystemExit):
         module.main(["--help"])
     assert "".join(shown).startswith(f"usage: imagen-{name} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_behind_a_name_is_that_of_its_command(name: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["python -m imagen"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    try:
+        code = main([name, "--help"])
+    except SystemExit as end:
+        code = end.code
+    assert not code
+    assert capsys.readouterr().out.lower().startswith("usage: ")

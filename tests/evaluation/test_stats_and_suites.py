@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from imagen.data.shapes.language import is_heldout, parse
-from imagen.evaluation.stats import Share
+from imagen.evaluation.stats import Share, paired_difference
 from imagen.evaluation.suites import CATEGORIES, SuiteName, shuffled, suite
 
 
@@ -104,3 +105,29 @@ def test_words_are_shuffled_in_a_way_of_each_prompt_s_own() -> None:
 def test_suites_that_do_not_exist(wrong: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=f"{told}.* expected"):
         suite(**{"name": "heldout", "num": 4, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("counts", [(40, 30, 8, 2), (90, 5, 1, 4), (3, 1, 6, 50), (10, 0, 0, 10)])
+def test_the_interval_of_a_paired_difference_is_newcombe_s(counts: tuple[int, int, int, int]) -> None:
+    """Newcombe 1998, method 10, from Wilson's limits as roots of (p - x)^2 = z^2 x (1 - x) / n."""
+    both, spoiled, mended, neither = counts
+    number, z = sum(counts), 1.959964
+
+    def wilson(share: float) -> tuple[float, float]:
+        ratio = z * z / number
+        low, high = sorted(np.roots([1 + ratio, -2 * share - ratio, share * share]).real)
+        return low, high
+
+    p, q = (both + spoiled) / number, (both + mended) / number
+    (p_low, p_high), (q_low, q_high) = wilson(p), wilson(q)
+    spread = math.sqrt(p * (1 - p) * q * (1 - q))
+    above_chance = both / number - p * q
+    phi = (above_chance if above_chance < 0 else max(above_chance - 0.5 / number, 0.0)) / spread
+    below = (q - q_low) ** 2 - 2 * phi * (q - q_low) * (p_high - p) + (p_high - p) ** 2
+    above = (q_high - q) ** 2 - 2 * phi * (q_high - q) * (p - p_low) + (p - p_low) ** 2
+    before = [True] * (both + spoiled) + [False] * (mended + neither)
+    after = [True] * both + [False] * spoiled + [True] * mended + [False] * neither
+    low, high, *changed = paired_difference(before, after)
+    assert changed == [mended, spoiled]
+    assert low == pytest.approx(q - p - math.sqrt(max(below, 0.0)), abs=1e-4)
+    assert high == pytest.approx(q - p + math.sqrt(max(above, 0.0)), abs=1e-4)

@@ -11,7 +11,9 @@ import yaml
 
 import unets
 from imagen.cascade.variance import first_rows
+from tests.factories import tiny_base
 from tests.unets.helpers import KINDS, draw, image_inputs, make
+from unets import BaseUNet
 from unets.contract import any_network, facts, network_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +97,14 @@ def test_every_registered_network_is_one() -> None:
 def test_names_are_known_without_torch() -> None:
     command = "import sys, unets, unets.contract; assert not {'torch', 'diffusers'} & set(sys.modules); unets.NETWORKS"
     subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)
+
+
+def test_a_class_derived_from_a_network_takes_its_configurations_and_folders(tmp_path: Path) -> None:
+    class Mine(BaseUNet):
+        pass
+
+    unet = tiny_base()
+    unet.save_pretrained(tmp_path)
+    for mine in (Mine.from_config(unet.config), Mine.from_pretrained(tmp_path)):
+        assert type(mine) is Mine
+        assert mine.config.model_channels == unet.config.model_channels

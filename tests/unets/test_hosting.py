@@ -66,6 +66,10 @@ def test_the_context_manager_acts_on_networks_without_a_backend_of_their_own(cal
         assert calls == ["_native_math"] * layers(unet)
         assert torch.equal(run(own), expected)
         assert torch.equal(run(copy.deepcopy(own)), expected)
+        own.set_attention_backend("native")  # of this network alone: what is active for all others stays
+        calls.clear()
+        run(unet)
+        assert calls == ["_native_math"] * layers(unet)
     assert torch.equal(run(unet), expected)
     assert len(calls) == layers(unet)
 

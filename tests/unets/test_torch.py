@@ -101,3 +101,14 @@ def test_a_new_number_is_no_new_graph(numbers: str, whole: bool) -> None:
         expected = plain(sample, number, context, **further)
         assert torch.allclose(compiled(sample, number, context, **further), expected, rtol=1e-5, atol=1e-6)
     assert counting.graphs <= 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("number", [999, 0.001, 123.4])
+def test_a_number_is_the_timestep_that_it_says_whatever_the_network_s_dtype(number: float) -> None:
+    """bfloat16 has no 999."""
+    unet = make("dit").to(torch.bfloat16)
+    given = {**image_inputs(unet, 2), **texts(2, 3)}
+    given["timestep"] = torch.full((2,), number)
+    expected = unet(**given)
+    assert torch.equal(unet(**{**given, "timestep": number}), expected)
