@@ -137,8 +137,8 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
             return cls(**assemble(model.stages, own, remedy="tokenizer= and text_encoder="))
         folder = model.folder
         tell_class(folder, cls)
-        kwargs.update(load_parts(folder, kwargs))
         try:
+            kwargs.update(load_parts(folder, kwargs))
             pipe: Self = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             name = str(pretrained_model_name_or_path)

@@ -222,6 +222,7 @@ def test_an_answer_of_something_else_than_one_state_is_told(pipe: ImagenPipeline
 @pytest.mark.parametrize(
     ("callback", "message"),
     [
+        (3, "callback_on_step_end is 3; expected a function"),
         (SDXLCFGCutoffCallback(0.5), "SDXLCFGCutoffCallback names 'add_text_embeds'; expected some of z, latents"),
         (IPAdapterScaleCutoffCallback(0.5), "IPAdapterScaleCutoffCallback sets the scale of an IP-Adapter"),
         (
@@ -229,7 +230,7 @@ def test_an_answer_of_something_else_than_one_state_is_told(pipe: ImagenPipeline
             "IPAdapterScaleCutoffCallback sets the scale of an IP-Adapter",
         ),
     ],
-    ids=["sdxl", "ip adapter", "ip adapter among others"],
+    ids=["a number", "sdxl", "ip adapter", "ip adapter among others"],
 )
 def test_a_callback_for_what_is_not_here_is_told_before_anything_runs(
     pipe: ImagenPipeline, callback: Any, message: str

@@ -99,3 +99,11 @@ def test_runs_are_loaded_in_the_dtype_that_a_saved_pipeline_is(tmp_path: Path) -
     assert pipe.text_encoder.get_parameter(OUTPUT).dtype == F32
     pipe.save_pretrained(tmp_path / "composed")
     expect_same(weights(pipe), weights(ImagenPipeline.from_pretrained(tmp_path / "composed", dtype=F16)))
+
+
+def test_dtypes_by_name_for_each_part(saved: Path) -> None:
+    pipe = ImagenPipeline.from_pretrained(saved, dtype={"default": "bfloat16", "base_unet": "float32"})
+    parts = (pipe.base_unet, pipe.sr256_unet, pipe.text_encoder)
+    assert [part.dtype for part in parts] == [F32, BF16, BF16]
+    with pytest.raises(ValueError, match="dtype is 'big'; expected float32"):
+        ImagenPipeline.from_pretrained(saved, dtype={"default": "big"})

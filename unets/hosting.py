@@ -45,6 +45,8 @@ class BackendsMixin(nn.Module):
         """
         from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
+        if not isinstance(backend, str):
+            raise ValueError(f"backend is {backend!r}; expected a name, as native: reset_attention_backend() undoes it")
         active, _ = _AttentionBackendRegistry.get_active_backend()
         try:
             super().set_attention_backend(backend)  # type: ignore[misc]

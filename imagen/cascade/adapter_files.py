@@ -9,6 +9,7 @@ IF family have diffusers' names for their layers, so that one file serves :class
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ PREFIXES = (PREFIX, "base_model.model.", "")
 NAME = "default"
 """Of an adapter that is trained, within its network."""
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-FURTHER = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+BIAS, LENGTHS = ".lora_B.bias", (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 """Beside the matrices: a bias, and the lengths of DoRA (Liu et al. 2024)."""
 EARLIER = re.compile(r"(.*?)(?:_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight")
 """Names as diffusers wrote them before it left adapters to peft, ``...processor.to_q_lora.down.weight`` the first."""
@@ -40,6 +41,10 @@ PROCESSOR = re.compile(r"(?<![^.])processor\.")
 ALPHA = re.compile(r"(.*?)(?:_lora|\.lora|\.lora_linear_layer)?\.alpha")
 WHICH = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "r")
 """Of peft's settings, those that the matrices say themselves."""
+TRAINING = ("lora_dropout", "init_lora_weights")
+"""Of peft's settings, those of a training, ..."""
+OTHER_WEIGHTS = ("pissa", "olora", "corda", "loftq")
+"""... of which these ways to begin change the network's own weights, too."""
 MORE = ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication")
 """Of peft's settings, those that train more than matrices beside layers."""
 
@@ -87,26 +92,41 @@ def read_adapter(place: str | Path | Mapping[str, Tensor]) -> Adapter:
         ValueError: none there, damaged, or with something else in it than what a network's LoRA or DoRA has.
     """
     told, tensors, facts = ("the adapter", dict(place), {}) if isinstance(place, Mapping) else _read_file(place)
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
+        raise ValueError(f"{told} holds something else than tensors by name")
     if not tensors:
         raise ValueError(f"{told} is empty; expected LoRA matrices named {PREFIX}LAYER{DOWN} and {UP}")
     prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors))
     strange = sorted(name for name in tensors if not name.startswith(prefix))
     tensors, alphas = _renamed({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-    strange += sorted(prefix + name for name in tensors if not name.endswith((DOWN, UP, *FURTHER)))
+    strange += sorted(prefix + name for name in tensors if not name.endswith((DOWN, UP, BIAS, *LENGTHS)))
     if strange:
         raise ValueError(f"{told} holds {strange[0]!r}; expected LoRA matrices named {PREFIX}LAYER{DOWN} and {UP}")
     for layer in sorted({name.rsplit(".lora_", 1)[0] for name in tensors}):
         if not {layer + DOWN, layer + UP} <= tensors.keys():
             raise ValueError(f"{told} holds one of {layer!r}'s two matrices; expected {DOWN} and {UP}")
+    for name, tensor in tensors.items():
+        whole = tensor.is_floating_point() and not tensor.is_meta and tensor.ndim and len(tensor)
+        if not whole or not tensor.isfinite().all():
+            raise ValueError(
+                f"{told}: {name} holds {tensor.dtype} of shape {tuple(tensor.shape)}; expected finite floats"
+            )
     facts = {name.removeprefix(prefix): value for name, value in facts.items()}
     if facts.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{told} is an adapter of peft's type {facts['peft_type']}; expected LORA")
+    strengths = [facts.get("lora_alpha", 1.0), *(facts.get("alpha_pattern") or {}).values()]
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in strengths):
+        raise ValueError(f"{told} says the strengths {strengths} (lora_alpha, alpha_pattern); expected finite numbers")
     more = [name for name in MORE if facts.get(name)] + ["bias"] * (facts.get("bias", "none") != "none")
     if more:
         raise ValueError(f"{told} was trained with {more[0]}, which is more than LoRA and is not supported")
-    lengths = any(FURTHER[1] in name for name in tensors)
-    if facts.get("use_dora", lengths) != lengths:
-        raise ValueError(f"{told} {'holds' if lengths else 'lacks'} DoRA's {FURTHER[1]}, and its header says otherwise")
+    start = str(facts.get("init_lora_weights")).lower()
+    if start.startswith(OTHER_WEIGHTS):
+        raise ValueError(
+            f"{told} was trained with init_lora_weights {start!r}, which changes the network's own weights: save it "
+            "with peft's path_initial_model_for_weight_conversion"
+        )
+    _check_dora(told, tensors, facts)
     return Adapter(tensors, _config(tensors, facts, alphas))
 
 
@@ -150,16 +170,28 @@ def _layer(name: str) -> str:
     return f"{name}.0" if name.endswith("to_out") else name
 
 
+def _check_dora(told: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Raises ValueError where some layers have DoRA's lengths and others not, or the header says otherwise."""
+    layers = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    without = sorted(layers - {name.rsplit(".lora_", 1)[0] for name in tensors if name.endswith(LENGTHS)})
+    if without and len(without) < len(layers):
+        raise ValueError(
+            f"{told} has DoRA's lengths for some layers and not for {without[0]!r}, which is not supported"
+        )
+    if facts.get("use_dora", not without) != (not without):
+        raise ValueError(f"{told} {'lacks' if without else 'holds'} DoRA's {LENGTHS[0]}, and its header says otherwise")
+
+
 def _config(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], alphas: Mapping[str, float]) -> dict[str, Any]:
     """Arguments of peft's LoraConfig; without alpha an adapter acts as its matrices are: alpha is the rank."""
     ranks = {name.removesuffix(DOWN): len(tensor) for name, tensor in tensors.items() if name.endswith(DOWN)}
-    config = {name: value for name, value in facts.items() if name not in WHICH}
+    config = {name: value for name, value in facts.items() if name not in (*WHICH, *TRAINING)}
     config["r"], config["rank_pattern"] = _most(ranks)
     if "lora_alpha" not in facts:
         strengths = {layer: alphas.get(layer, float(rank)) for layer, rank in ranks.items()}
         config["lora_alpha"], config["alpha_pattern"] = _most(strengths)
-    config["use_dora"] = any(FURTHER[1] in name for name in tensors)
-    config["lora_bias"] = any(name.endswith(FURTHER[0]) for name in tensors)
+    config["use_dora"] = any(name.endswith(LENGTHS) for name in tensors)
+    config["lora_bias"] = any(name.endswith(BIAS) for name in tensors)
     return {**config, "target_modules": sorted(ranks)}
 
 

@@ -11,8 +11,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from imagen.cascade.adapter_files import trained_without_variance
-from imagen.cascade.adapters import active_in, adapted_layers, check_apart, fuse, load_adapter
-from imagen.checks import check_choice
+from imagen.cascade.adapters import active_in, adapted_layers, check_apart, fuse, load_adapter, unfuse
+from imagen.checks import check_choice, check_int, check_keys
 from imagen.stages.spec import SLOTS
 from unets.adapters import holds_adapter
 
@@ -69,13 +69,15 @@ class AdapterMixin:
         if unet is None:
             told = "given" if isinstance(adapter, Mapping) else repr(str(adapter))
             raise ValueError(f"stage {stage!r} is not in this pipeline, which the adapter {told} is for")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale is {scale}; give a finite number: 1 is as trained, 0 is off")
+        scale = _finite("scale", scale)
         acting = active_in(unet)
         name = load_adapter(unet, adapter, adapter_name, hotswap=hotswap, _pipeline=self)
         unet.set_adapter(list(dict.fromkeys([*acting, name])))
         for layer in adapted_layers(unet):
+            before = layer.scaling.get(name)
             layer.set_scale(name, scale)
+            if isinstance(before, Tensor):  # of enable_lora_hotswap, which a compiled graph reads
+                layer.scaling[name] = before.fill_(layer.scaling[name])
         if trained_without_variance(adapter) and unet.facts.learns_variance:
             logger.warning(
                 f"{stage}: this adapter was trained with train.drop_variance, and the network still has its learned "
@@ -95,30 +97,52 @@ class AdapterMixin:
         Raises:
             ValueError: an adapter that no stage holds, or another number of weights.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        held = self._adapters
-        self._check_held(names)
-        by_slot = adapter_weights if isinstance(adapter_weights, Mapping) else {}
-        for slot in by_slot:
-            check_choice("adapter_weights stage", slot, list(held))
-        whole = 1.0 if adapter_weights is None or by_slot else adapter_weights
-        weights = [whole] * len(names) if isinstance(whole, int | float) else list(whole)
+        names, held = self._held("adapter_names", adapter_names), self._adapters
+        by_slot = {}
+        if isinstance(adapter_weights, Mapping):
+            by_slot = {str(part).removesuffix("_unet"): weight for part, weight in adapter_weights.items()}
+            check_keys(by_slot, list(held), "adapter_weights")
+            adapter_weights = None
+        whole: Any = 1.0 if adapter_weights is None else adapter_weights
+        weights = list(whole) if isinstance(whole, list | tuple) else [whole] * len(names)
         if len(weights) != len(names):
             raise ValueError(f"adapter_weights has {len(weights)} numbers for {len(names)} adapters; give one for each")
-        for slot, present in held.items():
-            check_apart(self._network(slot))
-            chosen = {name: by_slot.get(slot, weight) for name, weight in zip(names, weights, strict=True)}
-            chosen = {name: weight for name, weight in chosen.items() if name in present}
-            self._network(slot).set_adapters(list(chosen), list(chosen.values()))
+        chosen = {
+            slot: {
+                name: _finite("adapter_weights", by_slot.get(slot, weight))
+                for name, weight in zip(names, weights, strict=True)
+                if name in present
+            }
+            for slot, present in held.items()
+        }
+        for network in self._holding(None):
+            check_apart(network)
+        for slot, acting in chosen.items():
+            self._network(slot).set_adapters(list(acting), list(acting.values()))
 
-    def _check_held(self, names: Sequence[str]) -> None:
+    def _held(self, argument: str, given: str | Sequence[str]) -> list[str]:
+        """The names in an argument, each once. Raises: ValueError for what is no name, or one that no stage holds."""
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, Sequence):
+            raise ValueError(f"{argument} is {given!r}; expected the name of an adapter, or a list of them")
         known = list(dict.fromkeys(name for present in self._adapters.values() for name in present))
         for name in names:
             if name not in known:
                 raise ValueError(f"no stage holds an adapter {name!r}; there is {', '.join(known) or 'none'}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{argument} {list(names)} names an adapter twice")
+        return list(names)
+
+    def _parts(self, components: str | Sequence[str] | None) -> list[Any]:
+        """The networks of these stages, each once (None: of all), which hold adapters. Raises: ValueError."""
+        if components is None:
+            return list(self._holding(None))
+        parts = [components] if isinstance(components, str) else components
+        slots = dict.fromkeys(str(part).removesuffix("_unet") for part in parts)
+        return [network for slot in slots for network in self._holding(slot)]
 
     def get_active_adapters(self) -> list[str]:
-        """Names of the adapters that act, in any stage."""
+        """Names of the adapters that act, in any stage; none where they are disabled."""
         return list(dict.fromkeys(name for network in self._holding(None) for name in active_in(network)))
 
     def get_list_adapters(self) -> dict[str, list[str]]:
@@ -131,30 +155,34 @@ class AdapterMixin:
             network.enable_lora()
 
     def disable_lora(self) -> None:
-        """Let no adapter act, and keep them."""
+        """Let no adapter act, and keep them. Raises: ValueError where they are fused into the weights."""
+        for network in self._holding(None):
+            check_apart(network, disabled=True)
         for network in self._holding(None):
             network.disable_lora()
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Take adapters out of every stage that holds them. Raises: ValueError for one that none does."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self._check_held(names)
-        for slot, present in self._adapters.items():
-            network, gone = self._network(slot), [name for name in names if name in present]
-            check_apart(network)
-            left = [name for name in active_in(network) if name not in gone]
-            network.delete_adapters(gone)
-            if len(gone) == len(present):
+        names = self._held("adapter_names", adapter_names)
+        gone_from = {slot: [name for name in names if name in present] for slot, present in self._adapters.items()}
+        for slot, gone in gone_from.items():
+            if gone:
+                check_apart(self._network(slot), disabled=True)
+        for slot, gone in gone_from.items():
+            network = self._network(slot)
+            if len(gone) == len(self._adapters[slot]):
                 network.unload_lora()
             elif gone:
-                network.set_adapter(left)
+                # first, for peft would let another act in its place
+                network.set_adapter([name for name in network.active_adapters() if name not in gone])
+                network.delete_adapters(gone)
 
     def fuse_lora(
         self,
-        components: Sequence[str] | None = None,
+        components: str | Sequence[str] | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
     ) -> None:
         """Add the product of the adapters that act to the weights, to sample as fast as without any.
 
@@ -169,19 +197,18 @@ class AdapterMixin:
         Raises:
             ValueError: an adapter or a stage that is not there, or, with ``safe_fusing``, a sum that is not finite.
         """
-        self._check_held(adapter_names or ())
-        for part in [None] if components is None else [part.removesuffix("_unet") for part in components]:
-            for network in self._holding(part):
-                fuse(network, lora_scale, safe_fusing, None if adapter_names is None else list(adapter_names))
+        scale = _finite("lora_scale", lora_scale)
+        names = None if adapter_names is None else self._held("adapter_names", adapter_names)
+        networks = self._parts(components)
+        for network in networks:
+            check_apart(network)
+        for network in networks:
+            fuse(network, scale, safe_fusing, names)
 
-    def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
+    def unfuse_lora(self, components: str | Sequence[str] | None = None) -> None:
         """Undo :meth:`fuse_lora`, to rounding: the adapters act as before, at their own weights."""
-        for part in [None] if components is None else [part.removesuffix("_unet") for part in components]:
-            for network in self._holding(part):
-                for layer in adapted_layers(network):
-                    if layer.merged:
-                        layer.unmerge()
-                        layer.unscale_layer(network.lora_scale)  # which fusing left with the adapters
+        for network in self._parts(components):
+            unfuse(network)
 
     def unload_lora_weights(self, stage: str | None = None) -> None:
         """Take the adapters of a stage (None: of every stage) out again; the weights are those before, bit for bit, or
@@ -195,11 +222,15 @@ class AdapterMixin:
         faster. Raises: ValueError where the sum is not finite.
         """
         for network in self._holding(stage):
+            check_apart(network)
+        for network in self._holding(stage):
             fuse(network, safe_fusing=True)
             network.unload_lora()
 
     def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
         """Before the first adapter is loaded: make room for others of up to this rank, to be swapped in later."""
+        target_rank = check_int("target_rank", target_rank, 1)
+        check_choice("check_compiled", check_compiled, ("error", "warn", "ignore"))
         for network in (self._network(slot) for slot in SLOTS if self._network(slot) is not None):
             network.enable_lora_hotswap(target_rank, check_compiled)
 
@@ -209,3 +240,14 @@ class AdapterMixin:
             held = ", ".join(self._adapters)
             raise ValueError(f"{held} holds an adapter: call merge_lora_weights or unload_lora_weights before saving")
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+
+def _finite(name: str, value: Any) -> float:
+    """A number, or what holds one, as float. Raises: ValueError."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; give a finite number: 1 is as trained, 0 is off")
+    return number

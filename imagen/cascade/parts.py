@@ -81,7 +81,13 @@ def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any], networks: I
 
 
 def named_dtype(dtype: Any) -> Any:
-    """A torch dtype for its name ("bfloat16"); anything else as it is. Raises: ValueError for a name that is none."""
+    """A torch dtype for its name ("bfloat16"), also in a mapping; anything else as it is.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    if isinstance(dtype, Mapping):
+        return {part: named_dtype(one) for part, one in dtype.items()}
     if not isinstance(dtype, str):
         return dtype
     found = getattr(torch, dtype, None)

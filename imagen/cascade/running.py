@@ -51,6 +51,8 @@ def step_callback(
         ValueError: a tensor that no step has, or a callback for what is not here; when called, an answer that is none.
     """
     who = "callback_on_step_end_tensor_inputs"
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end is {callback!r}; expected a function or one of diffusers' callbacks")
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         who, names = type(callback).__name__, callback.tensor_inputs
     if any(isinstance(one, IPAdapterScaleCutoffCallback) for one in getattr(callback, "callbacks", [callback])):

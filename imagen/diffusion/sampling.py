@@ -217,6 +217,7 @@ def sampling_clone(scheduler: Any) -> Any:
             f"{type(scheduler).__name__} has use_beta_sigmas, which leaves its steps to the levels at both ends and "
             "draws nothing right in few steps: use use_exponential_sigmas or use_karras_sigmas instead"
         )
+    _check_order(type(scheduler).__name__, config.get("solver_order", 1))
     cls: type = type(scheduler)
     if cls is DDPMScheduler:
         cls = ImagenDDPMScheduler
@@ -235,6 +236,14 @@ def sampling_clone(scheduler: Any) -> Any:
     clone, log_snrs = cls(**_accepted(cls, config)), level_log_snrs(scheduler)
     clone.alphas_cumprod = torch.sigmoid(pressed(log_snrs) if hasattr(clone, "sigmas") else log_snrs)
     return clone
+
+
+def _check_order(name: str, order: Any) -> None:
+    """Raises ValueError for an order that the library does not have, or that loses pictures in few steps."""
+    known = [1, 2] if name == "UniPCMultistepScheduler" else [1, 2, 3]
+    if order not in known:
+        why = ", which loses pictures in few steps with guidance" if order == 3 else ""
+        raise ValueError(f"{name} has solver_order {order!r}{why}; use one of {', '.join(map(str, known))}")
 
 
 def pressed(log_snrs: Tensor) -> Tensor:

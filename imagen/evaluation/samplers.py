@@ -28,6 +28,7 @@ from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
 from imagen.diffusion.sampling import SAMPLERS
 from imagen.diffusion.schedules import alpha_sigma, level_log_snrs, log_snr_at
+from imagen.errors import one_line
 from imagen.evaluation.alignment import judge_all
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
 from imagen.evaluation.report import note, save_sheet, table, write_result
@@ -38,7 +39,7 @@ KINDS = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}
 SPACED = ("", "(use_karras_sigmas)", "(use_exponential_sigmas)")
 USUAL = (
     *(f"{kind}{spaced}" for kind in ("euler", "heun", "dpm++", "singlestep", "unipc") for spaced in SPACED),
-    *("ddim", "dpm++(use_lu_lambdas)", "dpm++(solver_order=3)", "unipc(solver_order=3)"),
+    *("ddim", "dpm++(use_lu_lambdas)", "dpm++(solver_order=3)"),
     *("ddpm", "dpm++(algorithm_type=sde-dpmsolver++)"),
 )
 DONE = "rows.jsonl"
@@ -66,15 +67,21 @@ class Sampler(NamedTuple):
         options: dict[str, Any] = {}
         for part in filter(None, (match[2] or "").split(",")):
             name, equals, value = part.partition("=")
-            if name not in inspect.signature(kind.__init__).parameters:
+            if name not in inspect.signature(kind).parameters:
                 raise ValueError(f"sampler {text!r}: {kind.__name__} has no option {name!r}")
-            options[name] = yaml.safe_load(value) if equals else True
+            try:
+                options[name] = yaml.safe_load(value) if equals else True
+            except yaml.YAMLError as error:
+                raise ValueError(f"sampler {text!r}: {value!r} is no value of {name}") from error
         return cls(text, kind, options)
 
     def of(self, scheduler: Any) -> Any:
         """This sampler with the levels of a stage's scheduler."""
         config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
-        return self.cls.from_config(config, **self.options)
+        try:
+            return self.cls.from_config(config, **self.options)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(f"sampler {self.text!r}: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -141,10 +148,10 @@ def read_rows(path: Path, of: Mapping[str, Any]) -> dict[tuple[str, int], Row]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-        except ValueError:
-            continue  # the line of a call that was killed
-        if entry.pop("of") == of:
-            row = Row(**entry)
+            made, row = entry.pop("of"), Row(**entry)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # the line of a call that was killed, or nobody's
+        if made == of:
             found[row.sampler, row.steps] = row
     return found
 

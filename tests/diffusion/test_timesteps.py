@@ -66,7 +66,7 @@ def test_lists_that_cannot_be_visited_are_refused() -> None:
     [
         (DPMSolverMultistepScheduler, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}),
         (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-        (UniPCMultistepScheduler, {"solver_order": 3, "disable_corrector": [0], "timestep_spacing": "leading"}),
+        (UniPCMultistepScheduler, {"solver_order": 2, "disable_corrector": [0], "timestep_spacing": "leading"}),
         (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
         (DDPMScheduler, {"variance_type": "learned"}),
         (DDPMScheduler, {"variance_type": "learned_range"}),

@@ -101,6 +101,8 @@ def test_what_a_backend_cannot_take_is_said_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^attention backend '_native_efficient' cannot attend to [^\n]*$"):
         run(unet)
     unet.set_attention_backend("_native_flash")
+    with pytest.raises(ValueError, match="backend is None; expected a name"):
+        unet.set_attention_backend(None)
     with pytest.raises(ValueError, match="backend='fast'` must be one of"):
         unet.set_attention_backend("fast")
     with pytest.raises(ValueError, match="'_native_flash' cannot"):  # it stays what it was
