@@ -121,6 +121,10 @@ def test_what_earlier_diffusers_wrote_is_read_for_every_layer(tmp_path: Path, do
     old["unet." + {"p": "to_q.alpha"}.get(down[0], "to_q.lora.alpha")] = torch.tensor(6.0)
     load_adapter(net, old)  # its tensors themselves
     assert_adds(net, {name: (3 if name == "to_q" else 1) * product(tensors, name) for name in names})
+    net.unload_lora()
+    old["unet." + {"p": "to_out.alpha"}.get(down[0], "to_out.lora.alpha")] = torch.tensor(8.0)
+    load_adapter(net, old)
+    assert_adds(net, {n: {"to_q": 3, "to_out.0": 4}.get(n, 1) * product(tensors, n) for n in names})
 
 
 def test_a_pickle_that_would_run_something_is_not_opened(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_dtype_and_components_act_on_runs_and_what_cannot_act_is_refused(runs: d
     per_part = {"default": torch.float32, "text_encoder": torch.float16}
     pipe = ImagenPipeline.from_pretrained(name, torch_dtype=per_part, variant=None, use_safetensors=True)
     assert (pipe.text_encoder.dtype, pipe.base_unet.dtype) == (torch.float16, torch.float32)
+    pipe = ImagenPipeline.from_pretrained(name, dtype={"base_unet": torch.bfloat16})
+    assert (pipe.base_unet.dtype, pipe.sr256_unet.dtype, pipe.text_encoder.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
     own = tiny_base(seed=5)
     assert (
         ImagenPipeline.from_pretrained(runs["base"], base_unet=own, tokenizer=None, text_encoder=None).base_unet is own

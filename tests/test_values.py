@@ -14,7 +14,7 @@ from unets.hosting import NetworkOutput
 
 
 def test_they_are_frozen_and_compare_by_their_fields() -> None:
-    """But for the state of the sampling loop, which is there to be changed, and the dict that diffusers' outputs are."""
+    """But for the state of the sampling loop, there to be changed, and the dict that diffusers' outputs are."""
     found: set[type] = set()
     for package in (imagen.conditions, imagen.diffusion, unets):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

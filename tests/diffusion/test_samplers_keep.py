@@ -134,6 +134,15 @@ def test_schedulers_that_cannot_take_x0_are_refused_by_name(name: str) -> None:
         sampling_clone(getattr(diffusers, name)())
 
 
+@pytest.mark.parametrize("cls", [MULTI, SINGLE])
+def test_forms_for_noise_become_those_for_x0_with_the_noise_they_add(cls: Any) -> None:
+    for asked, made in (("dpmsolver", "dpmsolver++"), ("sde-dpmsolver", "sde-dpmsolver++")):
+        if asked.startswith("sde") and cls is SINGLE:
+            continue  # it has none
+        scheduler = Sampler(cls, {**FOR_NOISE, "algorithm_type": asked}).of(CosineSchedule())
+        assert sampling_clone(scheduler).config.algorithm_type == made
+
+
 @pytest.mark.parametrize("options", [{"use_flow_sigmas": True}, {"prediction_type": "flow_prediction"}])
 def test_flow_matching_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="UniPCMultistepScheduler is set up for flow matching"):

@@ -98,11 +98,12 @@ def model(tmp_path: Path) -> Path:
 def test_every_sampler_is_sampled_once_and_rows_that_are_done_are_kept(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, asked = tmp_path / "out", []
+    out, asked, spaced = tmp_path / "out", [], []
     draw = samplers.sample
 
     def sample(pipe: Any, prompts: Any, size: int, settings: Any, *more: Any, **named: Any) -> Any:
         asked.append((type(pipe.base_scheduler).__name__, settings["num_inference_steps"], len(prompts)))
+        spaced.append(pipe.base_scheduler.config.get("use_karras_sigmas", False))
         return draw(pipe, prompts, size, settings, *more, **named)
 
     monkeypatch.setattr(samplers, "sample", sample)
@@ -122,8 +123,11 @@ def test_every_sampler_is_sampled_once_and_rows_that_are_done_are_kept(
     assert main([*words, "--samplers", "euler", "heun"]) == 0
     assert asked == []
     assert capsys.readouterr().out == table
-    assert main([*words, "--samplers", "euler", "ddim", "--seed", "1"]) == 0
-    assert len(asked) == 4, "pictures of other prompts are others"
+    spaced.clear()
+    words[-2:] = ["2"]
+    assert main([*words, "--samplers", "euler(use_karras_sigmas)", "heun", "--seed", "1"]) == 0
+    assert len(asked) == 2, "pictures of other prompts are others"
+    assert spaced == [True, False], "each row has its own options"
 
 
 def test_rows_of_other_pictures_are_not_taken(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ def test_a_backend_acts_on_every_layer_until_it_is_reset(kind: str, backend: str
     unet.reset_attention_backend()
     assert torch.equal(run(unet), expected)
     assert len(calls) == layers(unet)
+    with attention_backend("_native_math"):
+        run(unet)
+    assert calls[layers(unet) :] == ["_native_math"] * layers(unet), "it listens to the context again"
 
 
 @torch.no_grad()
