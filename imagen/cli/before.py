@@ -37,6 +37,8 @@ def check_adapters(words: Sequence[str], stages: Mapping[str, SavedStage]) -> No
 
 def adapter_of(word: str) -> tuple[str, str, float]:
     """Stage, folder and scale that an entry of --lora names. Raises: ValueError for a stage or a scale that is none."""
+    if Path(word).exists():
+        return "base", word, 1.0
     slot, equals, place = word.partition("=")
     slot, place = (check_choice("--lora STAGE", slot, SLOTS), place) if equals else ("base", word)
     folder, colon, text = place.rpartition(":")

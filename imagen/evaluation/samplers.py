@@ -164,6 +164,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     base = pipe.stage_defaults.get("base")
     if base is None:
         raise ValueError(f"--model {args.model!r} has no base stage, whose samplers this compares")
+    if args.sampler is not None:
+        raise ValueError(f"--sampler {args.sampler} has no effect here: name what to compare behind --samplers")
     own, settings = pipe.base_scheduler, sampling_settings(args)
     settings.pop("num_inference_steps", None)
     numbers = args.steps or [12, 20]
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
         right = [entry.verdict.ok for entry in judged]
         row = Row(sampler.text, steps, len(rule.times), right, deviation(sampler.of(own), steps))
         with (args.out / DONE).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"of": of, **vars(row)}) + "\n")
+            stream.write("\n" + json.dumps({"of": of, **vars(row)}) + "\n")  # the first: after a call that was killed
         note(f"{label}: {Share.of(right)}")
         done[sampler.text, steps] = row
     pipe.base_scheduler = own

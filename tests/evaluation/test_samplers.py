@@ -128,6 +128,9 @@ def test_every_sampler_is_sampled_once_and_rows_that_are_done_are_kept(
     assert main([*words, "--samplers", "euler(use_karras_sigmas)", "heun", "--seed", "1"]) == 0
     assert len(asked) == 2, "pictures of other prompts are others"
     assert spaced == [True, False], "each row has its own options"
+    asked.clear()
+    assert main([*words, "--samplers", "euler(use_karras_sigmas)", "heun", "--seed", "1"]) == 0
+    assert asked == [], "rows behind a line that was cut off are read"
 
 
 def test_rows_of_other_pictures_are_not_taken(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_rows_of_other_pictures_are_not_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("more", "told"), [
     (["--samplers", "heun(use_beta_sigmas)"], "use_beta_sigmas"),
     (["--steps", "smart27"], "give numbers here"), (["--steps", "2000"], "num_inference_steps=2000 is out of range"),
-    (["--batch-size", "0"], "--batch-size is 0"),
+    (["--batch-size", "0"], "--batch-size is 0"), (["--sampler", "heun"], "--sampler heun has no effect here"),
 ])  # fmt: skip
 def test_mistakes_are_a_line_before_anything_is_sampled(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
