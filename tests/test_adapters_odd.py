@@ -233,6 +233,27 @@ def test_a_header_that_cannot_be_is_one_line_and_leaves_the_network(
     assert_acts(pipe, {} if alone else {1: 1.0, 2: 0.5})
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_load_that_fails_in_peft_is_undone(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    pipe = tiny_pipeline()
+    if not alone:
+        pipe.load_lora_weights(adapter(1), adapter_name="one")
+        pipe.load_lora_weights(adapter(2), adapter_name="two", scale=0.5)
+    monkeypatch.setattr("peft.set_peft_model_state_dict", fail)
+    with pytest.raises(ValueError, match=r"^the adapter cannot be loaded: first line second line$"):
+        pipe.load_lora_weights(adapter(3))
+    assert holds_adapter(pipe.base_unet) is not alone
+    assert pipe.get_list_adapters() == ({} if alone else {"base_unet": ["one", "two"]})
+    assert pipe.get_active_adapters() == ([] if alone else ["one", "two"])
+    assert_acts(pipe, {} if alone else {1: 1.0, 2: 0.5})
+    monkeypatch.undo()
+    pipe.load_lora_weights(adapter(3))
+    assert_acts(pipe, {3: 1.0} if alone else {1: 1.0, 2: 0.5, 3: 1.0})
+
+
 def test_what_a_training_did_with_its_adapter_is_not_done_to_pictures(tmp_path: Path) -> None:
     pipe = tiny_pipeline()
     pipe.load_lora_weights(written(tmp_path, adapter(1), lora_alpha=2, lora_dropout=0.5, init_lora_weights="gaussian"))

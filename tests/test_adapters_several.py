@@ -288,6 +288,7 @@ def test_the_command_line_s_scale_stands_behind_a_colon(tmp_path: Path) -> None:
     assert adapter_of("sr256=a/b:-2") == ("sr256", "a/b", -2.0)
     (tmp_path / "a:0.8").mkdir()
     assert adapter_of(f"{tmp_path}/a:0.8") == ("base", f"{tmp_path}/a:0.8", 1.0), "a folder of that name comes first"
+    assert adapter_of(f"sr256={tmp_path}/a:0.8") == ("sr256", f"{tmp_path}/a:0.8", 1.0)
     (tmp_path / "lr=1e-4").mkdir()
     assert adapter_of(f"{tmp_path}/lr=1e-4") == ("base", f"{tmp_path}/lr=1e-4", 1.0)
     for wrong in ("a:", "a:b", "a:nan"):
