@@ -19,6 +19,14 @@ def test_every_stored_mutation_can_be_applied() -> None:
     assert not stale, "\n".join(stale)
 
 
+def test_the_tests_that_they_name_are_there() -> None:
+    named = {mutation.tests for mutation in run.load(ROOT / "tests" / "mutants")}
+    for place, _, rest in (test.partition("::") for test in sorted(named)):
+        assert (ROOT / place).exists(), place
+        name = rest.split("::")[-1].partition("[")[0]
+        assert f"def {name}(" in (ROOT / place).read_text() if name else True, f"{place}::{name}"
+
+
 def test_there_are_hundreds_and_none_twice() -> None:
     mutations = run.load(ROOT / "tests" / "mutants")
     keys = {(m.file, m.find, m.replace) for m in mutations}
