@@ -20,7 +20,7 @@ def test_every_stored_mutation_can_be_applied() -> None:
 
 
 def test_the_tests_that_they_name_are_there() -> None:
-    named = {mutation.tests for mutation in run.load(ROOT / "tests" / "mutants")}
+    named = {test for mutation in run.load(ROOT / "tests" / "mutants") for test in mutation.tests}
     for place, _, rest in (test.partition("::") for test in sorted(named)):
         assert (ROOT / place).exists(), place
         name = rest.split("::")[-1].partition("[")[0]
