@@ -101,6 +101,13 @@ def test_an_adapter_named_is_fused_at_the_scale_though_it_slept(two: ImagenPipel
     assert_acts(two, {2: 0.5})
 
 
+def test_one_that_sleeps_is_not_merged(two: ImagenPipeline) -> None:
+    two.set_adapters("two", 0.75)
+    two.merge_lora_weights()
+    assert not holds_adapter(two.base_unet)
+    assert_acts(two, {2: 0.75})
+
+
 def test_of_disabled_adapters_none_acts_and_none_is_fused_or_loaded_unseen(two: ImagenPipeline) -> None:
     two.disable_lora()
     assert two.get_active_adapters() == []

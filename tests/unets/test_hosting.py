@@ -60,6 +60,15 @@ def test_a_backend_acts_on_every_layer_until_it_is_reset(kind: str, backend: str
 
 
 @torch.no_grad()
+def test_a_network_whose_xformers_is_off_listens_to_the_context(calls: list[str]) -> None:
+    unet = make("dit")
+    unet.disable_xformers_memory_efficient_attention()
+    with attention_backend("_native_math"):
+        run(unet)
+    assert calls == ["_native_math"] * layers(unet)
+
+
+@torch.no_grad()
 def test_the_context_manager_acts_on_networks_without_a_backend_of_their_own(calls: list[str]) -> None:
     unet, own = make("dit"), make("dit")
     own.set_attention_backend("native")
