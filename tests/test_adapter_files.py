@@ -195,3 +195,10 @@ def test_a_header_that_means_something_else_is_told(tmp_path: Path, facts: dict[
     with pytest.raises(ValueError, match=message):
         load_adapter(net, tmp_path)
     assert not holds_adapter(net)
+
+
+def test_a_peft_folder_without_its_settings_says_which_file_is_missing(tmp_path: Path) -> None:
+    save_file(drawn({"to_q": 2}), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="adapter_config.json") as told:
+        load_adapter(Net(), tmp_path)
+    assert "no whole safetensors file" not in str(told.value)

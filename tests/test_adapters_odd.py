@@ -16,7 +16,7 @@ from torch import Tensor
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import attach
 from imagen.stages.folder import ADAPTER as WEIGHTS
-from tests.factories import save_adapters, seeded, tiny_base, tiny_pipeline
+from tests.factories import save_adapters, tiny_base, tiny_pipeline
 from tests.test_adapters_several import adapter, assert_acts, merged, predicted, two
 from unets.adapters import holds_adapter
 
@@ -271,8 +271,3 @@ def test_what_a_training_did_with_its_adapter_is_not_done_to_pictures(tmp_path: 
 def test_a_target_that_names_more_than_layers_is_told() -> None:
     with pytest.raises(ValueError, match="'0' names '.*', too, which is no linear layer or convolution: give more"):
         attach(tiny_base(), 2, 4.0, ["0"])
-
-
-def test_the_helpers_of_this_file_draw_what_they_say() -> None:
-    assert LAYER.endswith("to_k")
-    assert torch.randn(1, generator=seeded()).isfinite().all()

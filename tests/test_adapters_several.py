@@ -153,8 +153,6 @@ def test_fused_adapters_act_through_the_weights_and_come_off_again(
     two.fuse_lora(components, lora_scale=0.5)
     assert_acts(two, {1: 0.5, 2: 0.25})
     fused = two.base_unet.state_dict()
-    changed = [name for name, value in tiny_base().state_dict().items() if not name.endswith("bias")]
-    assert changed
     for act in (
         lambda: two.fuse_lora(),
         lambda: two.merge_lora_weights(),

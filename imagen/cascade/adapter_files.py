@@ -102,30 +102,9 @@ def read_adapter(place: str | Path | Mapping[str, Tensor]) -> Adapter:
     strange += sorted(prefix + name for name in tensors if not name.endswith((DOWN, UP, BIAS, *LENGTHS)))
     if strange:
         raise ValueError(f"{told} holds {strange[0]!r}; expected LoRA matrices named {PREFIX}LAYER{DOWN} and {UP}")
-    for layer in sorted({name.rsplit(".lora_", 1)[0] for name in tensors}):
-        if not {layer + DOWN, layer + UP} <= tensors.keys():
-            raise ValueError(f"{told} holds one of {layer!r}'s two matrices; expected {DOWN} and {UP}")
-    for name, tensor in tensors.items():
-        whole = tensor.is_floating_point() and not tensor.is_meta and tensor.ndim and len(tensor)
-        if not whole or not tensor.isfinite().all():
-            raise ValueError(
-                f"{told}: {name} holds {tensor.dtype} of shape {tuple(tensor.shape)}; expected finite floats"
-            )
+    _check_matrices(told, tensors)
     facts = {name.removeprefix(prefix): value for name, value in facts.items()}
-    if facts.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{told} is an adapter of peft's type {facts['peft_type']}; expected LORA")
-    strengths = [facts.get("lora_alpha", 1.0), *(facts.get("alpha_pattern") or {}).values()]
-    if not all(isinstance(one, int | float) and math.isfinite(one) for one in strengths):
-        raise ValueError(f"{told} says the strengths {strengths} (lora_alpha, alpha_pattern); expected finite numbers")
-    more = [name for name in MORE if facts.get(name)] + ["bias"] * (facts.get("bias", "none") != "none")
-    if more:
-        raise ValueError(f"{told} was trained with {more[0]}, which is more than LoRA and is not supported")
-    start = str(facts.get("init_lora_weights")).lower()
-    if start.startswith(OTHER_WEIGHTS):
-        raise ValueError(
-            f"{told} was trained with init_lora_weights {start!r}, which changes the network's own weights: save it "
-            "with peft's path_initial_model_for_weight_conversion"
-        )
+    _check_settings(told, facts)
     _check_dora(told, tensors, facts)
     return Adapter(tensors, _config(tensors, facts, alphas))
 
@@ -141,11 +120,11 @@ def _read_file(place: str | Path) -> tuple[str, dict[str, Tensor], dict[str, Any
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
                 facts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-        if path.name == PEFT_ADAPTER:
-            facts = read_json(path.with_name("adapter_config.json"))
     except Exception as error:  # safetensors', pickle's and json's own, and the system's: to the user all are one
         reason = f"{path} is no whole {'safetensors' if path.suffix != '.bin' else 'torch'} file"
         raise ValueError(f"{reason} ({one_line(error)})") from error
+    if path.name == PEFT_ADAPTER:
+        facts = read_json(path.with_name("adapter_config.json"))
     if not isinstance(facts, dict) or not isinstance(tensors, dict):
         raise ValueError(f"{path} holds no adapter: its tensors or its header are no dict")
     return str(path), tensors, facts
@@ -168,6 +147,37 @@ def _renamed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 def _layer(name: str) -> str:
     """The layer that an earlier file means: what is called to_out there is the first of two."""
     return f"{name}.0" if name.endswith("to_out") else name
+
+
+def _check_matrices(told: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a layer has one matrix alone, or one holds something else than finite floats."""
+    for layer in sorted({name.rsplit(".lora_", 1)[0] for name in tensors}):
+        if not {layer + DOWN, layer + UP} <= tensors.keys():
+            raise ValueError(f"{told} holds one of {layer!r}'s two matrices; expected {DOWN} and {UP}")
+    for name, tensor in tensors.items():
+        whole = tensor.is_floating_point() and not tensor.is_meta and tensor.ndim and len(tensor)
+        if not whole or not tensor.isfinite().all():
+            raise ValueError(
+                f"{told}: {name} holds {tensor.dtype} of shape {tuple(tensor.shape)}; expected finite floats"
+            )
+
+
+def _check_settings(told: str, facts: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings of peft that mean something else than LoRA beside the network as it is."""
+    if facts.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{told} is an adapter of peft's type {facts['peft_type']}; expected LORA")
+    strengths = [facts.get("lora_alpha", 1.0), *(facts.get("alpha_pattern") or {}).values()]
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in strengths):
+        raise ValueError(f"{told} says the strengths {strengths} (lora_alpha, alpha_pattern); expected finite numbers")
+    more = [name for name in MORE if facts.get(name)] + ["bias"] * (facts.get("bias", "none") != "none")
+    if more:
+        raise ValueError(f"{told} was trained with {more[0]}, which is more than LoRA and is not supported")
+    start = str(facts.get("init_lora_weights")).lower()
+    if start.startswith(OTHER_WEIGHTS):
+        raise ValueError(
+            f"{told} was trained with init_lora_weights {start!r}, which changes the network's own weights: save it "
+            "with peft's path_initial_model_for_weight_conversion"
+        )
 
 
 def _check_dora(told: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -177,7 +177,6 @@ def fuse(network: Any, scale: float = 1.0, safe_fusing: bool = False, names: lis
     Raises:
         ValueError: with ``safe_fusing``, a sum that is not finite; weights and scales are back then.
     """
-    network.lora_scale = scale  # as diffusers' fuse_lora
     chosen = active_in(network) if names is None else names
     try:
         for layer in adapted_layers(network):
