@@ -9,13 +9,14 @@ from pathlib import Path
 
 from imagen.disk import occupied, out_folder
 from imagen.errors import Parser, run_command
-from imagen.evaluation import alignment, curves, guidances, samplers, superres, sweep
+from imagen.evaluation import alignment, curves, guidances, samplers, superres, sweep, tradeoff
 
 _COMMANDS = {
     "alignment": (alignment, "do pictures show what the prompts say?"),
     "sweep": (sweep, "alignment over guidance scales and step counts of one stage"),
     "guidances": (guidances, "guidances of the base stage, paired: alignment, colours, network evaluations"),
     "samplers": (samplers, "samplers of the base stage and their options, paired, at equal evaluations"),
+    "tradeoff": (tradeoff, "ways to sample the base stage, paired: network evaluations against quality"),
     "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }

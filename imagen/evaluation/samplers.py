@@ -9,33 +9,26 @@ Rows that are done stay in ``rows.jsonl``; the same command goes on behind them.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import yaml
-from diffusers import DPMSolverSinglestepScheduler
 from torch import Tensor
 
-from imagen.checks import check_choice
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
-from imagen.diffusion.sampling import SAMPLERS
+from imagen.diffusion.samplers import Sampler
 from imagen.diffusion.schedules import alpha_sigma, level_log_snrs, log_snr_at
-from imagen.errors import one_line
 from imagen.evaluation.alignment import judge_all
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
 from imagen.evaluation.report import note, save_sheet, table, write_result
 from imagen.evaluation.stats import Share, paired_difference
 from imagen.evaluation.suites import suite
 
-KINDS = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}
 SPACED = ("", "(use_karras_sigmas)", "(use_exponential_sigmas)")
 USUAL = (
     *(f"{kind}{spaced}" for kind in ("euler", "heun", "dpm++", "singlestep", "unipc") for spaced in SPACED),
@@ -44,44 +37,6 @@ USUAL = (
 )
 DONE = "rows.jsonl"
 MEAN, SPREAD = 0.3, (0.1, 0.5, 0.9)  # of the Gaussian pictures' pixels
-
-
-class Sampler(NamedTuple):
-    """A scheduler's class and its options, and how they were written."""
-
-    text: str
-    cls: Any
-    options: Mapping[str, Any]
-
-    @classmethod
-    def parse(cls, text: str) -> Sampler:
-        """``NAME`` or ``NAME(option, option=value, ...)``; an option without a value is true.
-
-        Raises:
-            ValueError: not written so, an unknown name, or an option that its scheduler has not.
-        """
-        match = re.fullmatch(r"([\w+]+)(?:\((.*)\))?", text.replace(" ", ""))
-        if match is None:
-            raise ValueError(f"sampler {text!r}: write NAME or NAME(option=value, ...), as heun(use_karras_sigmas)")
-        kind = KINDS[check_choice("sampler", match[1], list(KINDS))]
-        options: dict[str, Any] = {}
-        for part in filter(None, (match[2] or "").split(",")):
-            name, equals, value = part.partition("=")
-            if name not in inspect.signature(kind).parameters:
-                raise ValueError(f"sampler {text!r}: {kind.__name__} has no option {name!r}")
-            try:
-                options[name] = yaml.safe_load(value) if equals else True
-            except yaml.YAMLError as error:
-                raise ValueError(f"sampler {text!r}: {value!r} is no value of {name}") from error
-        return cls(text, kind, options)
-
-    def of(self, scheduler: Any) -> Any:
-        """This sampler with the levels of a stage's scheduler."""
-        config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
-        try:
-            return self.cls.from_config(config, **self.options)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            raise ValueError(f"sampler {self.text!r}: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+"""Network evaluations against quality: ways to sample the base stage, on the same prompts and seeds.
+
+A way is a sampler, its steps and a guidance, ``"dpm++(use_exponential_sigmas) 12 interval(low=-3)"``, or a preset of
+the model by its name. Beside what it costs stand the share of pictures with every fact right, what it mended and
+spoiled against the first way with the 95 % interval of that difference, and how far its pictures are from those of
+``--reference``, as sets: in what stands where and in which colours, and in fine detail. Every picture is kept in a
+folder of its way as soon as it is made; the same command goes on behind them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from imagen.diffusion.guidance import check_guidance
+from imagen.diffusion.samplers import Sampler
+from imagen.disk import read_json, whole, write_text
+from imagen.evaluation.alignment import Judged, judge_all, summary
+from imagen.evaluation.distance import Distance, detail, energy_distance, layout
+from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
+from imagen.evaluation.guidances import counted
+from imagen.evaluation.report import note, save_sheet, table, write_result
+from imagen.evaluation.stats import Share, paired_difference
+from imagen.evaluation.suites import Prompt, suite
+from imagen.stages.spec import parse_steps
+
+REFERENCE = "ddpm 256"
+USUAL = (
+    "ddpm 50",
+    "ddpm 25",
+    *(f"dpm++(use_exponential_sigmas) {steps}" for steps in (25, 16, 12, 8)),
+    *(f"unipc(use_exponential_sigmas) {steps}" for steps in (16, 12, 8)),
+    *(f"dpm++(use_exponential_sigmas) {steps} interval(low=-3)" for steps in (25, 20, 16, 12)),
+    *("dpm++(use_exponential_sigmas) 20 interval(low=-1)", "dpm++(use_exponential_sigmas) 20 interval(low=-3,high=4)"),
+    "heun(use_exponential_sigmas) 8",
+)
+
+
+class Way(NamedTuple):
+    """A way to sample the base stage, and how it was written."""
+
+    text: str
+    sampler: Sampler
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Way:
+        """``SAMPLER STEPS [GUIDANCE]``. Raises: ValueError where it is not written so, or names what there is not."""
+        words = re.split(r"\s+(?![^(]*\))", text.strip())
+        if len(words) not in (2, 3):
+            raise ValueError(f"way {text!r}: write SAMPLER STEPS [GUIDANCE], as 'dpm++ 20' or 'ddpm 25 apg(eta=0)'")
+        settings = {"num_inference_steps": parse_steps(words[1])}
+        if len(words) == 3:
+            settings["guidance"] = check_guidance(words[2])
+        return cls(text, Sampler.parse(words[0]), settings)
+
+    @property
+    def folder(self) -> str:
+        """A name for what it makes."""
+        return re.sub(r"[^\w.+=-]+", "_", self.text).strip("_")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way, judged.
+
+    Attributes:
+        evaluations: of the networks, for each picture.
+        distances: from the reference, by kind of feature; empty for the reference itself.
+    """
+
+    way: str
+    evaluations: float
+    judged: Sequence[Judged]
+    distances: Mapping[str, Distance]
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether every fact is right, picture by picture."""
+        return [entry.verdict.ok for entry in self.judged]
+
+    def to_json(self) -> dict[str, Any]:
+        """The row; of each picture no more than whether it is right."""
+        own = {name: getattr(self, name) for name in ("way", "evaluations", "distances", "right")}
+        return {**own, **summary(self.judged)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_sampling_arguments(parser, num=128, split="tune")
+    parser.add_argument("--ways", nargs="+", default=list(USUAL), metavar="WAY", help=f"default: {', '.join(USUAL)}")
+    told = "the way whose pictures the others' are compared with; 'none' compares none (default %(default)s)"
+    parser.add_argument("--reference", default=REFERENCE, metavar="WAY", help=told)
+
+
+def compare(rows: Sequence[Row]) -> str:
+    """The table: each row against the first."""
+    head = ("way", "evaluations", "every fact right, 95 % interval", "mended / spoiled", "difference, points")
+    lines: list[tuple[object, ...]] = [(*head, "layout x 1000", "detail x 1000")]
+    for row in rows:
+        low, high, mended, spoiled = paired_difference(rows[0].right, row.right)
+        difference = f"{100 * (mended - spoiled) / len(row.right):+5.1f} [{100 * low:+5.1f}, {100 * high:+5.1f}]"
+        judged = (Share.of(row.right), f"{mended} / {spoiled}", difference)
+        apart = [row.distances.get(name, "-") for name in ("layout", "detail")]
+        lines.append((row.way, f"{row.evaluations:.0f}", *judged, *apart))
+    return table(lines)
+
+
+def fingerprint(network: Any) -> str:
+    """What tells a network's weights from any other's."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pictures_of(
+    pipe: Any, way: Way, prompts: Sequence[Prompt], settings: Mapping[str, Any], folder: Path, batch_size: int
+) -> tuple[list[Image.Image], float]:
+    """The pictures of a way, one for each prompt, and the evaluations for each: those in the folder, and the rest."""
+    base, own = pipe.stage_defaults["base"], pipe.base_scheduler
+    of = {"way": way.text, "weights": fingerprint(pipe.base_unet), **settings}
+    told = folder / "way.json"
+    if told.is_file() and {**read_json(told), "evaluations": None} != {**of, "evaluations": None}:
+        raise ValueError(f"{str(folder)!r} holds pictures of other weights or settings: give another --out")
+    files = {prompt: folder / f"{prompt.seed:07d}.png" for prompt in prompts}
+    missing = [prompt for prompt, file in files.items() if not file.is_file()]
+    cost: float | None = read_json(told)["evaluations"] if told.is_file() else None
+    pipe.base_scheduler = way.sampler.of(own)
+    try:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            with counted([pipe.base_unet, *([pipe.base_weak_unet] if pipe.base_weak_unet else [])]) as seen:
+                made = sample(pipe, batch, base.size, {**settings, **way.settings}, batch_size)[base.size]
+            cost = sum(seen) / len(batch)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(told, json.dumps({**of, "evaluations": cost}) + "\n")
+            for prompt, picture in zip(batch, made, strict=True):
+                with whole(files[prompt]) as partial:
+                    picture.save(partial, format="PNG")
+            note(f"{way.text}: {len(prompts) - len(missing) + start + len(batch)} of {len(prompts)} pictures")
+    finally:
+        pipe.base_scheduler = own
+    assert cost is not None, "pictures lie there without what they cost"
+    return [Image.open(file).convert("RGB") for file in files.values()], cost
+
+
+def run(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Sample and judge every way, print the table, write ``tradeoff.json`` and a sheet of each."""
+    ways = [Way.parse(text) for text in args.ways]
+    reference = None if args.reference == "none" else Way.parse(args.reference)
+    if args.steps is not None or args.sampler is not None:
+        raise ValueError("--steps and --sampler have no effect here: they are a part of each of the --ways")
+    prompts = suite(args.split, args.num, args.seed)
+    pipe = load(args)
+    base = pipe.stage_defaults.get("base")
+    if base is None:
+        raise ValueError(f"--model {args.model!r} has no base stage, whose ways this compares")
+    settings = sampling_settings(args)
+    every = [*ways, *([reference] if reference is not None and reference not in ways else [])]
+    check_calls(pipe, [(base.size, {**settings, **way.settings}) for way in every], args.batch_size)
+    for way in every:
+        way.sampler.of(pipe.base_scheduler)  # what it refuses is told before anything is sampled
+    made = {
+        way.text: pictures_of(pipe, way, prompts, settings, args.out / way.folder, args.batch_size) for way in every
+    }
+    rows = []
+    for way in every:
+        pictures, cost = made[way.text]
+        distances = {}
+        if reference is not None and way != reference:
+            pairs = {kind.__name__: (kind(pictures), kind(made[reference.text][0])) for kind in (layout, detail)}
+            distances = {name: energy_distance(*pair) for name, pair in pairs.items()}
+        rows.append(Row(way.text, cost, judge_all(prompts, pictures), distances))
+        save_sheet(args.out / f"{way.folder}.png", [entry.tile for entry in rows[-1].judged])
+    print(f"{args.split}, {base.size} px\n\n{compare(rows)}")
+    write_result(args, command, pipe, rows=rows)
