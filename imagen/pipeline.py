@@ -16,6 +16,7 @@ from imagen.cascade.adapting import AdapterMixin
 from imagen.cascade.assembly import assemble
 from imagen.cascade.parts import check_parts, float32_kept, load_parts, named_dtype, of_runs, tell_class, tell_lost
 from imagen.cascade.plan import join, plan, start_noise
+from imagen.cascade.presets import Preset, read_presets, with_preset
 from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
@@ -56,6 +57,7 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
             :class:`imagen.stages.spec.StageDefaults`; the usual sizes and our defaults where none are given.
         format_version: of ``stages``; older ones are migrated.
         conditions: what is stored of conditions beside text, by name (:mod:`imagen.conditions.call`).
+        presets: ways to sample all stages, by name and slot (:mod:`imagen.cascade.presets`); None: the usual three.
     """
 
     model_cpu_offload_seq = "->".join(["text_encoder", *NETWORKS])
@@ -87,6 +89,7 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
         sr256_weak_unet: AnyNetwork | None = None,
         sr1024_weak_unet: AnyNetwork | None = None,
         conditions: Mapping[str, Any] | None = None,
+        presets: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -105,11 +108,13 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
             sr256_weak_unet=sr256_weak_unet,
             sr1024_weak_unet=sr1024_weak_unet,
         )
-        stored = {slot: defaults.to_dict() for slot, defaults in read_stages(stages, format_version).items()}
+        read = read_stages(stages, format_version)
+        stored = {slot: defaults.to_dict() for slot, defaults in read.items()}
         max_length = check_max_length(max_length, getattr(text_encoder, "config", None))
         reading = TextDefaults.from_dict(text).to_dict()
         self.register_to_config(stages=stored, max_length=max_length, text=reading, format_version=FORMAT_VERSION)
         self.register_to_config(conditions={name: dict(facts) for name, facts in (conditions or {}).items()})
+        self.register_to_config(presets=read_presets(presets, read))
         tell_lost(self, NETWORKS, stages is not None)
 
     @classmethod
@@ -154,14 +159,15 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
 
     # --- what is there --------------------------------------------------------------------------------------------
 
-    def _stages(self) -> dict[str, Stage]:
+    def _stages(self, preset: str | None = None) -> dict[str, Stage]:
         stored = read_stages(self.config["stages"], FORMAT_VERSION)
-        stages = {}
+        stages: dict[str, Stage] = {}
         for slot in SLOTS:
             unet, scheduler, weak = (getattr(self, f"{slot}_{part}") for part in ("unet", "scheduler", "weak_unet"))
             if unet is not None and scheduler is not None:
                 stages[slot] = Stage(slot, unet, scheduler, stored[slot], weak=weak)
-        return stages
+        chosen = with_preset(preset, {slot: stage.settings for slot, stage in stages.items()}, self.presets)
+        return {slot: stage._replace(settings=chosen[slot]) for slot, stage in stages.items()}
 
     @property
     def stage_defaults(self) -> dict[str, StageDefaults]:
@@ -183,12 +189,18 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
         stored[slot] = changed.to_dict()
         self.register_to_config(stages=stored)
 
+    @property
+    def presets(self) -> dict[str, Preset]:
+        """The model's own presets by name: what each sets of each stage."""
+        return dict(self.config["presets"])
+
     def settings(
         self,
         image: Any = None,
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        preset: str | None = None,
         **settings: Any,
     ) -> ByStage[StageDefaults]:
         """What a call with these arguments would run: the side (or slot) of each stage, in order, and its settings.
@@ -200,7 +212,7 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
             ValueError: as the call.
         """
         check_keys(settings, list(OF_CALLS), "settings")
-        stages, _ = plan(self._stages(), image, Wish(size, height, width, settings))
+        stages, _ = plan(self._stages(preset), image, Wish(size, height, width, settings))
         return ByStage((stage.slot, stage.settings.size, stage.settings) for stage in stages)
 
     # --- the call ---------------------------------------------------------------------------------------------------
@@ -234,6 +246,8 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
         label: int | str | Sequence[int | str | None] | None = None,
         mask: Any = None,
         latents: Tensor | Sequence[Tensor | None] | Mapping[int | str, Tensor] | None = None,
+        sampler: str | Sequence[str] | Mapping[int | str, str] | None = None,
+        preset: str | None = None,
     ) -> ImagenPipelineOutput | tuple[Any, ByStage[Any]]:
         """Sample pictures.
 
@@ -268,6 +282,9 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
                 opacity for a last channel; of models trained to. None: all is painted.
             latents: start noise in place of the drawn one, standard normal (B, C, H, W), for the first stage that runs,
                 or per stage (:func:`imagen.cascade.plan.start_noise`); what else is drawn stays as it is.
+            sampler: step rule, per stage: "ddim", "dpm++(use_exponential_sigmas)" (:mod:`imagen.diffusion.samplers`).
+            preset: one of :attr:`presets` by name, such as "fast", in place of the stored defaults in this call; what
+                the call itself sets holds.
 
         Raises:
             ValueError: an input that no stage here can serve, naming it and what to do.
@@ -276,11 +293,12 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "guidance": guidance,
+            "sampler": sampler,
             "aug_level": aug_level,
             "lowres_consistency": lowres_consistency,
         }
         wish = Wish(size, height, width, settings)
-        available = self._stages()
+        available = self._stages(preset)
         stages, given = plan(available, image, wish)
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)

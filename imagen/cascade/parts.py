@@ -155,7 +155,7 @@ def of_runs(options: Mapping[str, Any], components: Iterable[str]) -> dict[str, 
 
 #: The pipeline that each network was last made a part of.
 _HOLDERS: WeakKeyDictionary[torch.nn.Module, ref[Any]] = WeakKeyDictionary()
-SETTINGS_OF_PIPELINES = ("stages", "max_length", "text", "conditions")
+SETTINGS_OF_PIPELINES = ("stages", "max_length", "text", "conditions", "presets")
 
 
 def tell_lost(pipe: Any, networks: Iterable[str], given: bool) -> None:

@@ -20,6 +20,7 @@ from imagen.conditions.condition import Sampled
 from imagen.conditions.text import null_text
 from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
+from imagen.diffusion.sampling import resampled
 from imagen.diffusion.schedules import make_schedule
 from imagen.stages.spec import check_steps
 
@@ -48,7 +49,7 @@ def plan(available: Mapping[str, Stage], image: Any, wish: Wish) -> tuple[list[S
     sides = [(picture.shape[1], picture.shape[2]) for picture in given]
     chosen = resolve(stored, wish, sides)
     stages = [available[slot]._replace(settings=settings) for slot, settings in chosen.items()]
-    stages = [stage._replace(rule=check_sampler(stage)) for stage in stages]
+    stages = [_stepped(stage) for stage in stages]
     for stage in stages:
         _check_networks(stage)
     for before, after in pairwise(stages):
@@ -84,6 +85,16 @@ def _check_networks(stage: Stage) -> None:
         here, there = ours.get(name), theirs[name]
         if here != there:
             raise ValueError(f"{stage.slot}_weak_unet has {name} {there}, {stage.slot}_unet {here}; expected the same")
+
+
+def _stepped(stage: Stage) -> Stage:
+    """The stage with the scheduler that its settings ask for, and how that steps. Raises: ValueError, of either."""
+    if stage.settings.sampler is not None:
+        try:
+            stage = stage._replace(scheduler=resampled(stage.scheduler, stage.settings.sampler))
+        except ValueError as error:
+            raise ValueError(f"stage {stage.slot}: {error}") from error
+    return stage._replace(rule=check_sampler(stage))
 
 
 def check_sampler(stage: Stage) -> StepRule:

@@ -1,6 +1,8 @@
-"""Sampling presets of the DeepFloyd IF family: samplers, steps and guidance per stage. No torch at import.
+"""Presets: ways to sample a whole cascade by name, each setting by slot. No torch at import.
 
-``if`` and ``if-fast`` are the lists that the checkpoints were released with. The others are few-step settings of
+Every model holds three, which it is stored with: ``quality``, its stages' own settings; ``balanced`` and ``fast``,
+which evaluate the networks less often. Beside them the settings of the DeepFloyd IF family are known for its stages:
+``if`` and ``if-fast`` are the lists that the checkpoints were released with, the others few-step settings of
 DPM-Solver++, whose author found 50 steps enough for the base stage and 15 to 25 for super-resolution (diffusers #3314).
 """
 
@@ -10,55 +12,95 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagen.stages.spec import StageDefaults
+from imagen.checks import check_keys
+from imagen.diffusion.timesteps import count_steps
+from imagen.stages.spec import OF_CALLS, SLOTS, StageDefaults
 
-PRESETS: dict[str, tuple[str, dict[str, int | str]]] = {
-    "if": ("ddpm", {"base": "smart100", "sr256": "smart50"}),
-    "if-fast": ("ddpm", {"base": "fast27", "sr256": "smart27"}),
-    "few-step": ("dpm++", {"base": 50, "sr256": 25}),
-    "fewest-step": ("dpm++", {"base": 20, "sr256": 15}),
+Preset = Mapping[str, Mapping[str, Any]]
+"""Settings (:data:`imagen.stages.spec.OF_CALLS`) by slot."""
+
+
+def _if(sampler: str, base: int | str, sr256: int | str) -> Preset:
+    return {
+        slot: {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": scale}
+        for slot, steps, scale in (("base", base, 7.0), ("sr256", sr256, 4.0))
+    }
+
+
+IF_PRESETS: dict[str, Preset] = {
+    "if": _if("ddpm", "smart100", "smart50"),
+    "if-fast": _if("ddpm", "fast27", "smart27"),
+    "few-step": _if("dpm++", 50, 25),
+    "fewest-step": _if("dpm++", 20, 15),
 }
-"""Sampler, and steps of each stage."""
-GUIDANCE = {"base": 7.0, "sr256": 4.0}
+FEWER = {"balanced": (2, 16), "fast": (3, 8)}
+"""What a stage's steps are divided by, and how many are left at least, where a model was stored without presets."""
+FEW_STEPS = "dpm++(use_exponential_sigmas)"
+"""Nearest to the exact picture in few steps (docs/sampling.md, Samplers)."""
 
 
-def set_sampler(pipe: Any, slot: str, sampler: str) -> None:
-    """Put another sampler of the same schedule into a stage.
+def usual_presets(stages: Mapping[str, StageDefaults]) -> dict[str, Preset]:
+    """The presets of a model that was stored with none.
+
+    A stage of few steps keeps its own sampler, and its own steps.
+    """
+    made: dict[str, Preset] = {"quality": {slot: {} for slot in stages}}
+    for name, (divisor, least) in FEWER.items():
+        fewer = {slot: max(least, count_steps(stage.num_inference_steps) // divisor) for slot, stage in stages.items()}
+        made[name] = {
+            slot: {"sampler": FEW_STEPS, "num_inference_steps": fewer[slot]} if fewer[slot] < stage.steps else {}
+            for slot, stage in stages.items()
+        }
+    return made
+
+
+def read_presets(presets: Any, stages: Mapping[str, StageDefaults]) -> dict[str, Preset]:
+    """What a model stores as its presets, with every setting as it is kept; the usual ones where it stores none.
+
+    Raises:
+        ValueError: an unknown slot or setting, or a value out of range, naming the preset.
+    """
+    if presets is None:
+        return usual_presets(stages)
+    if not isinstance(presets, Mapping) or not all(isinstance(one, Mapping) for one in presets.values()):
+        raise ValueError(f"presets is {presets!r}; expected settings by name and slot")
+    made: dict[str, Preset] = {}
+    for name, preset in presets.items():
+        check_keys(preset, SLOTS, f"preset {name!r}")
+        made[name] = {}
+        for slot, settings in preset.items():
+            check_keys(settings, list(OF_CALLS), f"preset {name!r} of {slot}")
+            if slot not in stages:  # left out by whoever loads the model
+                continue
+            try:
+                whole = dataclasses.replace(stages[slot], **settings)
+            except ValueError as error:
+                raise ValueError(f"preset {name!r} of {slot}: {error}") from error
+            made[name] = {**made[name], slot: {setting: getattr(whole, setting) for setting in settings}}
+    return made
+
+
+def with_preset(
+    name: str | None, stages: Mapping[str, StageDefaults], presets: Mapping[str, Preset]
+) -> dict[str, StageDefaults]:
+    """The stages of a model as a preset has them sample; None: as they are.
 
     Args:
-        pipe: an ImagenPipeline.
-        sampler: one of :data:`imagen.diffusion.sampling.SAMPLERS`. "ddpm" keeps a learned variance; the others drop it.
-    """
-    from imagen.diffusion.sampling import SAMPLERS
-
-    # gamma is ddpm's own, and diffusers warns of what a class does not know
-    config = {name: value for name, value in getattr(pipe, f"{slot}_scheduler").config.items() if name != "gamma"}
-    setattr(pipe, f"{slot}_scheduler", SAMPLERS[sampler].from_config(config))  # type: ignore[attr-defined]
-
-
-def with_preset(name: str, stages: Mapping[str, StageDefaults]) -> dict[str, StageDefaults]:
-    """The stages of a model as a preset has them sample.
+        presets: the model's own; those of the IF family are known beside them.
 
     Raises:
         ValueError: an unknown preset, or a stage that it says nothing of.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    beyond = [slot for slot in stages if slot not in GUIDANCE]
+    if name is None:
+        return dict(stages)
+    known = {**IF_PRESETS, **presets}
+    if name not in known:
+        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join([*presets, *IF_PRESETS])}")
+    beyond = [slot for slot in stages if slot not in known[name]]
+    if beyond and known[name] is IF_PRESETS.get(name):
+        raise ValueError(
+            f"preset {name!r} is for DeepFloyd IF's stages and says nothing of {beyond[0]}; use {', '.join(presets)}"
+        )
     if beyond:
-        raise ValueError(f"preset {name!r} is for DeepFloyd IF's stages and says nothing of {beyond[0]}; use --steps")
-    made, steps = {}, PRESETS[name][1]
-    for slot, stage in stages.items():
-        made[slot] = dataclasses.replace(stage, num_inference_steps=steps[slot], guidance_scale=GUIDANCE[slot])
-    return made
-
-
-def apply_preset(pipe: Any, name: str) -> None:
-    """Set samplers and stored defaults of the stages that are there, for all later calls.
-
-    Raises:
-        ValueError: as :func:`with_preset`.
-    """
-    for slot, stage in with_preset(name, pipe.stage_defaults).items():
-        set_sampler(pipe, slot, PRESETS[name][0])
-        pipe.set_stage_defaults(slot, **stage.to_dict())
+        raise ValueError(f"preset {name!r} says nothing of {beyond[0]}; give its settings one by one (as --steps)")
+    return {slot: dataclasses.replace(stage, **known[name][slot]) for slot, stage in stages.items()}

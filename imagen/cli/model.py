@@ -1,4 +1,4 @@
-"""The model that was found and looked at: loaded, put where it computes, with the adapters and samplers asked for."""
+"""The model that was found and looked at: loaded, put where it computes, with the adapters asked for."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> ImagenPipeline:
-    """The model on its device, with the sampler asked for; prompts it cannot read are refused here, before sampling.
+    """The model on its device; prompts it cannot read are refused here, before sampling.
 
     Raises:
         ValueError: the model cannot be loaded, no such device, a prompt too long for the encoder.
     """
     import diffusers
     import transformers
-
-    from imagen.cascade.presets import apply_preset, set_sampler
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -42,11 +40,6 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
         raise ValueError(f"model {args.model!r} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
     if prompts:
         pipe.reader.check([*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])])
-    if args.preset is not None:
-        apply_preset(pipe, args.preset)
-    if args.sampler is not None:
-        for slot in pipe.stage_defaults:
-            set_sampler(pipe, slot, args.sampler)
     return pipe
 
 

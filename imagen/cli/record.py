@@ -48,7 +48,7 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[st
         **{name: getattr(args, name) for name in ("model", "preset", "lora", "dtype", *ASKED)},
         "size": list(running.values())[-1].size,
         **settings,
-        "sampler": {names[slot]: type(getattr(pipe, f"{slot}_scheduler")).__name__ for slot in running},
+        "scheduler": {names[slot]: type(getattr(pipe, f"{slot}_scheduler")).__name__ for slot in running},
         "device": str(pipe._execution_device),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
@@ -70,9 +70,9 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
     words = [*typed("sample").split(), *([picture.prompt] if picture.prompt is not None else [])]
     words += ["--model", args.model, "--seed", str(picture.seed), "--size", str(settings["size"])]
     for flag in OF_CALLS.values():
-        if values := settings[recorded(flag)]:
-            words += [flag, ",".join(f"{stage}={value}" for stage, value in values.items())]
-    optional = {name: getattr(args, name) for name in ("sampler", "preset", *ASKED)}
+        values = {stage: value for stage, value in settings[recorded(flag)].items() if value is not None}
+        words += [flag, ",".join(f"{stage}={value}" for stage, value in values.items())] if values else []
+    optional = {name: getattr(args, name) for name in ("preset", *ASKED)}
     for name, value in optional.items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     words += [word for adapter in args.lora for word in ("--lora", adapter)]

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from imagen.cascade.presets import PRESETS, with_preset
+from imagen.cascade.presets import read_presets, with_preset
 from imagen.cascade.route import Wish, cropped, option, resolve
 from imagen.checks import check_int
 from imagen.cli.before import check_adapters, check_call, check_files
@@ -19,7 +19,6 @@ from imagen.cli.commands import typed
 from imagen.cli.model import DTYPES, load
 from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
-from imagen.diffusion.vocabulary import SamplerKind
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
 from imagen.stages.folder import SavedStage
@@ -59,11 +58,10 @@ def parser() -> Parser:
     add("--image", metavar="FILE", help="a picture to start the super-resolution stages from")
     for name, extra in OPTIONS.items():
         add(extra.flag, dest=name, metavar=extra.metavar, help=extra.help)
-    add("--preset", choices=PRESETS, help="sampler and steps for checkpoints of the DeepFloyd IF family")
+    add("--preset", metavar="NAME", help="quality, balanced or fast; if, if-fast, ... for DeepFloyd IF's stages")
     for name, flag in OF_CALLS.items():
         kind = SETTINGS[name]
         add(flag, dest=name, type=_values(kind), metavar=kind.metavar, help=f"per stage: {kind.help}")
-    add("--sampler", choices=get_args(SamplerKind), help="step rule of every stage; default: the model's own")
     add("--batch-size", type=int, metavar="N", help="pictures at once; default: 1 on a CPU, else 4")
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--offload", action="store_true", help="hold one part of the model at a time on the GPU, others on the CPU")
@@ -213,7 +211,7 @@ def run(args: argparse.Namespace) -> None:
     if args.text is not None and model.folder is not None:
         raise ValueError(f"--text {args.text!r} is for training runs; model {args.model!r} has its own: leave it out")
     stages = {slot: stage.defaults for slot, stage in model.stages.items()}
-    stages = stages if args.preset is None else with_preset(args.preset, stages)
+    stages = with_preset(args.preset, stages, read_presets(model.presets, stages))
     running = resolve(stages, wish, [] if image is None else [cropped(image.height, image.width, wish.aspect)], option)
     check_read(args, prompts, conditions, [model.stages[slot] for slot in running])
     check_files(model.stages)
@@ -222,7 +220,8 @@ def run(args: argparse.Namespace) -> None:
     out = out_folder(args.out)
 
     pipe = load(args, model, prompts)
-    asked = {"image": image, "size": args.size, "height": args.height, "width": args.width, **settings}
+    shape = {"size": args.size, "height": args.height, "width": args.width}
+    asked = {"image": image, **shape, "preset": args.preset, **settings}
     running = pipe.settings(**asked).slots
     writer = Writer(args, describe(args, pipe, running), out, running)
     wanted: Sequence[str | None] = prompts or [None]

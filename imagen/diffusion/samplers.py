@@ -1,56 +1,71 @@
-"""Samplers by name: how a step rule and its options are written, in presets, on the command line, in comparisons."""
+"""Samplers by name, as a setting: ``euler``, or with options of diffusers ``dpm++(use_exponential_sigmas)``.
+
+No torch at import: command line and configuration check the setting before anything heavy is loaded. Whether a
+scheduler has the options is known when the setting is put to use (:func:`imagen.diffusion.sampling.resampled`).
+"""
 
 from __future__ import annotations
 
-import inspect
+import ast
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import yaml
-from diffusers import DPMSolverSinglestepScheduler
+from typing import Any, NamedTuple, get_args
 
 from imagen.checks import check_choice
-from imagen.diffusion.sampling import SAMPLERS
-from imagen.errors import one_line
+from imagen.diffusion.vocabulary import SamplerKind
 
-#: Those of :func:`imagen.diffusion.sampling.make_scheduler`, and one that no new stage is stored with.
-KINDS: dict[str, type] = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}
+#: Those that a stage can be stored with, and one that is only asked for.
+KINDS = (*get_args(SamplerKind), "singlestep")
+_WORDS = {"true": True, "false": False, "null": None}
 
 
 class Sampler(NamedTuple):
-    """A scheduler's class and its options, and how they were written."""
+    """A step rule's name and the options of its scheduler; ``str`` of it is the setting, written in one way."""
 
-    text: str
-    cls: Any
+    kind: str
     options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        written = [name if value is True else f"{name}={_written(value)}" for name, value in self.options.items()]
+        return self.kind + (f"({','.join(written)})" if written else "")
 
     @classmethod
     def parse(cls, text: str) -> Sampler:
         """``NAME`` or ``NAME(option, option=value, ...)``; an option without a value is true.
 
         Raises:
-            ValueError: not written so, an unknown name, or an option that its scheduler has not.
+            ValueError: not written so, an unknown name, a value that is none, or an option twice.
         """
-        match = re.fullmatch(r"([\w+]+)(?:\((.*)\))?", text.replace(" ", ""))
+        match = re.fullmatch(r"([\w+]+)(?:\((.*)\))?", text.replace(" ", "")) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"sampler {text!r}: write NAME or NAME(option=value, ...), as heun(use_karras_sigmas)")
-        kind = KINDS[check_choice("sampler", match[1], list(KINDS))]
+        kind = check_choice("sampler", match[1], KINDS)
         options: dict[str, Any] = {}
         for part in filter(None, (match[2] or "").split(",")):
             name, equals, value = part.partition("=")
-            if name not in inspect.signature(kind).parameters:
-                raise ValueError(f"sampler {text!r}: {kind.__name__} has no option {name!r}")
-            try:
-                options[name] = yaml.safe_load(value) if equals else True
-            except yaml.YAMLError as error:
-                raise ValueError(f"sampler {text!r}: {value!r} is no value of {name}") from error
-        return cls(text, kind, options)
+            if name in options:
+                raise ValueError(f"sampler {text!r}: it is given {name} twice")
+            if equals and not re.fullmatch(r"[\w.+-]+", value):
+                raise ValueError(f"sampler {text!r}: {value!r} is no value of {name}")
+            options[name] = _read(value) if equals else True
+        return cls(kind, options)
 
-    def of(self, scheduler: Any) -> Any:
-        """This sampler with the levels of a stage's scheduler."""
-        config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
-        try:
-            return self.cls.from_config(config, **self.options)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            raise ValueError(f"sampler {self.text!r}: {one_line(error)}") from error
+
+def parse_sampler(text: Any) -> str:
+    """The setting, written in one way. Raises: ValueError, as :meth:`Sampler.parse`."""
+    return str(Sampler.parse(text))
+
+
+def _read(word: str) -> Any:
+    """A number, true, false or null; any other word is itself."""
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def _written(value: Any) -> str:
+    """As it is read back."""
+    return next((word for word, meant in _WORDS.items() if value is meant), str(value))

@@ -41,7 +41,9 @@ from torch import Tensor
 from imagen.checks import check_choice
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.parameterization import check_prediction_type
+from imagen.diffusion.samplers import Sampler
 from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, level_log_snrs, trained_betas
+from imagen.errors import one_line
 
 #: sigma / alpha of the noisiest level of samplers that step in it, and from where on levels are pressed together below
 #: it. The largest at which Heun's first step, of 12 evaluations, lands as near to the exact picture as Euler's does.
@@ -189,6 +191,30 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
     if gamma != 0:
         options["gamma"] = gamma
     return cls(**_accepted(cls, options))
+
+
+def resampled(scheduler: Any, sampler: str) -> Any:
+    """A scheduler that steps as a setting says, with the levels of another and what its network predicts.
+
+    ddpm keeps a learned variance; the others drop it.
+
+    Args:
+        sampler: see :mod:`imagen.diffusion.samplers`.
+
+    Raises:
+        ValueError: not a sampler, an option that its scheduler has not, or a value that it does not take.
+    """
+    asked = Sampler.parse(sampler)
+    cls: Any = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}[asked.kind]
+    unknown = [name for name in asked.options if name not in list(inspect.signature(cls).parameters)]
+    if unknown:
+        raise ValueError(f"sampler {sampler!r}: {cls.__name__} has no option {unknown[0]!r}")
+    # gamma is ddpm's own, and diffusers warns of what a class does not know
+    config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
+    try:
+        return cls.from_config(config, **asked.options)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"sampler {sampler!r}: {one_line(error)}") from error
 
 
 def sampling_clone(scheduler: Any) -> Any:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import laplace
-from scipy.spatial.distance import cdist
 
 CELLS = 8  # a side: what features are averaged over
 Array = NDArray[np.float64]
@@ -25,6 +23,8 @@ def detail(pictures: Sequence[Image.Image]) -> Array:
 
     Blur lowers it; noise that was left in raises it.
     """
+    from scipy.ndimage import laplace
+
     return np.stack([_cells(np.abs(laplace(_floats(picture), axes=(0, 1)))) for picture in pictures])
 
 
@@ -52,6 +52,8 @@ def energy_distance(x: Array, y: Array) -> Distance:
     Raises:
         ValueError: fewer than three prompts, or sets of other sizes.
     """
+    from scipy.spatial.distance import cdist
+
     if x.shape != y.shape or len(x) < 3:
         raise ValueError(f"features are {x.shape} and {y.shape}; expected as many of each, of at least three prompts")
     count = len(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -12,9 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagen.checks import check_device
-from imagen.diffusion.sampling import SAMPLERS
 from imagen.evaluation.suites import Prompt, SuiteName
-from imagen.stages.spec import OF_CALLS, SETTINGS
+from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
@@ -41,11 +40,23 @@ def add_sampling_arguments(
     add("--num", type=int, default=num, help="prompts, spread evenly over the categories (default %(default)s)")
     add("--seed", type=int, default=0, help="seed of the first prompt; the others count up (default 0)")
     add("--batch-size", type=int, default=8, help="prompts sampled at once (default 8)")
-    for name in ("num_inference_steps", "guidance_scale", *more):
+    for name in ("num_inference_steps", "guidance_scale", "sampler", *more):
         told = f"{SETTINGS[name].help}; one value, or one a stage; default: the stages' own"
-        add(OF_CALLS[name], type=SETTINGS[name].parse, nargs="+", metavar=SETTINGS[name].metavar, help=told)
-    add("--sampler", choices=sorted(SAMPLERS), help="of every stage; default: the stages' own")
+        add(OF_CALLS[name], type=_reader(SETTINGS[name]), nargs="+", metavar=SETTINGS[name].metavar, help=told)
     add("--device", help="where to sample, such as cpu or cuda:1; default: a GPU if there is one")
+
+
+def _reader(declared: Setting) -> Callable[[str], Any]:
+    """argparse type of a setting; what it says itself of a word that it cannot read is told."""
+
+    def read(text: str) -> Any:
+        try:
+            return declared.parse(text)
+        except ValueError as error:
+            told = str(error) if declared.written is None else f"{text!r} is not understood; write {declared.written}"
+            raise argparse.ArgumentTypeError(told) from None
+
+    return read
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,19 +66,15 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load(args: argparse.Namespace) -> ImagenPipeline:
-    """The pipeline that the options name, on its device, with their sampler, without its own progress bars.
+    """The pipeline that the options name, on its device, without its own progress bars.
 
     Raises:
         ValueError: no such model, or an unusable device.
     """
-    from imagen.cascade.presets import set_sampler
     from imagen.pipeline import ImagenPipeline
 
     device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipe = ImagenPipeline.from_pretrained(args.model)
-    if args.sampler is not None:
-        for slot in pipe.stage_defaults:
-            set_sampler(pipe, slot, args.sampler)
     pipe.to(torch.device(device))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
-from imagen.diffusion.samplers import Sampler
+from imagen.diffusion.samplers import parse_sampler
+from imagen.diffusion.sampling import resampled
 from imagen.diffusion.schedules import alpha_sigma, level_log_snrs, log_snr_at
 from imagen.evaluation.alignment import judge_all
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
@@ -113,39 +114,38 @@ def read_rows(path: Path, of: Mapping[str, Any]) -> dict[tuple[str, int], Row]:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample and judge every sampler, print the table, write ``samplers.json`` and a sheet of each."""
-    samplers = [Sampler.parse(text) for text in args.samplers]
+    samplers = [parse_sampler(text) for text in args.samplers]
     prompts = suite(args.split, args.num, args.seed)
     pipe = load(args)
     base = pipe.stage_defaults.get("base")
     if base is None:
         raise ValueError(f"--model {args.model!r} has no base stage, whose samplers this compares")
     if args.sampler is not None:
-        raise ValueError(f"--sampler {args.sampler} has no effect here: name what to compare behind --samplers")
+        raise ValueError(f"--sampler {args.sampler[0]} has no effect here: name what to compare behind --samplers")
     own, settings = pipe.base_scheduler, sampling_settings(args)
     settings.pop("num_inference_steps", None)
     numbers = args.steps or [12, 20]
     if not all(isinstance(number, int) for number in numbers):
         raise ValueError(f"--steps {numbers}: give numbers here")
     cells = list(product(numbers, samplers))
-    rules = [StepRule(sampler.of(own), steps) for steps, sampler in cells]  # refuse before anything is sampled
+    rules = [StepRule(resampled(own, sampler), steps) for steps, sampler in cells]  # refuse before anything is sampled
     check_calls(pipe, [(base.size, settings)], args.batch_size)
     known = {name: getattr(args, name) for name in ("model", "split", "num", "seed", "batch_size")}
     of = {**known, "guidance_scale": settings.get("guidance_scale")}
     done = read_rows(args.out / DONE, of)
     for number, ((steps, sampler), rule) in enumerate(zip(cells, rules, strict=True)):
-        if (sampler.text, steps) in done:
+        if (sampler, steps) in done:
             continue
-        pipe.base_scheduler, call = sampler.of(own), {**settings, "num_inference_steps": steps}
-        label = f"{sampler.text}, {steps} steps"
+        call = {**settings, "sampler": sampler, "num_inference_steps": steps}
+        label = f"{sampler}, {steps} steps"
         judged = judge_all(prompts, sample(pipe, prompts, base.size, call, args.batch_size, label=label)[base.size])
         save_sheet(args.out / f"sheet_{number}.png", [entry.tile for entry in judged])
         right = [entry.verdict.ok for entry in judged]
-        row = Row(sampler.text, steps, len(rule.times), right, deviation(sampler.of(own), steps))
+        row = Row(sampler, steps, len(rule.times), right, deviation(resampled(own, sampler), steps))
         with (args.out / DONE).open("a", encoding="utf-8") as stream:
             stream.write("\n" + json.dumps({"of": of, **vars(row)}) + "\n")  # the first: after a call that was killed
         note(f"{label}: {Share.of(right)}")
-        done[sampler.text, steps] = row
-    pipe.base_scheduler = own
-    rows = [done[sampler.text, steps] for steps, sampler in cells]
+        done[sampler, steps] = row
+    rows = [done[sampler, steps] for steps, sampler in cells]
     print(f"{args.split}, {base.size} px\n\n{compare(rows)}")
     write_result(args, command, pipe, rows=rows)

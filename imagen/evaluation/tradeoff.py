@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from imagen.diffusion.guidance import check_guidance
-from imagen.diffusion.samplers import Sampler
+from imagen.diffusion.samplers import parse_sampler
 from imagen.disk import read_json, whole, write_text
 from imagen.evaluation.alignment import Judged, judge_all, summary
 from imagen.evaluation.distance import Distance, detail, energy_distance, layout
@@ -45,22 +45,27 @@ USUAL = (
 
 
 class Way(NamedTuple):
-    """A way to sample the base stage, and how it was written."""
+    """A way to sample the base stage: how it was written, and arguments of the pipeline's call."""
 
     text: str
-    sampler: Sampler
     settings: Mapping[str, Any]
 
     @classmethod
-    def parse(cls, text: str) -> Way:
-        """``SAMPLER STEPS [GUIDANCE]``. Raises: ValueError where it is not written so, or names what there is not."""
+    def parse(cls, text: str, presets: Collection[str] = ()) -> Way:
+        """``SAMPLER STEPS [GUIDANCE]``, or one of ``presets``.
+
+        Raises:
+            ValueError: it is not written so, or names what there is not.
+        """
+        if text in presets:
+            return cls(text, {"preset": text})
         words = re.split(r"\s+(?![^(]*\))", text.strip())
         if len(words) not in (2, 3):
             raise ValueError(f"way {text!r}: write SAMPLER STEPS [GUIDANCE], as 'dpm++ 20' or 'ddpm 25 apg(eta=0)'")
-        settings = {"num_inference_steps": parse_steps(words[1])}
+        settings = {"sampler": parse_sampler(words[0]), "num_inference_steps": parse_steps(words[1])}
         if len(words) == 3:
             settings["guidance"] = check_guidance(words[2])
-        return cls(text, Sampler.parse(words[0]), settings)
+        return cls(text, settings)
 
     @property
     def folder(self) -> str:
@@ -126,37 +131,32 @@ def pictures_of(
     pipe: Any, way: Way, prompts: Sequence[Prompt], settings: Mapping[str, Any], folder: Path, batch_size: int
 ) -> tuple[list[Image.Image], float]:
     """The pictures of a way, one for each prompt, and the evaluations for each: those in the folder, and the rest."""
-    base, own = pipe.stage_defaults["base"], pipe.base_scheduler
-    of = {"way": way.text, "weights": fingerprint(pipe.base_unet), **settings}
+    base = pipe.stage_defaults["base"]
+    call = {**settings, **way.settings}
+    of = {"weights": fingerprint(pipe.base_unet), "stage": pipe.settings(size=base.size, **call)["base"].to_dict()}
     told = folder / "way.json"
     if told.is_file() and {**read_json(told), "evaluations": None} != {**of, "evaluations": None}:
         raise ValueError(f"{str(folder)!r} holds pictures of other weights or settings: give another --out")
     files = {prompt: folder / f"{prompt.seed:07d}.png" for prompt in prompts}
     missing = [prompt for prompt, file in files.items() if not file.is_file()]
     cost: float | None = read_json(told)["evaluations"] if told.is_file() else None
-    pipe.base_scheduler = way.sampler.of(own)
-    try:
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            with counted([pipe.base_unet, *([pipe.base_weak_unet] if pipe.base_weak_unet else [])]) as seen:
-                made = sample(pipe, batch, base.size, {**settings, **way.settings}, batch_size)[base.size]
-            cost = sum(seen) / len(batch)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(told, json.dumps({**of, "evaluations": cost}) + "\n")
-            for prompt, picture in zip(batch, made, strict=True):
-                with whole(files[prompt]) as partial:
-                    picture.save(partial, format="PNG")
-            note(f"{way.text}: {len(prompts) - len(missing) + start + len(batch)} of {len(prompts)} pictures")
-    finally:
-        pipe.base_scheduler = own
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        with counted([pipe.base_unet, *([pipe.base_weak_unet] if pipe.base_weak_unet else [])]) as seen:
+            made = sample(pipe, batch, base.size, call, batch_size)[base.size]
+        cost = sum(seen) / len(batch)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(told, json.dumps({**of, "evaluations": cost}) + "\n")
+        for prompt, picture in zip(batch, made, strict=True):
+            with whole(files[prompt]) as partial:
+                picture.save(partial, format="PNG")
+        note(f"{way.text}: {len(prompts) - len(missing) + start + len(batch)} of {len(prompts)} pictures")
     assert cost is not None, "pictures lie there without what they cost"
     return [Image.open(file).convert("RGB") for file in files.values()], cost
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample and judge every way, print the table, write ``tradeoff.json`` and a sheet of each."""
-    ways = [Way.parse(text) for text in args.ways]
-    reference = None if args.reference == "none" else Way.parse(args.reference)
     if args.steps is not None or args.sampler is not None:
         raise ValueError("--steps and --sampler have no effect here: they are a part of each of the --ways")
     prompts = suite(args.split, args.num, args.seed)
@@ -165,10 +165,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     if base is None:
         raise ValueError(f"--model {args.model!r} has no base stage, whose ways this compares")
     settings = sampling_settings(args)
+    ways = [Way.parse(text, pipe.presets) for text in args.ways]
+    reference = None if args.reference == "none" else Way.parse(args.reference, pipe.presets)
     every = [*ways, *([reference] if reference is not None and reference not in ways else [])]
     check_calls(pipe, [(base.size, {**settings, **way.settings}) for way in every], args.batch_size)
-    for way in every:
-        way.sampler.of(pipe.base_scheduler)  # what it refuses is told before anything is sampled
     made = {
         way.text: pictures_of(pipe, way, prompts, settings, args.out / way.folder, args.batch_size) for way in every
     }

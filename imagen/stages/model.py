@@ -15,6 +15,7 @@ from imagen.stages.folder import (
     RECORD,
     SavedStage,
     find_folder,
+    read_index,
     read_model,
     read_run,
 )
@@ -27,10 +28,12 @@ class Model(NamedTuple):
     Attributes:
         stages: those it holds, in the order of the cascade.
         folder: the pipeline's; None: each stage lies in a run of its own.
+        presets: ways to sample them that the model stores, by name and slot; None: it stores none.
     """
 
     stages: dict[str, SavedStage]
     folder: Path | None = None
+    presets: Any = None
 
 
 def find_model(
@@ -58,7 +61,7 @@ def find_model(
         raise ValueError(
             f"model {str(parts[0])!r} is the folder of a run that has exported no stage yet: let it train on"
         )
-    return Model(read_model(folder, skip, pickled), folder)
+    return Model(read_model(folder, skip, pickled), folder, read_index(folder).get("presets"))
 
 
 def _parts(name: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

@@ -18,12 +18,14 @@ from typing import Any, get_args
 
 from imagen.checks import check_choice, check_int, check_keys, check_number
 from imagen.diffusion.guidance import check_guidance
+from imagen.diffusion.samplers import parse_sampler
 from imagen.diffusion.timesteps import RESPACINGS, count_steps
 from imagen.diffusion.vocabulary import AugSpace, ResizeMode, ThresholdKind
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of what is stored (``model_index.json`` and ``stage.json``). 0 had no entries of stages. 1 did not say how text is
-read, and had numbers alone for ``num_inference_steps``. 2 had no ``lowres_consistency``, 3 no ``guidance``."""
+read, and had numbers alone for ``num_inference_steps``. 2 had no ``lowres_consistency``, 3 no ``guidance``,
+4 no ``sampler`` and no presets."""
 SLOTS = ("base", "sr256", "sr1024")
 EARLIER_NAMES = {"base64": "base"}
 """Slots as runs named them once, which are read and never written."""
@@ -111,6 +113,16 @@ class SamplingSettings:
         flag="--guidance-method",
         metavar="METHOD",
         parse=check_guidance,
+        written=None,
+    )
+    sampler: str | None = setting(
+        None,
+        optional(lambda name, value: parse_sampler(value)),
+        "step rule, such as dpm++(use_exponential_sigmas); null is the stage's own scheduler",
+        since=5,
+        flag="--sampler",
+        metavar="SAMPLER",
+        parse=parse_sampler,
         written=None,
     )
     threshold: ThresholdKind = setting(  # noqa: RUF009 - it is a field

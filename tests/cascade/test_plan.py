@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from imagen import ImagenPipeline
 from imagen.cascade.adapters import attach
 from imagen.cascade.plan import join, plan
-from imagen.cascade.presets import set_sampler
 from imagen.cascade.route import Wish, cropped, entry_side
 from imagen.cascade.runner import Stage
 from imagen.cascade.running import RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds, stage_generator
 from imagen.cascade.variance import drop_variance, first_rows
-from imagen.diffusion.sampling import SAMPLERS, make_scheduler
+from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.stages.spec import StageDefaults
 from tests.factories import WIDTH, sample, seeded, tiny_base, tiny_pipeline, tiny_sr
@@ -280,21 +279,7 @@ def test_steps_of_a_list_are_counted(pipe: ImagenPipeline) -> None:
     assert (running.num_timesteps, running.guidance_scale, running.stage) == (27, 2.0, "base")
 
 
-# --- samplers and variances -------------------------------------------------------------------------------------------
-
-
-def test_another_sampler_has_the_schedule_and_no_setting_that_is_not_its_own() -> None:
-    pipe = tiny_pipeline()
-    config, others = pipe.base_scheduler.config, (pipe.sr256_scheduler, pipe.sr1024_scheduler)
-    pipe.base_scheduler = type(pipe.base_scheduler).from_config(config, gamma=0.3)
-    levels = pipe.base_scheduler.alphas_cumprod
-    for name in ("ddim", "dpm++"):
-        set_sampler(pipe, "base", name)
-        assert type(pipe.base_scheduler) is SAMPLERS[name]
-        assert "gamma" not in pipe.base_scheduler.config
-        assert pipe.base_scheduler.config.prediction_type == "v_prediction"
-        torch.testing.assert_close(pipe.base_scheduler.alphas_cumprod, levels)
-    assert (pipe.sr256_scheduler, pipe.sr1024_scheduler) == others
+# --- variances -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -214,7 +214,8 @@ def test_a_preset_acts_on_every_stage_of_a_model_that_had_others(tmp_path: Path)
     settings = read_settings(tmp_path / "a_seed0.png")
     assert settings["steps"] == {"16": 20, "32": 15}
     assert settings["guidance"] == {"16": 7.0, "32": 4.0}
-    assert settings["sampler"] == dict.fromkeys(("16", "32"), "DPMSolverMultistepScheduler")
+    assert settings["sampler"] == dict.fromkeys(("16", "32"), "dpm++")
+    assert settings["scheduler"]["16"] == "ImagenDDPMScheduler", "the model's own"
 
 
 def test_a_preset_that_says_nothing_of_a_stage_is_refused_before_the_model_is_loaded(
@@ -222,7 +223,10 @@ def test_a_preset_that_says_nothing_of_a_stage_is_refused_before_the_model_is_lo
 ) -> None:
     monkeypatch.setattr("imagen.cli.sample.load", lambda *_: pytest.fail("loaded"))
     assert run("a", "--preset", "if") == 2
-    assert "preset 'if' is for DeepFloyd IF's stages and says nothing of sr1024; use --steps" in capsys.readouterr().err
+    assert (
+        "preset 'if' is for DeepFloyd IF's stages and says nothing of sr1024; use balanced, fast"
+        in capsys.readouterr().err
+    )
 
 
 def test_seeds_and_folders_that_cannot_be(

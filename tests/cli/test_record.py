@@ -29,7 +29,7 @@ RECORDED = {
     "guidance": {"8": 5.0, "sr256": 5.0, "sr1024": 2.0},
     "aug_level": {"sr256": 0.3, "sr1024": 0.4},
     "lowres_consistency": {"sr256": 2, "sr1024": 0},
-    "sampler": {"8": "DDIMScheduler", "sr256": "DDIMScheduler", "sr1024": "DDIMScheduler"},
+    "sampler": {"8": "ddim", "sr256": "ddim", "sr1024": "ddim"},
 }
 
 

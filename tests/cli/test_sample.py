@@ -80,7 +80,7 @@ def test_the_command_inside_a_picture_makes_it_again(run):
     assert settings["guidance"] == {"16": 3.0, "32": 3.0, "64": 2.0}
     assert settings["aug_level"] == {"32": 0.3, "64": 0.3}
     assert settings["lowres_consistency"] == {"32": 2, "64": 0}
-    assert settings["sampler"]["64"] == "DPMSolverMultistepScheduler"
+    assert settings["sampler"]["64"] == "dpm++"
     assert Image.open(path).text["Description"] == "two blue star"
     words = shlex.split(settings["command"])
     assert words[:2] == ["python", "sample.py"]
@@ -205,7 +205,7 @@ BAD = [
     (["a", "--image", "{tmp}/empty.txt"], "empty.txt' cannot be read as a picture"),
     (["a red circle " * 20], "has 61 tokens and this model reads 32; shorten it"),
     (["a", "--negative-prompt", "a red circle " * 20], "has 61 tokens and this model reads 32"),
-    (["a", "--sampler", "plms"], "invalid choice: 'plms'"),
+    (["a", "--sampler", "plms"], "--sampler: sampler is 'plms'; expected one of ddpm"),
     (["a", "--offload", "--device", "cpu"], "--offload has no effect"),
     (["a", "--lora", "{tmp}"], "holds no adapter"),
     (["a", "--lora", "sr9={tmp}"], "--lora STAGE is 'sr9'"),

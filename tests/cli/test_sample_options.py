@@ -47,7 +47,7 @@ SETTINGS = {  # of the picture that is written
     "guidance_method": dict.fromkeys(("32", "64"), "interval(low=-3, high=5)+cfg"),
     "aug_level": {"32": 0.3, "64": 0.2},
     "lowres_consistency": {"32": 2, "64": 4},
-    "sampler": {"32": "DDIMScheduler", "64": "DDIMScheduler"},
+    "sampler": {"32": "ddim", "64": "ddim"},
     "dtype": "bfloat16",
     "device": "cpu",
     "preset": None,
@@ -91,7 +91,12 @@ def test_every_option_reaches_the_call_and_the_picture(run: Any, tmp_path: Any, 
     asked: dict[str, Any] = {"num_inference_steps": {32: 2, 64: 1}, "guidance_scale": {32: 2.5, 64: 2.5}}
     asked |= {"aug_level": {32: 0.3, 64: 0.2}}
     asked |= {"guidance": dict.fromkeys((32, 64), "interval(low=-3, high=5)+cfg")}
-    asked |= {"lowres_consistency": {32: 2, 64: 4}, "sampler": "ddim", "dtype": "bfloat16", "image": str(start)}
+    asked |= {
+        "lowres_consistency": {32: 2, 64: 4},
+        "sampler": {32: "ddim", 64: "ddim"},
+        "dtype": "bfloat16",
+        "image": str(start),
+    }
     asked |= {"negative_prompt": "a green star", "size": 64, "height": 64, "width": 32, "seed": 8}
     assert {name: getattr(again, name) for name in asked} == asked
     assert again.prompt == ["two blue star"]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
-from imagen.cascade.presets import PRESETS, apply_preset, set_sampler
+from imagen.cascade.presets import IF_PRESETS
 from imagen.cli.png import read_settings
 from imagen.cli.sample import main
 from imagen.diffusion.sampling import SAMPLERS
@@ -29,25 +29,20 @@ def load(folder: Path) -> ImagenPipeline:
 def test_the_learned_variance_is_ddpms_alone(converted: Path, sampler: str) -> None:
     """For all other samplers the network's last three channels may say anything."""
     pipe = load(converted)
-    set_sampler(pipe, "base", sampler)
-    before = sample(pipe, PROMPT, size=16, num_inference_steps=5).images
+    before = sample(pipe, PROMPT, size=16, num_inference_steps=5, sampler=sampler).images
     with torch.no_grad():
         pipe.base_unet.conv_out.bias[3:] += 3
-    after = sample(pipe, PROMPT, size=16, num_inference_steps=5).images
+    after = sample(pipe, PROMPT, size=16, num_inference_steps=5, sampler=sampler).images
     assert torch.isfinite(before).all()
     assert torch.equal(before, after) is (sampler != "ddpm")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", IF_PRESETS)
 def test_presets_run_the_steps_they_name(converted: Path, name: str) -> None:
     pipe = load(converted)
-    apply_preset(pipe, name)
-    assert [type(pipe.base_scheduler), type(pipe.sr256_scheduler)] == [
-        SAMPLERS[PRESETS[name][0]] for slot in ("base", "sr256")
-    ]
     with Calls(pipe.sr256_unet) as calls:
-        assert torch.isfinite(sample(pipe, PROMPT, image=torch.zeros(1, 3, 16, 16)).images).all()
-    assert len(calls.samples) == pipe.stage_defaults["sr256"].steps
+        assert torch.isfinite(sample(pipe, PROMPT, image=torch.zeros(1, 3, 16, 16), preset=name).images).all()
+    assert len(calls.samples) == pipe.settings(preset=name)["sr256"].steps
     assert {tuple(call["aug_timestep"].tolist()) for call in calls.samples} == {(250.0, 250.0)}
     if name == "if":
         assert [float(call["timestep"][0]) for call in calls.samples][:3] == [999, 988, 977]
@@ -56,10 +51,12 @@ def test_presets_run_the_steps_they_name(converted: Path, name: str) -> None:
 def test_an_unknown_preset_and_a_stage_beyond_it_are_named(converted: Path) -> None:
     from tests.factories import tiny_pipeline
 
-    with pytest.raises(ValueError, match="preset 'best' is unknown; choose one of if, if-fast"):
-        apply_preset(load(converted), "best")
+    with pytest.raises(
+        ValueError, match="preset 'best' is unknown; choose one of balanced, fast, quality, if, if-fast"
+    ):
+        load(converted)(PROMPT, preset="best")
     with pytest.raises(ValueError, match="says nothing of sr1024"):
-        apply_preset(tiny_pipeline(), "if")
+        tiny_pipeline()(PROMPT, preset="if")
 
 
 def test_the_command_line_knows_presets_lists_and_shapes(
@@ -72,13 +69,13 @@ def test_the_command_line_knows_presets_lists_and_shapes(
     settings = read_settings(file)
     assert settings["steps"] == {"16": 2, "32": "super27"}
     assert settings["guidance"] == {"16": 7.0, "32": 4.0}, "the preset's, where nothing else is asked for"
-    assert settings["sampler"] == dict.fromkeys(("16", "32"), "DDIMScheduler"), "the one asked for, not the preset's"
+    assert settings["sampler"] == dict.fromkeys(("16", "32"), "ddim"), "the one asked for, not the preset's"
     assert "--preset if-fast" in settings["command"]
     assert "--height 16 --width 48" in settings["command"]
     for wrong, message in (
         (["--steps", "smart5"], "'smart5' is not understood"),
         (["--width", "50"], "width=50 is not a multiple of 4"),
-        (["--height", "16", "--width", "16", "--preset", "fast"], "invalid choice"),
+        (["--height", "16", "--width", "16", "--preset", "fastest"], "preset 'fastest' is unknown"),
     ):
         capsys.readouterr()
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from imagen import ImagenPipeline
-from imagen.diffusion.sampling import SAMPLERS
 from imagen.evaluation import generate
 from imagen.evaluation.generate import load, sample
 from imagen.evaluation.suites import suite
@@ -68,26 +67,24 @@ def test_a_setting_of_zero_is_asked_for_and_one_of_none_is_left_to_the_model() -
         assert asked.get("num_inference_steps") is None
 
 
-def test_a_model_is_loaded_with_the_sampler_asked_for_in_every_stage_and_shows_no_bars(
+def test_a_model_is_loaded_where_it_is_asked_for_and_shows_no_bars(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_pipeline(max_length=128).save_pretrained(tmp_path)
-    for sampler, expected in (("ddim", SAMPLERS["ddim"]), ("euler", SAMPLERS["euler"]), (None, SAMPLERS["ddpm"])):
-        pipe = load(Namespace(model=str(tmp_path), sampler=sampler, device="cpu"))
-        assert list(pipe.stage_defaults) == ["base", "sr256", "sr1024"]
-        assert [type(getattr(pipe, f"{slot}_scheduler")) for slot in pipe.stage_defaults] == [expected] * 3
+    pipe = load(Namespace(model=str(tmp_path), device="cpu"))
+    assert list(pipe.stage_defaults) == ["base", "sr256", "sr1024"]
     capsys.readouterr()
     pipe("a red circle", size=16, num_inference_steps=1)
     assert not capsys.readouterr().err
     with pytest.raises(ValueError, match="^--device 'nowhere' is not there: "):
-        load(Namespace(model="no model", sampler=None, device="nowhere"))
+        load(Namespace(model="no model", device="nowhere"))
     monkeypatch.setattr(generate, "check_device", lambda name, device: device)
     moved: list[str] = []
     monkeypatch.setattr(ImagenPipeline, "to", lambda self, device: moved.append(str(device)))
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         for device in (None, "meta"):
-            load(Namespace(model=str(tmp_path), sampler=None, device=device))
+            load(Namespace(model=str(tmp_path), device=device))
     assert moved == ["cuda", "meta", "cpu", "meta"]
 
 
@@ -108,3 +105,21 @@ def test_a_bar_is_shown_where_it_has_a_name_and_something_to_show(capsys: pytest
     for wrong in (0, -1):
         with pytest.raises(ValueError, match=f"batch_size is {wrong}; expected at least 1"):
             sample(pipe, prompts, 16, {}, wrong)  # type: ignore[arg-type]
+
+
+def test_a_sampler_is_one_for_all_stages_or_one_for_each_and_what_is_none_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = ArgumentParser()
+    generate.add_sampling_arguments(parser, num=1, split="tune")
+    for words, expected in (
+        (["ddim"], "ddim"), (["ddim", "dpm++(solver_order=1)"], ["ddim", "dpm++(solver_order=1)"]),
+    ):  # fmt: skip
+        args = parser.parse_args(["--model", "m", "--sampler", *words])
+        assert generate.sampling_settings(args) == {"sampler": expected}
+    for words, told in (
+        (["--sampler", "plms"], "sampler is 'plms'; expected one of ddpm"), (["--steps", "x"], "'x' is not understood"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--model", "m", *words])
+        assert told in capsys.readouterr().err

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, HeunDiscreteScheduler
 
-from imagen.diffusion.sampling import ImagenDDPMScheduler, make_scheduler
+from imagen.diffusion.samplers import Sampler
+from imagen.diffusion.sampling import ImagenDDPMScheduler, make_scheduler, resampled
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.evaluation import samplers
 from imagen.evaluation.__main__ import main
-from imagen.evaluation.samplers import Row, Sampler, compare, deviation, read_rows
+from imagen.evaluation.samplers import Row, compare, deviation, read_rows
 from imagen.evaluation.stats import Share, paired_difference
 from tests.factories import tiny_base_alone
 
@@ -30,8 +31,9 @@ OWN = make_scheduler("ddpm", CosineSchedule(), "sample", gamma=0.5)
 ])  # fmt: skip
 def test_a_sampler_is_a_name_and_options(text: str, cls: Any, options: dict[str, Any]) -> None:
     found = Sampler.parse(text)
-    assert found == Sampler(text, cls, options)
-    made = found.of(OWN)
+    assert found.options == options
+    assert Sampler.parse(str(found)) == found
+    made = resampled(OWN, text)
     assert type(made) is cls
     assert {name: made.config[name] for name in options} == options
     assert list(made.config.trained_betas) == list(OWN.config.trained_betas)
@@ -44,20 +46,20 @@ def test_a_sampler_is_a_name_and_options(text: str, cls: Any, options: dict[str,
 ])  # fmt: skip
 def test_what_is_no_sampler_is_told(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Sampler.parse(text)
+        resampled(OWN, text)
 
 
 @pytest.mark.parametrize("text", ["dpm++(algorithm_type=foo)", "dpm++(solver_type=foo)", "unipc(solver_type=foo)"])
 def test_a_value_that_its_scheduler_has_not_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^sampler '.*foo.*': [^\n]*$"):
-        Sampler.parse(text).of(OWN)
+        resampled(OWN, text)
 
 
 def test_the_distance_from_the_exact_picture_falls_with_the_steps() -> None:
     for text, factor in (("ddim", 3), ("heun", 5), ("dpm++", 4), ("unipc", 4)):
-        coarse, fine = (deviation(Sampler.parse(text).of(OWN), steps) for steps in (10, 40))
+        coarse, fine = (deviation(resampled(OWN, text), steps) for steps in (10, 40))
         assert coarse > factor * fine, text
-    ends = [deviation(Sampler.parse(text).of(OWN), 100) for text in ("ddpm", "dpm++(algorithm_type=sde-dpmsolver++)")]
+    ends = [deviation(resampled(OWN, text), 100) for text in ("ddpm", "dpm++(algorithm_type=sde-dpmsolver++)")]
     assert max(ends) < 0.03
 
 
@@ -102,14 +104,14 @@ def test_every_sampler_is_sampled_once_and_rows_that_are_done_are_kept(
     draw = samplers.sample
 
     def sample(pipe: Any, prompts: Any, size: int, settings: Any, *more: Any, **named: Any) -> Any:
-        asked.append((type(pipe.base_scheduler).__name__, settings["num_inference_steps"], len(prompts)))
-        spaced.append(pipe.base_scheduler.config.get("use_karras_sigmas", False))
+        asked.append((settings["sampler"], settings["num_inference_steps"], len(prompts)))
+        spaced.append("use_karras_sigmas" in settings["sampler"])
         return draw(pipe, prompts, size, settings, *more, **named)
 
     monkeypatch.setattr(samplers, "sample", sample)
     words = ["samplers", "--model", str(model), "--num", "4", "--device", "cpu", "--out", str(out), "--steps", "2", "3"]
     assert main([*words, "--samplers", "euler", "heun"]) == 0
-    assert asked == [(f"{name}DiscreteScheduler", steps, 4) for steps in (2, 3) for name in ("Euler", "Heun")]
+    assert asked == [(name, steps, 4) for steps in (2, 3) for name in ("euler", "heun")]
     rows = json.loads((out / "samplers.json").read_text())["rows"]
     assert [(row["sampler"], row["steps"], row["evaluations"]) for row in rows] == [
         ("euler", 2, 2), ("heun", 2, 3), ("euler", 3, 3), ("heun", 3, 5),

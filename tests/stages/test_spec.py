@@ -18,6 +18,7 @@ from imagen import ImagenPipeline
 from imagen.cascade.route import Wish
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.sections import SamplingConfig
+from imagen.cascade.training.export import stage_defaults, stage_scheduler
 from imagen.cli.sample import parser
 from imagen.diffusion.augmentation import aug_noise_shape, augment_lowres, resize
 from imagen.diffusion.losses import LossWeighting
@@ -42,6 +43,7 @@ OTHER: dict[str, Any] = {  # a value of each setting that is not its default
     "num_inference_steps": 7,
     "guidance_scale": 2.5,
     "guidance": "interval(low=-3, high=5)+cfg",
+    "sampler": "dpm++(use_exponential_sigmas,solver_order=3)",
     "threshold": "static",
     "threshold_p": 0.9,
     "threshold_cap": 1.5,
@@ -90,7 +92,7 @@ def test_every_setting_has_help_and_another_value_here() -> None:
 
 
 def test_configurations_storage_and_command_line_know_the_same_settings() -> None:
-    assert {entry.name for entry in dataclasses.fields(SamplingConfig)} - SETTINGS.keys() == {"sampler", "gamma"}
+    assert {entry.name for entry in dataclasses.fields(SamplingConfig)} - SETTINGS.keys() == {"gamma"}
     kept = {entry.name for entry in dataclasses.fields(StageDefaults)} - SETTINGS.keys()
     assert kept == {"size", "lowres_size", "aug_space", "aug_schedule", "lowres_mode"}
     actions = {action.dest: action for action in parser()._actions}
@@ -101,7 +103,7 @@ def test_configurations_storage_and_command_line_know_the_same_settings() -> Non
         assert getattr(parser().parse_args([flag, str(OTHER[name])]), name) == OTHER[name]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "sampler"])
 def test_a_setting_goes_from_yaml_to_storage_and_back(name: str, tmp_path: Path) -> None:
     tree = {"run_dir": "run", "stage": {"name": "sr256", **SIZES}, "sampling": {name: OTHER[name]}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(merge(TINY, {**tree, "unet.lowres_channels": 3})))
@@ -112,6 +114,14 @@ def test_a_setting_goes_from_yaml_to_storage_and_back(name: str, tmp_path: Path)
     stored = StageDefaults(size=16, lowres_size=8, **{name: getattr(sampling, name)}).to_dict()
     assert stored[name] == OTHER[name]
     assert getattr(StageDefaults.from_dict(stored), name) == OTHER[name]
+
+
+def test_the_sampler_of_a_configuration_is_that_of_the_scheduler_it_exports(tmp_path: Path) -> None:
+    tree = {"run_dir": "run", "sampling": {"sampler": "dpm++"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(merge(TINY, tree)))
+    config = parse(["--config", str(tmp_path / "config.yaml")])
+    assert isinstance(stage_scheduler(config), SAMPLERS["dpm++"])
+    assert stage_defaults(config).sampler is None
 
 
 # --- older folders ---------------------------------------------------------------------------------------------------

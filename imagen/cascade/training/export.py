@@ -39,7 +39,7 @@ KEPT = (*LEVELS, "timestep_spacing", "steps_offset")
 def stage_defaults(config: RunConfig) -> StageDefaults:
     """What the pipeline stores of this stage. Raises: ValueError for values that do not go together."""
     trained = {entry.name: getattr(config.stage, entry.name, None) for entry in fields(StageDefaults)}
-    settings = {name: getattr(config.sampling, name) for name in SETTINGS}
+    settings = {name: getattr(config.sampling, name) for name in SETTINGS if name != "sampler"}  # in the scheduler
     return StageDefaults(**{**trained, **settings, "aug_schedule": asdict(config.stage.aug_schedule)})
 
 
