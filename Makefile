@@ -58,7 +58,8 @@ demo: $(VENV)/.setup-dev  ## reproduce pretrained/shapes from nothing, into runs
 			--train.init_from runs/shapes/$$stage/model/unet $(WIDE) || exit 1; \
 	done
 	$(BIN)/python -m imagen.training.compose --base runs/shapes/base64 --sr256 runs/shapes/sr256-wide \
-		--sr1024 runs/shapes/sr1024-wide --dtype fp16 --max_shard_size 14MB --out runs/shapes/model
+		--sr1024 runs/shapes/sr1024-wide --dtype fp16 --max_shard_size 14MB --presets configs/shapes/presets.yaml \
+		--out runs/shapes/model
 	$(BIN)/python -m imagen.evaluation alignment --model runs/shapes/model --split heldout
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ IF_PRESETS: dict[str, Preset] = {
 }
 FEWER = {"balanced": (2, 16), "fast": (3, 8)}
 """What a stage's steps are divided by, and how many are left at least, where a model was stored without presets."""
-FEW_STEPS = "dpm++(use_exponential_sigmas)"
-"""Nearest to the exact picture in few steps (docs/sampling.md, Samplers)."""
+FEW_STEPS = "dpm++"
+"""What takes few steps there: at its own spacing, which no schedule's ends can stretch (docs/sampling.md, Samplers)."""
 
 
 def usual_presets(stages: Mapping[str, StageDefaults]) -> dict[str, Preset]:

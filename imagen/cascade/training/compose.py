@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from imagen.cascade.assembly import assemble
+from imagen.cascade.presets import read_presets
 from imagen.disk import filling, occupied, read_json
 from imagen.errors import ConfigError, config_errors, require
 from imagen.pipeline import ImagenPipeline
@@ -37,22 +38,31 @@ def read_source(slot: str, folder: Path) -> SavedStage:
     raise ConfigError(f"--{slot}: the pipeline {str(folder)!r} has no {slot}, only {', '.join(found) or 'text'}")
 
 
-def compose(stages: Mapping[str, Path], text: str | None = None, dtype: torch.dtype = torch.float32) -> ImagenPipeline:
+def compose(
+    stages: Mapping[str, Path],
+    text: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    presets: Mapping[str, Any] | None = None,
+) -> ImagenPipeline:
     """An ImagenPipeline of exported stages.
 
     Args:
         stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
         text: folder or Hub id of a text encoder; None takes the one that the stages were trained with.
         dtype: of all weights.
+        presets: ways to sample it, by name and slot; None: the usual three.
 
     Raises:
-        ConfigError: no such stage, sizes that do not meet, or different text encoders.
+        ConfigError: no such stage, no such preset, sizes that do not meet, or different text encoders.
     """
     given = {slot_named(name): folder for name, folder in stages.items()}
     saved = {slot: read_source(slot, given[slot]) for slot in SLOTS if slot in given}
     require(bool(saved), "no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
     check_chain(saved)
-    return ImagenPipeline(**assemble(saved, {"dtype": dtype}, text))
+    parts = assemble(saved, {"dtype": dtype}, text)
+    with config_errors("--presets: "):
+        read_presets(presets, {slot: stage.defaults for slot, stage in saved.items()})
+    return ImagenPipeline(**parts, presets=presets)
 
 
 def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
