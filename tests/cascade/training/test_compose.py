@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagen import ImagenPipeline
+from imagen.cascade.presets import read_presets, with_preset
 from imagen.cascade.training.compose import compose
 from imagen.cascade.training.export import stage_scheduler
 from imagen.cascade.training.task import StageTask
@@ -23,6 +25,7 @@ from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.errors import ConfigError
 from imagen.stages.folder import read_run
+from imagen.stages.model import find_model
 from imagen.stages.spec import StageDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH, save_stage, tiny_base, tiny_pipeline, tiny_sr
@@ -178,7 +181,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, expected):
 
 def test_a_newer_export_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text('{"format_version": 99}')
-    with pytest.raises(ValueError, match="stage.json has format_version 99, newer than the 4 this version"):
+    with pytest.raises(ValueError, match="stage.json has format_version 99, newer than the 5 this version"):
         read_run(tmp_path)
 
 
@@ -310,3 +313,37 @@ def test_gamma_is_the_exported_sampler_s(config):
     assert stage_scheduler(config(**{"sampling.gamma": 0.3})).config.gamma == 0.3
     with pytest.raises(ConfigError, match=r"sampling.gamma 0.3 must lie in \[0, 1\], and be 0 with another sampler"):
         config(**{"sampling.gamma": 0.3, "sampling.sampler": "ddim"})
+
+
+def test_presets_are_stored_with_the_pipeline(tmp_path, capsys):
+    run, out = stage_run(tmp_path / "a", "base", {}), tmp_path / "model"
+    ways = tmp_path / "ways.yaml"
+    command = ["--base", str(run), "--out", str(out)]
+    assert main(command) == 0
+    assert json.loads((out / "model_index.json").read_text())["presets"].keys() == {"quality", "balanced", "fast"}
+    ways.write_text("quick: {base: {sampler: 'dpm++ (solver_order = 1)', num_inference_steps: 2}}")
+    assert main([*command, "--presets", str(ways)]) == 0
+    stored = {"quick": {"base": {"sampler": "dpm++(solver_order=1)", "num_inference_steps": 2}}}
+    assert json.loads((out / "model_index.json").read_text())["presets"] == stored
+    capsys.readouterr()
+    for text, told in (("quick: {base: {step: 2}}", "--presets: preset 'quick' of base: unknown key 'step'"),
+                       ("quick: [", "cannot be read: "), ("3", "presets is 3; expected settings by name")):  # fmt: skip
+        ways.write_text(text)
+        assert main([*command, "--presets", str(ways)]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+    assert main([*command, "--presets", str(tmp_path / "none.yaml")]) == 2
+    assert json.loads((out / "model_index.json").read_text())["presets"] == stored, "what was there is untouched"
+
+
+def test_the_demo_is_composed_with_the_presets_that_it_ships():
+    root = Path(__file__).resolve().parents[3]
+    ways = yaml.safe_load((root / "configs/shapes/presets.yaml").read_text())
+    model = find_model(root / "pretrained/shapes")
+    stages = {slot: stage.defaults for slot, stage in model.stages.items()}
+    assert read_presets(ways, stages) == read_presets(model.presets, stages)
+    assert ways["quality"] == {"base": {}, "sr256": {}, "sr1024": {}}
+    made = {name: with_preset(name, stages, ways)["base"] for name in ways}
+    assert made["quality"] == stages["base"]
+    assert made["fast"].steps < made["balanced"].steps < made["quality"].steps
