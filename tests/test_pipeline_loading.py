@@ -220,7 +220,7 @@ def test_a_stage_that_cannot_be_read_is_named(copy, part):
 
 def test_a_newer_format_is_refused_in_one_line(copy):
     rewrite_index(copy, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(ValueError, match="newer than the 4 this version of imagen reads; update imagen") as caught:
+    with pytest.raises(ValueError, match="newer than the 5 this version of imagen reads; update imagen") as caught:
         ImagenPipeline.from_pretrained(copy)
     assert "\n" not in str(caught.value)
 
