@@ -149,9 +149,6 @@ def sample(
     """
     import torch
 
-    from imagen.captions import captioned
-    from imagen.data.shapes.sheet import arrange
-
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
@@ -177,6 +174,9 @@ def sample(
             many = f"{len(batch)} pictures of {writer.shared['size']} px"
             raise MemoryError(f"{many} do not fit into the memory of {pipe._execution_device}; {remedy}") from error
     if args.grid:
+        from imagen.captions import captioned
+        from imagen.data.shapes.sheet import arrange
+
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
         shown = [captioned(image, made.prompt) for image, made in zip(writer.finished, pictures, strict=True)]

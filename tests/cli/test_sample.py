@@ -288,6 +288,17 @@ def test_errors_and_help_come_before_torch():
     assert "--save-stages" in done.stdout
 
 
+def test_a_run_imports_nothing_that_only_others_need(model, tmp_path):
+    program = "import sys\nfrom imagen.cli.sample import main\nassert main(sys.argv[1:]) == 0\nprint(*sys.modules)"
+    words = [sys.executable, "-c", program, "a red circle", "--model", model, "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert {"torch", "imagen.pipeline"} <= set(loaded), done.stdout + done.stderr
+    others = [f"imagen.{part}" for part in ("captions", "cascade.training", "convert", "evaluation", "training")]
+    others += ["cv2", "datasets", "jsonargparse", "matplotlib", "pandas", "pyarrow", "tensorboard", "torchmetrics"]
+    assert [name for name in loaded if f"{name}.".startswith(tuple(f"{other}." for other in others))] == []
+
+
 def test_a_picture_needs_no_prompt_where_the_stages_after_it_read_none(tmp_path, capsys):
     folder, start = tmp_path / "model", tmp_path / "start.png"
     tiny_pipeline(sr256_unet=tiny_sr(text_dim=None), sr1024_unet=tiny_sr(3, text_dim=None)).save_pretrained(folder)
