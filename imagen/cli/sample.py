@@ -22,6 +22,7 @@ from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.diffusion.vocabulary import SamplerKind
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
+from imagen.memory import reuse_freed_memory, uncollected
 from imagen.stages.folder import SavedStage
 from imagen.stages.model import find_model
 from imagen.stages.places import DEMO
@@ -221,7 +222,10 @@ def run(args: argparse.Namespace) -> None:
     check_call(wish, running, model.stages)
     out = out_folder(args.out)
 
-    pipe = load(args, model, prompts)
+    with uncollected(keep=True):
+        pipe = load(args, model, prompts)
+    if pipe._execution_device.type == "cpu":
+        reuse_freed_memory()
     asked = {"image": image, "size": args.size, "height": args.height, "width": args.width, **settings}
     running = pipe.settings(**asked).slots
     writer = Writer(args, describe(args, pipe, running), out, running)

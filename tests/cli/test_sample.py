@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagen.cli.sample
 from imagen import ImagenPipeline
 from imagen.captions import captioned
 from imagen.cli.png import free_stem, read_settings, slug
@@ -286,6 +288,16 @@ def test_errors_and_help_come_before_torch():
     assert done.stdout.splitlines()[-1].startswith("[0, 2, "), done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith(" []"), done.stdout
     assert "--save-stages" in done.stdout
+
+
+def test_a_command_keeps_its_model_and_its_memory(run, monkeypatch):
+    told, load, before = [], imagen.cli.sample.load, gc.get_freeze_count()
+    monkeypatch.setattr(imagen.cli.sample, "load", lambda *given: told.append(gc.isenabled()) or load(*given))
+    monkeypatch.setattr(imagen.cli.sample, "reuse_freed_memory", lambda: told.append("reused"))
+    assert run("a red circle") == 0
+    assert (told, gc.isenabled()) == ([False, "reused"], True)
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
 
 
 def test_a_run_imports_nothing_that_only_others_need(model, tmp_path):
