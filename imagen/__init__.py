@@ -16,7 +16,9 @@ __all__ = ["ImagenPipeline"]
 
 def __getattr__(name: str) -> Any:
     if name == "ImagenPipeline":
-        from imagen.pipeline import ImagenPipeline
+        from imagen.memory import uncollected
 
+        with uncollected():
+            from imagen.pipeline import ImagenPipeline
         return ImagenPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from tests.count_lines import MOST_ARGUMENTS, arguments
 from tests.source import CODE, EVERYTHING, ROOT, expect_none, functions, imports, module_name, tree
 
 # Part of the house -> the parts it may import. A part is the longest prefix named here. Nobody imports upwards.
-BASE = {"imagen.captions", "imagen.checks", "imagen.disk", "imagen.errors", "imagen.modes"}
+BASE = {"imagen.captions", "imagen.checks", "imagen.disk", "imagen.errors", "imagen.memory", "imagen.modes"}
 ROOMS = {"imagen.diffusion", "imagen.text", "imagen.data"}
 CORE = {"unets", *ROOMS, *BASE}
 LOWER = {"imagen.conditions", "imagen.stages", *CORE}
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "imagen.cascade.training": {"imagen.cascade.training", "imagen.training", "imagen.pipeline", *BELOW_PIPELINE},
     "imagen.evaluation": {"imagen.evaluation", "imagen.pipeline", *BELOW_PIPELINE},
     "imagen.convert": {"imagen.convert", "imagen.pipeline", *BELOW_PIPELINE},
-    "imagen": {"imagen", "imagen.pipeline"},
+    "imagen": {"imagen", "imagen.memory", "imagen.pipeline"},
 }
 # What people start: nothing but a call of imagen.cli, and nobody imports it.
 ENTRIES = ("train", "sample", "imagen.text.cache.__main__", "imagen.training.compose", "imagen.__main__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,8 @@ def write_png(image: Image.Image, folder: Path, stem: str, settings: Mapping[str
             break
     partial = path.with_suffix(".png.tmp")
     try:
-        image.save(partial, format="PNG", pnginfo=info)
+        # of the same pixels a quarter of the time; a photograph's file is a twelfth larger
+        image.save(partial, format="PNG", pnginfo=info, compress_type=zlib.Z_RLE)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from imagen.cli.record import Picture, Writer, describe
 from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
+from imagen.memory import reuse_freed_memory, uncollected
 from imagen.stages.folder import SavedStage
 from imagen.stages.model import find_model
 from imagen.stages.places import DEMO
@@ -147,9 +148,6 @@ def sample(
     """
     import torch
 
-    from imagen.captions import captioned
-    from imagen.data.shapes.sheet import arrange
-
     size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
@@ -175,6 +173,9 @@ def sample(
             many = f"{len(batch)} pictures of {writer.shared['size']} px"
             raise MemoryError(f"{many} do not fit into the memory of {pipe._execution_device}; {remedy}") from error
     if args.grid:
+        from imagen.captions import captioned
+        from imagen.data.shapes.sheet import arrange
+
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
         shown = [captioned(image, made.prompt) for image, made in zip(writer.finished, pictures, strict=True)]
@@ -219,7 +220,10 @@ def run(args: argparse.Namespace) -> None:
     check_call(wish, running, model.stages)
     out = out_folder(args.out)
 
-    pipe = load(args, model, prompts)
+    with uncollected(keep=True):
+        pipe = load(args, model, prompts)
+    if pipe._execution_device.type == "cpu":
+        reuse_freed_memory()
     shape = {"size": args.size, "height": args.height, "width": args.width}
     asked = {"image": image, **shape, "preset": args.preset, **settings}
     running = pipe.settings(**asked).slots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagen.cli.sample
 from imagen import ImagenPipeline
 from imagen.captions import captioned
 from imagen.cli.png import free_stem, read_settings, slug
@@ -286,6 +288,27 @@ def test_errors_and_help_come_before_torch():
     assert done.stdout.splitlines()[-1].startswith("[0, 2, "), done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith(" []"), done.stdout
     assert "--save-stages" in done.stdout
+
+
+def test_a_command_keeps_its_model_and_its_memory(run, monkeypatch):
+    told, load, before = [], imagen.cli.sample.load, gc.get_freeze_count()
+    monkeypatch.setattr(imagen.cli.sample, "load", lambda *given: told.append(gc.isenabled()) or load(*given))
+    monkeypatch.setattr(imagen.cli.sample, "reuse_freed_memory", lambda: told.append("reused"))
+    assert run("a red circle") == 0
+    assert (told, gc.isenabled()) == ([False, "reused"], True)
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
+
+
+def test_a_run_imports_nothing_that_only_others_need(model, tmp_path):
+    program = "import sys\nfrom imagen.cli.sample import main\nassert main(sys.argv[1:]) == 0\nprint(*sys.modules)"
+    words = [sys.executable, "-c", program, "a red circle", "--model", model, "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert {"torch", "imagen.pipeline"} <= set(loaded), done.stdout + done.stderr
+    others = [f"imagen.{part}" for part in ("captions", "cascade.training", "convert", "evaluation", "training")]
+    others += ["cv2", "datasets", "jsonargparse", "matplotlib", "pandas", "pyarrow", "tensorboard", "torchmetrics"]
+    assert [name for name in loaded if f"{name}.".startswith(tuple(f"{other}." for other in others))] == []
 
 
 def test_a_picture_needs_no_prompt_where_the_stages_after_it_read_none(tmp_path, capsys):
