@@ -253,16 +253,18 @@ def table(sides: dict[str, dict[str, Any]]) -> list[str]:
     """The parts, of one tree or two."""
     heads, marks = ["|"], ["|---|"]
     for side in sides:
-        heads.append(f" {side}: wall ms | of a step | CPU ms | waits |")
+        heads.append(f" {side}: wall ms | CPU ms | of a step | waits |")
         marks.append("---|---|---|---|")
     lines = ["| " + "".join(heads), "".join(marks)]
     for name in (*NAMES, "a step"):
         cells = [f"| {name} |"]
         for found in sides.values():
             wall, cpu = (whole(found, place) if name == "a step" else medians(found, place)[name] for place in range(2))
-            counts = [{**found["waits"]}, {**found["tolists"]}]
+            counts = (found["waits"], found["tolists"])
             waits = sum(sum(count.values()) if name == "a step" else count.get(name, 0) for count in counts)
-            cells.append(f" {wall:.1f} | {wall / whole(found, 0):.1%} | {cpu:.1f} | {waits:g} |")
+            place = int(not found["plain"])  # on a CPU its own time: what else runs there is not in it
+            share = (wall, cpu)[place] / whole(found, place)
+            cells.append(f" {wall:.1f} | {cpu:.1f} | {share:.1%} | {waits:g} |")
         lines.append("".join(cells))
     return lines
 
