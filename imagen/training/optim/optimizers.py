@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, muon
 from torch.optim.adamw import adamw
 
 from imagen.training.config.sections import OptimConfig
 from imagen.training.optim.adafactor import Adafactor
+from imagen.training.optim.muon import muon
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] = ()) -> torch.optim.Optimizer:
@@ -55,11 +55,11 @@ def make_optimizer(module: nn.Module, config: OptimConfig, ends: Sequence[str] =
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, AdamW for the others; both are torch's.
+    """Muon (Jordan et al. 2024) for the groups that say ``muon=True``, torch's AdamW for the others.
 
-    Muon replaces the momentum of a weight by the nearest orthogonal matrix. torch has it for matrices: here a
-    convolution is one, of its output channels by all else. An update is scaled to the root mean square that AdamW's
-    usually has (Liu et al. 2025), so the two learning rates are of one unit.
+    Muon replaces the momentum of a weight by the nearest orthogonal matrix. It is for matrices: here a convolution is
+    one, of its output channels by all else. An update is scaled to the root mean square that AdamW's usually has
+    (Liu et al. 2025), so the two learning rates are of one unit.
 
     Args:
         params: groups of parameters, each with its weight_decay.
@@ -89,20 +89,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momenta = self._state(params, "momentum_buffer", torch.zeros_like)
         changed = [*params, *momenta]
         flat = [tensor.flatten(1) for tensor in changed]
-        muon(
-            flat[: len(params)],
-            [p.grad.flatten(1) for p in params if p.grad is not None],
-            flat[len(params) :],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=0.95,
-            nesterov=True,
-            ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
-            ns_steps=5,
-            eps=1e-7,
-            adjust_lr_fn="match_rms_adamw",
-            has_complex=False,
-        )
+        gradients = [p.grad.flatten(1) for p in params if p.grad is not None]
+        muon(flat[: len(params)], gradients, flat[len(params) :], group["lr"], group["weight_decay"])
         for tensor, matrix in zip(changed, flat, strict=True):
             if not tensor.is_contiguous():  # of a channels-last weight the matrix is a copy, and only that was updated
                 tensor.copy_(matrix.view(tensor.shape))

@@ -58,9 +58,9 @@ class EMA:
     @torch.no_grad()
     def update(self, module: Weights) -> None:
         """Move the average towards the module's present weights."""
-        weights = trained_state(module)
+        weights = module.state_dict()  # at every step: trained_state takes twice as long, and an accelerator waits
         average = [self.average[name] for name in self._moving]
-        current = [weights[name].detach().to(self.average[name].dtype) for name in self._moving]
+        current = [weights[name].to(self.average[name].dtype) for name in self._moving]
         torch._foreach_lerp_(average, current, 1 - self.decay_at(self.updates))
         for name in self._copied:
             self.average[name].copy_(weights[name])
