@@ -107,14 +107,21 @@ def test_the_noise_of_a_step_is_drawn_behind_its_evaluation_and_none_behind_the_
         return Denoised(z / 2)
 
     stochastic = type(STOCK["dpm++"]).from_config(STOCK["dpm++"].config, algorithm_type="sde-dpmsolver++")
-    for scheduler in (STOCK["ddpm"], stochastic):
+    wide, narrow = torch.float64, torch.float32  # of ddpm's noise and of dpm++'s, of states in float64
+    for scheduler, dtype in (
+        (STOCK["ddpm"], wide),
+        (stochastic, narrow),
+        (STOCK["dpm++"], None),
+        (STOCK["ddim"], None),
+    ):
         own.manual_seed(5)
         states.clear()
-        sample_loop(x0_fn, start(1), StepRule(scheduler, 4), [own])
+        sample_loop(x0_fn, start(1).double(), StepRule(scheduler, 4), [own])
         other = torch.Generator().manual_seed(5)
         for state in states:
             assert torch.equal(state, other.get_state())
-            torch.randn(3, 4, 4, generator=other)
+            if dtype is not None:
+                torch.randn(3, 4, 4, generator=other, dtype=dtype)
         assert torch.equal(own.get_state(), states[-1])
 
 
