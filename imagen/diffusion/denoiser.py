@@ -63,7 +63,7 @@ class Step:
     Attributes:
         z: (B, C, H, W), the noisy picture; requires a gradient if the guidance asked for one.
         timestep: (B,), as the network is given it.
-        log_snr: (B,), float64.
+        log_snr: (B,), float64; as numbers, to decide by, ``log_snrs``.
         scale: w of equation 2 at this step.
     """
 
@@ -138,14 +138,10 @@ class Denoiser:
     def levels(self, timesteps: Tensor, batch: int, device: torch.device) -> list[Level]:
         """Of a batch at each of the timesteps, (E,) on the CPU: looked up there, and moved together."""
         log_snr = log_snr_at(timesteps, self.log_snrs.cpu())
-        table = torch.stack([timesteps.double(), log_snr, *alpha_sigma(log_snr)], dim=1)
-        rows = table[:, :, None].repeat(1, 1, batch).to(device, non_blocking=True)
-        given = rows[:, 0].to(timesteps.dtype)
-        known = log_snr.tolist()
-        return [
-            Level(given[i], log_snr, alpha, sigma, (known[i],) * batch)
-            for i, (_, log_snr, alpha, sigma) in enumerate(rows)
-        ]
+        table = torch.stack([timesteps.double(), log_snr, *alpha_sigma(log_snr)])  # (4, E)
+        moved = table[..., None].repeat(1, 1, batch).to(device, non_blocking=True)
+        known = [(value,) * batch for value in log_snr.tolist()]
+        return [Level._make(row) for row in zip(moved[0].to(timesteps.dtype), *moved[1:], known, strict=True)]
 
 
 def along(x0_fn: X0Fn, times: Sequence[float], z: Tensor) -> Callable[[Tensor, int], Denoised]:
