@@ -42,6 +42,7 @@ MAY_IMPORT.update({entry: {"imagen.cli"} for entry in ENTRIES})
 OUTSIDE = {"imagen.diffusion": {"torch"}, "unets": {"torch", "diffusers"}, "train": set(), "sample": set()}
 OUTSIDE_FILES = {
     "imagen/diffusion/sampling.py": {"torch", "diffusers"},
+    "imagen/diffusion/unipc.py": {"torch", "diffusers"},
     "unets/count.py": {"torch", "diffusers", "yaml"},  # a script: reads configs
 }
 # Packages of the extras (setup.cfg): imported only inside the function that needs them.

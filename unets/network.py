@@ -235,7 +235,8 @@ class Network(Adaptable, BackendsMixin):
             if mask.shape != text.shape[:2]:
                 shapes = f"text_mask has shape {tuple(mask.shape)}, text {tuple(text.shape)}"
                 raise ValueError(f"{shapes}; give a mask of the text's first two axes, (B, L)")
-            text, mask = trim(text, mask.bool(), sync)
+            text, mask = trim(text, mask.bool(), sync)  # of a mask on the CPU without waiting for the text's device
+            mask = None if mask is None else mask.to(text.device, non_blocking=True)
         if self.whitening is not None:
             text = self.whitening(text)
         pooled = None if self.add_embedding is None else self.add_embedding(text, mask)

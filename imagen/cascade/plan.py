@@ -20,7 +20,7 @@ from imagen.conditions.condition import Sampled
 from imagen.conditions.text import null_text
 from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
-from imagen.diffusion.sampling import resampled
+from imagen.diffusion.samplers import resampled
 from imagen.diffusion.schedules import make_schedule
 from imagen.stages.spec import check_steps
 

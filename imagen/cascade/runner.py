@@ -22,6 +22,7 @@ from imagen.diffusion.consistency import match_lowres
 from imagen.diffusion.denoiser import Evaluate, make_x0_fn
 from imagen.diffusion.guidance import Branch, Guidance, branches, parse_guidance
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
+from imagen.diffusion.noise import draw
 from imagen.diffusion.schedules import level_log_snrs, make_schedule, timestep_from_t
 from imagen.diffusion.thresholding import Thresholding
 from imagen.diffusion.timesteps import chosen_timesteps
@@ -138,7 +139,7 @@ def run_stage(
     lowres: Sequence[Tensor] = (),
     callback: Callable[[LoopState], None] | None = None,
     scale: Callable[[], float] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sample one stage, its networks in eval mode.
 
     Args:
@@ -147,19 +148,21 @@ def run_stage(
         scale: asked for w at each evaluation; None: the stage's own throughout.
 
     Returns:
-        (B, C, *stage.shape) in [-1, 1], of the stage's dtype.
+        (B, C, *stage.shape) in [-1, 1], of the stage's dtype: on the job's device, for the next stage, and the same on
+        the CPU. For that copy the host waits for the device; without a callback that looks, for nothing before.
 
     Raises:
         ValueError: what came out is not finite.
     """
     with evaluating(stage.unet, stage.weak):
         picture = _sampled(stage, job, lowres, callback, scale)
-    if not torch.isfinite(picture).all():
+    shown = picture.cpu()
+    if not torch.isfinite(shown).all():
         raise ValueError(
             f"stage {stage.slot} made numbers that are not finite: its weights, its text or a callback's z hold some, "
             f"or {stage.unet.dtype} overflowed (bfloat16 and float32 do not)"
         )
-    return picture.clamp(-1, 1)
+    return picture.clamp(-1, 1), shown.clamp(-1, 1)
 
 
 def _sampled(
@@ -173,18 +176,19 @@ def _sampled(
     generators = [stage_generator(seed, stage.slot) for seed in job.seeds]
     # drawn where one is given, too: that does not change what is drawn after it
     z = _noise(generators, (stage.channels, *stage.shape), job.device, stage.dtype)
-    z = job.noise[stage.slot].to(z) if stage.slot in job.noise else z
+    z = job.noise[stage.slot].to(z.device, z.dtype, non_blocking=True) if stage.slot in job.noise else z
     lowered, correct = None, None
     if settings.lowres_size is not None:
         small_shape = scaled(settings.lowres_size, stage.aspect)
-        small = torch.cat([resize(picture[None].to(z), small_shape) for picture in lowres])
+        given = (picture[None].to(z.device, z.dtype, non_blocking=True) for picture in lowres)
+        small = torch.cat([resize(picture, small_shape) for picture in given])
         lowered = _low_resolution(stage, small, generators)
         if settings.lowres_consistency:
             correct = match_lowres(small, settings.lowres_consistency)
     x0_fn = make_x0_fn(
         bind(stage, job, lowered),
         prediction_type=stage.scheduler.config.prediction_type,
-        log_snrs=level_log_snrs(stage.scheduler).to(job.device),
+        log_snrs=level_log_snrs(stage.scheduler),
         guidance=stage.guidance,
         guidance_scale=scale or stage.scale,
         thresholding=Thresholding(settings.threshold, settings.threshold_p, settings.threshold_cap),
@@ -276,7 +280,6 @@ def _noise(
 ) -> Tensor:
     """Standard normal (B, *shape), one generator per picture; drawn in float32, so that it is the same in every dtype.
 
-    (The noise of ddpm's steps is drawn by diffusers in the dtype of the state, which is float64 in float64 alone.)
+    (The noise of ddpm's steps is drawn in the dtype of the state, which is float64 in float64 alone.)
     """
-    drawn = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
-    return torch.stack(drawn).to(device, dtype)
+    return draw(generators, (len(generators), *shape), device, torch.float32).to(dtype)

@@ -172,9 +172,9 @@ class RunningMixin:
                     def scale(stage: Stage = stage) -> float:
                         return stage.changed_scale(self._guidance_scale)
 
-                    done = run_stage(stage, job, x, advance, scale)
+                    done, shown = run_stage(stage, job, x, advance, scale)
                 x = list(done)
-                images = finish(done, output_type, *(getattr(self, name) for name in SAFETY))
+                images = finish(shown, output_type, *(getattr(self, name) for name in SAFETY))
                 made.add(stage.slot, size, images)
                 if stage_end is not None:
                     stage_end(self, size, images)

@@ -26,8 +26,9 @@ class Text:
     """Embeddings of a call's P prompts and of the U = 1 or P texts of its unconditional half.
 
     Attributes:
-        prompt: (P, L, D) in at least float32 and mask (P, L) bool, True at real tokens.
-        negative: (U, L', D) and (U, L').
+        prompt: (P, L, D) in at least float32 and mask (P, L) bool, True at real tokens, on the CPU: networks that look
+            which columns nobody reads need not wait for the device.
+        negative: (U, L', D) and (U, L'), alike.
     """
 
     prompt: tuple[Tensor, Tensor]
@@ -245,7 +246,7 @@ def check_embeds(name: str, embeds: Any, mask: Tensor | None) -> tuple[Tensor, T
 
 
 def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: int, device: torch.device) -> Text:
-    """Both halves on ``device``.
+    """Both halves, their embeddings on ``device``.
 
     Args:
         count: prompts wanted, or one, which is repeated (one prompt for several pictures to start from).
@@ -257,5 +258,6 @@ def pair(prompt: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], count: 
     check_negatives(others, count)
     if width != dim:
         raise ValueError(f"the negative text has width {width}, the prompt {dim}; encode both alike")
-    embeds, mask = (part.to(device).expand(count, *part.shape[1:]) for part in prompt)
-    return Text((embeds, mask), (negative[0].to(device), negative[1].to(device)))
+    embeds, mask = (part.expand(count, *part.shape[1:]) for part in prompt)
+    texts = (part.to(device, non_blocking=True) for part in (embeds, negative[0]))
+    return Text((next(texts), mask.cpu()), (next(texts), negative[1].cpu()))

@@ -50,7 +50,7 @@ class Label:
 
     def batch(self, raw: Mapping[str, Any], image: Tensor, drop: Tensor) -> Tensor:
         """(B,) int64 in [0, classes)."""
-        return torch.as_tensor(raw[NAME], dtype=torch.int64, device=image.device)
+        return torch.as_tensor(raw[NAME], dtype=torch.int64).to(image.device, non_blocking=True)
 
     def inputs(self, part: Tensor, draw: Draw) -> Given:
         """label (B,), the dropped ones null, which is ``classes``."""
@@ -93,7 +93,7 @@ class Labels:
         rows = dict.fromkeys(target.branches, target.rows(len(self), self.device))
         if "unconditional" in rows:
             rows["unconditional"] = torch.full_like(rows["unconditional"], len(self))
-        return Given(rows=rows, named={NAME: torch.tensor(table, device=self.device)})
+        return Given(rows=rows, named={NAME: torch.tensor(table).to(self.device, non_blocking=True)})
 
 
 def make_labels(value: Any, stored: Mapping[str, Any], networks: Sequence[Facts], device: torch.device) -> Labels:

@@ -49,7 +49,7 @@ class Lowres:
         """(B, C, h, w) as it comes with the pictures, else made of them; windows shrink as whole pictures do."""
         given = raw.get("conditioning", raw.get("lowres"))
         small = image.shape[-1] * self.lowres_size // self.size
-        return resize(image, small) if given is None else given.to(image)
+        return resize(image, small) if given is None else given.to(image.device, image.dtype, non_blocking=True)
 
     def batch(self, raw: Mapping[str, Any], image: Tensor, drop: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The pictures (B, C, h, w), and the sides (H, W) to enlarge them to. They are never dropped."""

@@ -71,7 +71,7 @@ class Mask:
 
     def batch(self, raw: Mapping[str, Any], image: Tensor, drop: Tensor) -> tuple[Tensor, Tensor | None]:
         """The pictures (B, C, H, W) and their masks (B, 1, H, W), 1 where they are masked; None: to be drawn."""
-        return image, raw[NAME].to(image) if self.stored_masks else None
+        return image, raw[NAME].to(image.device, image.dtype, non_blocking=True) if self.stored_masks else None
 
     def inputs(self, part: tuple[Tensor, Tensor | None], draw: Draw) -> Given:
         """mask (B, C + 1, H, W); pictures whose conditions are dropped are masked all over."""
@@ -121,7 +121,8 @@ class Masked:
             nothing = torch.zeros(1, target.network.facts.in_channels, *target.shape, device=device)
             table = masked(nothing, torch.ones_like(nothing[:, :1]))
         else:
-            table = torch.cat([_at(picture[None].to(device), target.shape) for picture in self.pictures])
+            moved = (picture[None].to(device, non_blocking=True) for picture in self.pictures)
+            table = torch.cat([_at(picture, target.shape) for picture in moved])
         return Given(rows=dict.fromkeys(target.branches, target.rows(len(self), device)), named={NAME: table})
 
 

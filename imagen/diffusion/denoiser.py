@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -41,13 +42,28 @@ X0Fn = Callable[[Tensor, Tensor], Denoised]
 Evaluate = Callable[[Tensor, Tensor, tuple[Branch, ...]], Sequence[Tensor]]
 
 
+class Level(NamedTuple):
+    """How noisy a batch is.
+
+    timestep: (B,), as the network is given it.
+    log_snr, alpha, sigma: (B,), float64.
+    known: log_snr as numbers where the CPU has them; None: whoever asks has to wait for the device.
+    """
+
+    timestep: Tensor
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    known: tuple[float, ...] | None = None
+
+
 class Step:
     """One step of a batch as a guidance sees it: the state, its level, and the network, asked once for each branch.
 
     Attributes:
         z: (B, C, H, W), the noisy picture; requires a gradient if the guidance asked for one.
         timestep: (B,), as the network is given it.
-        log_snr: (B,), float64.
+        log_snr: (B,), float64; as numbers, to decide by, ``log_snrs``.
         scale: w of equation 2 at this step.
     """
 
@@ -57,14 +73,19 @@ class Step:
         out_channels: int,
         prediction_type: str,
         z: Tensor,
-        timestep: Tensor,
-        log_snr: Tensor,
+        level: Level,
         scale: float = 1.0,
     ) -> None:
-        self.z, self.timestep, self.log_snr, self.scale = z, timestep, log_snr, scale
+        self.z, self.timestep, self.log_snr, self.scale = z, level.timestep, level.log_snr, scale
         self._evaluate, self._out_channels, self._prediction_type = evaluate, out_channels, prediction_type
-        self._alpha, self._sigma = alpha_sigma(log_snr)
+        self._level = level
         self._outputs: dict[Branch, Tensor] = {}
+
+    @cached_property
+    def log_snrs(self) -> tuple[float, ...]:
+        """log_snr as numbers, to decide by: the sampling loop knows them, and asks no device for them."""
+        known = self._level.known
+        return tuple(self.log_snr.tolist()) if known is None else known
 
     def evaluate(self, *branches: Branch) -> tuple[Tensor, ...]:
         """What the network says in each branch, (B, C, H, W) in the dtype of z, without a learned variance.
@@ -79,7 +100,7 @@ class Step:
 
     def x0(self, output: Tensor) -> Tensor:
         """The clean picture that an output (B, C, H, W), or a mixture of outputs, stands for."""
-        return x0_from(self._prediction_type, output, self.z, self._alpha, self._sigma)
+        return x0_from(self._prediction_type, output, self.z, self._level.alpha, self._level.sigma)
 
     def variance(self) -> Tensor | None:
         """The conditional branch's learned variance, (B, C, H, W), or None."""
@@ -98,6 +119,47 @@ class Step:
         return output.to(self.z.dtype)
 
 
+class Denoiser:
+    """An :data:`X0Fn`; the levels of a whole run can be made for it at once.
+
+    Args:
+        at: a state (B, C, H, W) and its level -> the answer.
+        log_snrs: (num,), the log-SNR of every level.
+    """
+
+    def __init__(self, at: Callable[[Tensor, Level], Denoised], log_snrs: Tensor) -> None:
+        self.at, self.log_snrs = at, log_snrs
+
+    def __call__(self, z: Tensor, timestep: Tensor) -> Denoised:
+        """The contract."""
+        log_snr = log_snr_at(timestep, self.log_snrs)
+        return self.at(z, Level(timestep, log_snr, *alpha_sigma(log_snr)))
+
+    def levels(self, timesteps: Tensor, batch: int, device: torch.device) -> list[Level]:
+        """Of a batch at each of the timesteps, (E,) on the CPU: looked up there, and moved together."""
+        log_snr = log_snr_at(timesteps, self.log_snrs.cpu())
+        table = torch.stack([timesteps.double(), log_snr, *alpha_sigma(log_snr)])  # (4, E)
+        moved = table[..., None].repeat(1, 1, batch).to(device, non_blocking=True)
+        known = [(value,) * batch for value in log_snr.tolist()]
+        return [Level._make(row) for row in zip(moved[0].to(timesteps.dtype), *moved[1:], known, strict=True)]
+
+
+def along(x0_fn: X0Fn, times: Sequence[float], z: Tensor) -> Callable[[Tensor, int], Denoised]:
+    """``x0_fn`` for a run over these timesteps: a state and the number of its evaluation -> the answer.
+
+    What depends on the timestep alone is made here, for all of them.
+
+    Args:
+        z: (B, C, H, W), what the states are like.
+    """
+    timesteps = torch.tensor(times, dtype=z.dtype)
+    if isinstance(x0_fn, Denoiser):
+        levels, at = x0_fn.levels(timesteps, len(z), z.device), x0_fn.at
+        return lambda state, i: at(state, levels[i])
+    rows = timesteps[:, None].repeat(1, len(z)).to(z.device, non_blocking=True)
+    return lambda state, i: x0_fn(state, rows[i])
+
+
 def make_x0_fn(
     evaluate: Evaluate,
     *,
@@ -108,7 +170,7 @@ def make_x0_fn(
     thresholding: Thresholding | None = None,
     learned_variance: bool = False,
     correct: Callable[[Tensor], Tensor] | None = None,
-) -> X0Fn:
+) -> Denoiser:
     """Wrap a network into the contract, for one run of one stage: what the guidance remembers starts anew here.
 
     Args:
@@ -125,7 +187,7 @@ def make_x0_fn(
         correct: done last to the limited x0; what :func:`imagen.diffusion.consistency.match_lowres` returns.
 
     Returns:
-        An :class:`X0Fn`. It works in the dtype of z, which is float32 in the cascade, whatever dtype the network
+        An :data:`X0Fn`. It works in the dtype of z, which is float32 in the cascade, whatever dtype the network
         answers in.
 
     Raises:
@@ -139,13 +201,13 @@ def make_x0_fn(
     guidance = guidance or CFG()
     started, gradient = guidance.start(), guidance.gradient
 
-    def x0_fn(z: Tensor, timestep: Tensor) -> Denoised:
+    def at(z: Tensor, level: Level) -> Denoised:
         out_channels = 2 * z.shape[1] if learned_variance else z.shape[1]
         # only here: a guidance may differentiate although whoever samples switched gradients off
         with torch.set_grad_enabled(gradient or torch.is_grad_enabled()):
             leaf = z.detach().requires_grad_() if gradient else z
             scale = guidance_scale() if callable(guidance_scale) else guidance_scale
-            step = Step(evaluate, out_channels, prediction_type, leaf, timestep, log_snr_at(timestep, log_snrs), scale)
+            step = Step(evaluate, out_channels, prediction_type, leaf, level, scale)
             guide = conditional if scale == 1 else started
             x0, variance = guide(step), step.variance()
         if gradient:
@@ -154,4 +216,4 @@ def make_x0_fn(
         x0 = x0 if correct is None else correct(x0)
         return Denoised(x0, variance)
 
-    return x0_fn
+    return Denoiser(at, log_snrs)

@@ -87,11 +87,14 @@ class Interval(Wrapper):
         inner = self.of.start()
 
         def interval(step: Step) -> Tensor:
-            inside = (step.log_snr >= self.low) & (step.log_snr <= self.high)
-            if not inside.any():
+            inside = [self.low <= log_snr <= self.high for log_snr in step.log_snrs]
+            if not any(inside):
                 return conditional(step)
             guided = inner(step)
-            return guided if inside.all() else guided.where(inside.reshape(-1, 1, 1, 1), conditional(step))
+            if all(inside):
+                return guided
+            chosen = (step.log_snr >= self.low) & (step.log_snr <= self.high)
+            return guided.where(chosen.reshape(-1, 1, 1, 1), conditional(step))
 
         return interval
 

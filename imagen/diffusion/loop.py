@@ -4,33 +4,65 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagen.diffusion.denoiser import X0Fn
-from imagen.diffusion.sampling import model_output, sampling_clone, scaled_by_sigma
+from imagen.diffusion.denoiser import Denoised, X0Fn, along
+from imagen.diffusion.noise import draw
+from imagen.diffusion.sampling import model_output, noise_dtype, sampling_clone, scaled_by_sigma
 from imagen.diffusion.schedules import level_log_snrs, log_snr_at, timestep_at
 
 
-@dataclass
 class LoopState:
     """What a callback sees after each completed step, and may change.
 
-    step: 0 ... total - 1. timestep: where x0_fn was evaluated last. z: (B, C, H, W), the state after the step in
-    variance-preserving form; change it in place (through torch: not by z.data or numpy) or assign another of its shape.
-    x0: the estimate. stop: set True to end the loop.
+    Attributes:
+        step: 0 ... total - 1.
+        timestep: where x0_fn was evaluated last.
+        x0: (B, C, H, W), the estimate.
+        stop: set True to end the loop.
     """
 
-    step: int
-    total: int
-    timestep: float
-    z: Tensor
-    x0: Tensor
-    stop: bool = False
+    def __init__(self, step: int, total: int, timestep: float, x0: Tensor, state: Tensor, scale: float) -> None:
+        self.step, self.total, self.timestep, self.x0, self.stop = step, total, timestep, x0, False
+        self._state, self._scale = state, scale
+        self._made: tuple[Tensor, int] | None = None
+        self._z: Tensor | None = None
+
+    @property
+    def z(self) -> Tensor:
+        """(B, C, H, W), the state after the step in variance-preserving form, made where it is read.
+
+        Change it in place (through torch: not by z.data or numpy) or assign another of its shape.
+        """
+        if self._z is None:
+            self._z = _countable(self._state / self._scale)
+            self._made = self._z, self._z._version
+        return self._z
+
+    @z.setter
+    def z(self, z: Tensor) -> None:
+        self._z = z
+
+    def changed(self) -> bool:
+        """Whether z is another tensor now, or was changed.
+
+        Comparing values would wait for the device. torch counts the changes in place of a tensor and of its views; one
+        through ``z.data`` or ``z.numpy()`` is not counted and goes unseen.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if self._z is None:
+            return False
+        if self._z.shape != self._state.shape:
+            shapes = f"{tuple(self._z.shape)}; expected {tuple(self._state.shape)}"
+            raise ValueError(f"the callback made z {shapes}, as it was")
+        made, version = self._made or (None, 0)
+        return self._z is not made or self._z._version != version
 
 
 class StepRule:
@@ -54,6 +86,7 @@ class StepRule:
 
     def __init__(self, scheduler: Any, num_inference_steps: int | Sequence[int]) -> None:
         self.clone, self.steps = sampling_clone(scheduler), num_inference_steps
+        self.name = type(scheduler).__name__
         levels = self.clone.config.num_train_timesteps
         self.total = num_inference_steps if isinstance(num_inference_steps, int) else len(num_inference_steps)
         if not 1 <= self.total <= levels:
@@ -87,17 +120,28 @@ class StepRule:
                 clone.set_timesteps(timesteps=listed, device="cpu")
             else:
                 raise ValueError(
-                    f"{type(clone).__name__} takes no list of timesteps; give a number of steps, or another sampler "
+                    f"{self.name} takes no list of timesteps; give a number of steps, or another sampler "
                     "(ddpm, ddim, dpm++ or euler)"
                 )
         if hasattr(clone, "set_begin_index"):
             clone.set_begin_index(0)
 
-    def options(self, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
-        """What its ``step`` is called with beside estimate, timestep and state."""
-        if "generator" not in inspect.signature(self.clone.step).parameters:
-            return {"return_dict": False}
-        return {"return_dict": False, "generator": None if generators is None else list(generators)}
+    def step(self, i: int, denoised: Denoised, state: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+        """The state (B, C, H, W) behind evaluation ``i``, which gave this estimate.
+
+        Noise is drawn here, when a GPU was asked for the estimate and is still at it; onto x0 none is added.
+        """
+        x0, options = denoised.x0, dict[str, Any](return_dict=False)
+        dtype = noise_dtype(self.clone, x0.dtype)
+        if dtype is not None:
+            last = i + 1 == len(self.times)
+            noise = torch.zeros_like(x0) if last else draw(generators, x0.shape, x0.device, dtype)
+            options["variance_noise"] = noise
+        elif "generator" in inspect.signature(self.clone.step).parameters:
+            options["generator"] = None if generators is None else list(generators)
+        output = model_output(self.clone, denoised)
+        stepped: Tensor = self.clone.step(output, self.clone.timesteps[i], state, **options)[0]
+        return stepped
 
     def half_done(self, i: int) -> bool:
         """Whether evaluation ``i`` was the first half of a step, which Heun's rule has."""
@@ -120,22 +164,6 @@ def _countable(z: Tensor) -> Tensor:
     """``z`` as a tensor of which torch counts the changes in place: of one made in inference mode it is a copy."""
     with torch.inference_mode(False):
         return z.clone() if z.is_inference() else z
-
-
-def _changes(callback: Callable[[LoopState], None], state: LoopState) -> bool:
-    """Calls back; whether ``state.z`` is another tensor afterwards or was changed.
-
-    Comparing values would wait for the device. torch counts the changes in place of a tensor and of its views; one
-    through ``z.data`` or ``z.numpy()`` is not counted and goes unseen.
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    z, version = state.z, state.z._version
-    callback(state)
-    if state.z.shape != z.shape:
-        raise ValueError(f"the callback made z {tuple(state.z.shape)}; expected {tuple(z.shape)}, as it was")
-    return state.z is not z or state.z._version != version
 
 
 def sample_loop(
@@ -165,16 +193,17 @@ def sample_loop(
     if generators is not None and len(generators) != len(z):
         raise ValueError(f"{len(generators)} generators for {len(z)} images; expected one per image")
     rule.begin()
-    clone, times, scales, options = rule.clone, rule.times, rule.scales, rule.options(generators)
+    clone, scales = rule.clone, rule.scales
     state, step = z.to(torch.promote_types(z.dtype, torch.float32)) * scales[0], 0
+    estimate = along(x0_fn, rule.times, state)
     for i, timestep in enumerate(clone.timesteps):
-        scaled = clone.scale_model_input(state, timestep)
-        denoised = x0_fn(scaled, torch.full((len(z),), times[i], device=z.device, dtype=state.dtype))
-        state = clone.step(model_output(clone, denoised), timestep, state, **options)[0]
+        denoised = estimate(clone.scale_model_input(state, timestep), i)
+        state = rule.step(i, denoised, state, generators)
         if callback is None or rule.half_done(i):
             continue
-        report = LoopState(step, rule.total, times[i], _countable(state / scales[i + 1]), denoised.x0)
-        if _changes(callback, report):
+        report = LoopState(step, rule.total, rule.times[i], denoised.x0, state, scales[i + 1])
+        callback(report)
+        if report.changed():
             state = report.z.to(state) * scales[i + 1]
         if report.stop:
             return report.z

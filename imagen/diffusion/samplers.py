@@ -1,18 +1,20 @@
 """Samplers by name, as a setting: ``euler``, or with options of diffusers ``dpm++(use_exponential_sigmas)``.
 
 No torch at import: command line and configuration check the setting before anything heavy is loaded. Whether a
-scheduler has the options is known when the setting is put to use (:func:`imagen.diffusion.sampling.resampled`).
+scheduler has the options is known when the setting is put to use (:func:`resampled`).
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from imagen.checks import check_choice
 from imagen.diffusion.vocabulary import SamplerKind
+from imagen.errors import one_line
 
 #: Those that a stage can be stored with, and one that is only asked for.
 KINDS = (*get_args(SamplerKind), "singlestep")
@@ -54,6 +56,32 @@ class Sampler(NamedTuple):
 def parse_sampler(text: Any) -> str:
     """The setting, written in one way. Raises: ValueError, as :meth:`Sampler.parse`."""
     return str(Sampler.parse(text))
+
+
+def resampled(scheduler: Any, sampler: str) -> Any:
+    """A scheduler that steps as a setting says, with the levels of another and what its network predicts.
+
+    ddpm keeps a learned variance; the others drop it.
+
+    Args:
+        sampler: the setting.
+
+    Raises:
+        ValueError: not a sampler, an option that its scheduler has not, or a value that it does not take.
+    """
+    from imagen.diffusion.sampling import STEP_RULES
+
+    asked = Sampler.parse(sampler)
+    cls: Any = STEP_RULES[asked.kind]
+    unknown = [name for name in asked.options if name not in list(inspect.signature(cls).parameters)]
+    if unknown:
+        raise ValueError(f"sampler {sampler!r}: {cls.__name__} has no option {unknown[0]!r}")
+    # gamma is ddpm's own, and diffusers warns of what a class does not know
+    config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
+    try:
+        return cls.from_config(config, **asked.options)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"sampler {sampler!r}: {one_line(error)}") from error
 
 
 def _read(word: str) -> Any:

@@ -41,9 +41,8 @@ from torch import Tensor
 from imagen.checks import check_choice
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.parameterization import check_prediction_type
-from imagen.diffusion.samplers import Sampler
 from imagen.diffusion.schedules import NUM_TIMESTEPS, Schedule, level_log_snrs, trained_betas
-from imagen.errors import one_line
+from imagen.diffusion.unipc import HostUniPCScheduler
 
 #: sigma / alpha of the noisiest level of samplers that step in it, and from where on levels are pressed together below
 #: it. The largest at which Heun's first step, of 12 evaluations, lands as near to the exact picture as Euler's does.
@@ -124,6 +123,28 @@ class ImagenDDPMScheduler(DDPMScheduler, SchedulerMixin, ConfigMixin):
         return small ** (1 - gamma) * large**gamma
 
 
+class _AheadDDPMScheduler(ImagenDDPMScheduler, SchedulerMixin, ConfigMixin):
+    """The same for x0 estimates, with noise that it is given (Ho et al. 2020, equation 7). Not saved."""
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, variance_noise: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor]:
+        x0, v = model_output, None
+        if self.config.variance_type in _LEARNED:
+            x0, v = model_output.chunk(2, dim=1)
+        before = self.previous_timestep(timestep)
+        alpha_bar_t = self.alphas_cumprod[timestep]
+        alpha_bar_s = self.alphas_cumprod[before] if before >= 0 else self.one
+        ratio = alpha_bar_t / alpha_bar_s
+        mean = (alpha_bar_s**0.5 * (1 - ratio)) / (1 - alpha_bar_t) * x0
+        mean = mean + ratio**0.5 * (1 - alpha_bar_s) / (1 - alpha_bar_t) * sample
+        if before < 0 or variance_noise is None:
+            return (mean,)
+        variance = self._get_variance(int(timestep), v)
+        std = torch.exp(0.5 * variance) if self.config.variance_type == "learned_range" else variance**0.5
+        return (mean + std * variance_noise,)
+
+
 class _ListDDIMScheduler(DDIMScheduler, SchedulerMixin, ConfigMixin):
     """DDIM from each timestep to the next of the list, and from the last to x0 (paper, appendix A). Not saved."""
 
@@ -147,12 +168,20 @@ SAMPLERS: dict[str, type] = {
     "euler": EulerDiscreteScheduler,
     "heun": HeunDiscreteScheduler,
 }
+#: ... and one that no stage is stored with.
+STEP_RULES: dict[str, type] = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}
 #: Those whose state is x0 + sigma eps instead of alpha x0 + sigma eps.
 _SCALED_BY_SIGMA = (EulerDiscreteScheduler, HeunDiscreteScheduler)
 _SUPPORTED = (
     *(DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler),
     *_SCALED_BY_SIGMA,
 )
+#: Those whose step is written here: to the list's next timestep, or so that the host never waits for the device.
+_OWN_STEP: dict[type, type] = {
+    ImagenDDPMScheduler: _AheadDDPMScheduler,
+    DDIMScheduler: _ListDDIMScheduler,
+    UniPCMultistepScheduler: HostUniPCScheduler,
+}
 #: x0 is final when it comes (no clipping, no thresholding), and the last update lands on it.
 _NEUTRAL = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True, "final_sigmas_type": "zero"}
 #: With other values UniPC divides by the last step's noise, which is 0: all it makes is NaN.
@@ -193,30 +222,6 @@ def make_scheduler(kind: str, schedule: Schedule, prediction_type: str, gamma: f
     return cls(**_accepted(cls, options))
 
 
-def resampled(scheduler: Any, sampler: str) -> Any:
-    """A scheduler that steps as a setting says, with the levels of another and what its network predicts.
-
-    ddpm keeps a learned variance; the others drop it.
-
-    Args:
-        sampler: see :mod:`imagen.diffusion.samplers`.
-
-    Raises:
-        ValueError: not a sampler, an option that its scheduler has not, or a value that it does not take.
-    """
-    asked = Sampler.parse(sampler)
-    cls: Any = {**SAMPLERS, "singlestep": DPMSolverSinglestepScheduler}[asked.kind]
-    unknown = [name for name in asked.options if name not in list(inspect.signature(cls).parameters)]
-    if unknown:
-        raise ValueError(f"sampler {sampler!r}: {cls.__name__} has no option {unknown[0]!r}")
-    # gamma is ddpm's own, and diffusers warns of what a class does not know
-    config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
-    try:
-        return cls.from_config(config, **asked.options)
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(f"sampler {sampler!r}: {one_line(error)}") from error
-
-
 def sampling_clone(scheduler: Any) -> Any:
     """A copy of a stage's scheduler for the loop to step: it takes x0, never clips, and lands on x0.
 
@@ -250,8 +255,6 @@ def sampling_clone(scheduler: Any) -> Any:
         if config["variance_type"] not in _LEARNED:
             config["gamma"] = 1.0 if config["variance_type"].startswith("fixed_large") else 0.0
             config["variance_type"] = "fixed_small"
-    elif cls is DDIMScheduler:
-        cls = _ListDDIMScheduler
     config.update(prediction_type="sample", **_NEUTRAL)
     if cls is UniPCMultistepScheduler:
         config.update(_UNIPC)
@@ -259,7 +262,7 @@ def sampling_clone(scheduler: Any) -> Any:
         config.update(_SINGLESTEP)
     if config.get("algorithm_type") in _FOR_X0:
         config["algorithm_type"] = _FOR_X0[config["algorithm_type"]]
-    clone, log_snrs = cls(**_accepted(cls, config)), level_log_snrs(scheduler)
+    clone, log_snrs = _OWN_STEP.get(cls, cls)(**_accepted(cls, config)), level_log_snrs(scheduler)
     clone.alphas_cumprod = torch.sigmoid(pressed(log_snrs) if hasattr(clone, "sigmas") else log_snrs)
     return clone
 
@@ -298,3 +301,12 @@ def model_output(clone: Any, denoised: Denoised) -> Tensor:
 def scaled_by_sigma(clone: Any) -> bool:
     """Whether the scheduler's state is x0 + sigma eps instead of alpha x0 + sigma eps."""
     return isinstance(clone, _SCALED_BY_SIGMA)
+
+
+def noise_dtype(clone: Any, dtype: torch.dtype) -> torch.dtype | None:
+    """In what dtype its steps are given noise, for states of ``dtype``; None: they add none, or draw it themselves."""
+    if isinstance(clone, _AheadDDPMScheduler):
+        return dtype
+    stochastic = str(clone.config.get("algorithm_type")).startswith("sde")
+    takes = "variance_noise" in inspect.signature(clone.step).parameters
+    return torch.float32 if stochastic and takes else None

@@ -288,7 +288,7 @@ def log_snr_at(timestep: Tensor, log_snrs: Tensor) -> Tensor:
     Returns:
         float64 of the shape of ``timestep``, on its device.
     """
-    table = log_snrs.to(device=timestep.device, dtype=torch.float64)
+    table = log_snrs.to(device=timestep.device, dtype=torch.float64, non_blocking=True)
     position = timestep.double()
     low = position.floor().clamp(0, table.numel() - 2)
     fraction = position - low
@@ -303,7 +303,7 @@ def timestep_at(log_snr: Tensor, log_snrs: Tensor) -> Tensor:
         log_snr: any shape.
         log_snrs: (num,), strictly falling.
     """
-    table = log_snrs.to(device=log_snr.device, dtype=torch.float64)
+    table = log_snrs.to(device=log_snr.device, dtype=torch.float64, non_blocking=True)
     value = log_snr.double().clamp(table[-1], table[0])
     high = torch.searchsorted(-table, -value).clamp(1, table.numel() - 1)
     left, right = table[high - 1], table[high]

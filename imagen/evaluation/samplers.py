@@ -21,8 +21,7 @@ from torch import Tensor
 
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import StepRule, sample_loop
-from imagen.diffusion.samplers import parse_sampler
-from imagen.diffusion.sampling import resampled
+from imagen.diffusion.samplers import parse_sampler, resampled
 from imagen.diffusion.schedules import alpha_sigma, level_log_snrs, log_snr_at
 from imagen.evaluation.alignment import judge_all
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings

@@ -149,9 +149,10 @@ def encode(
         return_tensors="pt",
     )
     device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs
-    mask = tokens.attention_mask.to(device)
+    mask = tokens.attention_mask.to(device, non_blocking=True)
+    ids = tokens.input_ids.to(device, non_blocking=True)
     with evaluating(encoder):
-        hidden = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if padding == "visible":

@@ -161,7 +161,8 @@ class Trainer:
 
     def _reduce(self, sums: Tensor, norm: Any) -> tuple[list[float], bool]:
         """Sums over processes with the gradient norm, and whether any process wants to stop: one transfer a step."""
-        wants = sums.new_tensor([self.stopping.asked or self.bad.exceeded])
+        wants = torch.tensor([float(self.stopping.asked or self.bad.exceeded)], dtype=sums.dtype)
+        wants = wants.to(sums.device, non_blocking=True)
         norm = torch.as_tensor(norm, device=sums.device).to(torch.float64).reshape(1)
         *numbers, stop, norm = torch.cat([self.processes.add(torch.cat([sums, wants])), norm]).tolist()
         return [*numbers, norm], stop > 0

@@ -11,7 +11,8 @@ import torch
 
 from imagen import ImagenPipeline
 from imagen.cascade.presets import FEW_STEPS, IF_PRESETS, read_presets, usual_presets, with_preset
-from imagen.diffusion.sampling import SAMPLERS, resampled
+from imagen.diffusion.samplers import resampled
+from imagen.diffusion.sampling import SAMPLERS
 from imagen.stages.model import find_model
 from imagen.stages.spec import StageDefaults
 from tests.factories import sample, tiny_pipeline

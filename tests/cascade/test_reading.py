@@ -100,13 +100,14 @@ def test_embeddings_have_prompts_tokens_and_a_width(shape: tuple[int, ...]) -> N
         check_embeds("x", torch.zeros(shape), None)
 
 
-def test_a_mask_lies_where_its_embeddings_do_and_both_halves_where_the_networks_are() -> None:
+def test_a_mask_lies_where_its_embeddings_do_and_those_of_a_call_on_the_cpu() -> None:
+    """There a network looks which columns to leave out, and waits for no device."""
     away = torch.zeros(1, 2, 4, device="meta")
     for mask in (None, torch.ones(1, 2)):
         assert check_embeds("x", away, mask)[1].device.type == "meta"
     here = (torch.zeros(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
     text = pair(here, here, 1, torch.device("meta"))
-    assert {part.device.type for half in (text.prompt, text.negative) for part in half} == {"meta"}
+    assert [part.device.type for half in (text.prompt, text.negative) for part in half] == ["meta", "cpu"] * 2
 
 
 def numbered(count: int, tokens: int, width: int = 4) -> tuple[Tensor, Tensor]:

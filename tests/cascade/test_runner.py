@@ -21,7 +21,8 @@ def bare(**settings: object) -> Stage:
 
 def test_pictures_lie_in_their_range_also_where_nothing_thresholds_them() -> None:
     """What a later stage starts from, and noises, is of the range it was trained on."""
-    made = run_stage(bare(threshold="none"), Job([], [1, 2], CPU))
+    made, shown = run_stage(bare(threshold="none"), Job([], [1, 2], CPU))
+    assert torch.equal(made, shown)
     assert made.shape == (2, 3, 16, 16)
     assert made.aminmax() == (-1, 1), "a random network goes beyond, or this shows nothing"
 

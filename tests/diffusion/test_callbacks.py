@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from imagen.diffusion import loop
 from imagen.diffusion.denoiser import Denoised
 from imagen.diffusion.loop import LoopState, StepRule, sample_loop
 from imagen.diffusion.sampling import SAMPLERS, make_scheduler
@@ -115,3 +116,18 @@ def test_no_step_waits_for_the_device(kind: str, callback: Any) -> None:
         torch.equal(z, z + 0)
     out = sample_loop(constant(0.5), z, StepRule(make_scheduler(kind, CosineSchedule(), "epsilon"), 4), None, callback)
     assert out.shape == z.shape
+
+
+def test_z_is_made_where_it_is_read_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(loop, "_countable", lambda z: made.append(1) or z.clone())
+    rule = StepRule(make_scheduler("euler", CosineSchedule(), "epsilon"), 4)
+    kept: list[LoopState] = []
+    out = sample_loop(constant(0.5), noise(), rule, None, kept.append)
+    assert not made
+    assert torch.equal(kept[-1].z, out)
+    assert kept[1].z is kept[1].z
+    assert len(made) == 2
+    # a stop answers with the state, which nobody had read
+    stopped = sample_loop(constant(0.5), noise(), rule, None, lambda state: setattr(state, "stop", state.step == 1))
+    assert torch.equal(stopped, kept[1].z)

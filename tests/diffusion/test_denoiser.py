@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagen.diffusion.denoiser import Step, make_x0_fn
+from imagen.diffusion.denoiser import Level, Step, make_x0_fn
 from imagen.diffusion.guidance import CFG, Branch, Guidance, Guide, Interval, Rescaled, Wrapper, guide
 from imagen.diffusion.parameterization import PREDICTION_TYPES, training_target, x0_from
 from imagen.diffusion.schedules import CosineSchedule, alpha_sigma, log_snr_from_betas, trained_betas
@@ -185,7 +185,7 @@ def test_a_branch_is_evaluated_once_a_step() -> None:
         return [z] * len(branches)
 
     z = noise(1, 3, 4, 4)
-    step = Step(evaluate, 3, "sample", z, torch.tensor([9.0]), torch.tensor([1.0]))
+    step = Step(evaluate, 3, "sample", z, Level(*torch.tensor([[9.0], [1.0], [0.8], [0.6]])))
     step.evaluate("conditional")
     assert len(step.evaluate("weak", "conditional", "unconditional")) == 3
     step.evaluate("weak")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, HeunDiscreteScheduler
 
-from imagen.diffusion.samplers import Sampler
-from imagen.diffusion.sampling import ImagenDDPMScheduler, make_scheduler, resampled
+from imagen.diffusion.samplers import Sampler, resampled
+from imagen.diffusion.sampling import ImagenDDPMScheduler, make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.evaluation import samplers
 from imagen.evaluation.__main__ import main

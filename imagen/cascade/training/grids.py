@@ -163,19 +163,19 @@ class GridMaker:
             job = Job(self._conditions(words[part], held, stages), seeds, self.device)
             made = [] if start is None else list(start[part])
             for table, stage in zip(tables, stages, strict=True):
-                table[part] = run_stage(stage, job, made)
+                table[part], _ = run_stage(stage, job, made)
                 made = list(table[part])
         return [self.processes.add(table) for table in tables]
 
     def _conditions(self, words: Words, held: slice | None, stages: Sequence[Stage]) -> list[Sampled]:
-        """Both halves of the text, and the other conditions of these held-out samples or, with prompts, their nulls.
+        """Both halves of the text, and the other conditions of these held-out samples.
 
-        Of those that other stages of a cascade read and this run's does not, the nulls.
+        With prompts, and of those that other stages of a cascade read and this run's does not, the nulls.
         """
         conditions = named_conditions(self.config)
         raw = None if held is None or not conditions else collate(self._held_out[held])
         image = None if raw is None else raw["image"].to(self.device, self.dtype)
-        own = [condition.sampled(raw, image) for condition in conditions]
+        own = [] if raw is None else [condition.sampled(raw, image) for condition in conditions]
         if self.config.reads_text:
             prompt = self.texts(words)
             own.append(pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device))

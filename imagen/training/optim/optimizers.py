@@ -98,7 +98,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
         means, squares = (self._state(params, name, torch.zeros_like) for name in ("exp_avg", "exp_avg_sq"))
-        steps = self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=p.device))
+        place = None if group["fused"] else "cpu"  # all kernels but the fused one read its value
+        steps = self._state(params, "step", lambda p: torch.zeros((), dtype=torch.float32, device=place or p.device))
         how = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
         how["beta1"], how["beta2"] = group["betas"]
         adamw(list(params), gradients, means, squares, [], steps, amsgrad=False, maximize=False, **how)

@@ -182,10 +182,10 @@ def test_windows_of_a_stage_have_windows_of_its_input(monkeypatch: pytest.Monkey
     )  # fmt: skip
     seen: list[Stage] = []
 
-    def spy(stage: Stage, job: Job, made: Any) -> torch.Tensor:
+    def spy(stage: Stage, job: Job, made: Any) -> tuple[torch.Tensor, ...]:
         seen.append(stage)
         assert all(picture.shape == (3, 8, 8) for picture in made)
-        return torch.zeros(len(made), 3, *stage.shape)
+        return (torch.zeros(len(made), 3, *stage.shape),) * 2
 
     monkeypatch.setattr(grids, "run_stage", spy)
     found = maker(config).sample(tiny_sr(text_dim=None), Words(["", ""]), torch.zeros(2, 3, 8, 8))
@@ -193,7 +193,7 @@ def test_windows_of_a_stage_have_windows_of_its_input(monkeypatch: pytest.Monkey
     assert {(stage.settings.size, stage.settings.lowres_size) for stage in seen} == {(12, 8)}
     base = replace(config, unet=UNET, stage=StageConfig(size=24))
     seen.clear()
-    monkeypatch.setattr(grids, "run_stage", lambda stage, *_: torch.full((2, 3, *stage.shape), float(len(seen))))
+    monkeypatch.setattr(grids, "run_stage", lambda stage, *_: torch.full((2, 2, 3, *stage.shape), float(len(seen))))
     assert maker(base).sample(tiny_base(text_dim=None), Words(["", ""]), None).shape == (2, 3, 12, 12)
 
 
@@ -217,7 +217,7 @@ def test_each_stage_of_a_cascade_starts_from_what_the_one_before_it_made(monkeyp
 
     def spy(stage: Stage, job: Job, made: list[torch.Tensor]) -> torch.Tensor:
         seen.append((stage.slot, [float(picture.mean()) for picture in made], list(job.seeds)))
-        return torch.full((len(job.seeds), 3, *stage.shape), float(len(seen)))
+        return torch.full((2, len(job.seeds), 3, *stage.shape), float(len(seen)))
 
     monkeypatch.setattr(grids, "run_stage", spy)
     config = replace(BASE, grid=replace(BASE.grid, batch_size=2), train=replace(BASE.train, seed=4))
@@ -330,7 +330,7 @@ def test_held_out_pictures_are_drawn_with_their_labels_and_prompts_without(
 ) -> None:
     jobs: list[Job] = []
     monkeypatch.setattr(
-        grids, "run_stage", lambda stage, job, made: jobs.append(job) or torch.zeros(len(job.seeds), 3, *stage.shape)
+        grids, "run_stage", lambda stage, job, made: jobs.append(job) or torch.zeros(2, len(job.seeds), 3, *stage.shape)
     )
     config = replace(
         BASE, unet={**UNET, "classes": {"label": 3}}, data=DataConfig(fields={"label": "shape"}),

@@ -84,8 +84,9 @@ class BatchMaker:
         def noise(purpose: str, shape: Sequence[int]) -> Tensor:
             return draw_noise(shape, self.seed, purpose, step, rows, self.generator).to(self.dtype)
 
-        draw = Draw(draws.drop.to(self.device), draws.aug_level.to(self.device), noise)
+        t, drop, level = (drawn.to(self.device, non_blocking=True) for drawn in draws)
+        draw = Draw(drop, level, noise)
         given = [condition.inputs(part, draw) for condition, part in zip(self.conditions, batch.parts, strict=True)]
         inputs = arguments(given)
-        inputs["dropout_seeds"] = row_seeds(self.seed, "network", step, rows).to(self.device)
-        return replace(batch, noise=noise("image", batch.image.shape[1:]), t=draws.t.to(self.device), inputs=inputs)
+        inputs["dropout_seeds"] = row_seeds(self.seed, "network", step, rows).to(self.device, non_blocking=True)
+        return replace(batch, noise=noise("image", batch.image.shape[1:]), t=t, inputs=inputs)
