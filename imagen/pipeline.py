@@ -21,6 +21,7 @@ from imagen.cascade.route import ByStage, Wish, check_sizes
 from imagen.cascade.runner import Job, Stage
 from imagen.cascade.running import TENSORS, ImagenPipelineOutput, RunningMixin, step_callback
 from imagen.cascade.seeds import picture_seeds
+from imagen.cascade.speed import SpeedMixin
 from imagen.cascade.text import PromptMixin
 from imagen.checks import check_choice, check_int, check_keys
 from imagen.conditions.call import called
@@ -41,7 +42,7 @@ NETWORKS = [f"{slot}_{kind}" for slot in SLOTS for kind in ("unet", "weak_unet")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
-class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline):
+class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, DiffusionPipeline):
     """Frozen text encoder (T5 or CLIP), base U-Net and super-resolution U-Nets, each with its own diffusers scheduler.
 
     Every slot may be empty: without the later stages the cascade stops early, without the base stage it starts from a
@@ -126,8 +127,9 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, DiffusionPipeline)
 
         A folder that a subclass saved is loaded by that class and, with a warning, by this one.
 
-        The weights are safetensors (``use_safetensors=False`` reads pickled ones), in float32 unless ``dtype``
-        (or ``torch_dtype``) says otherwise. ``sr1024_unet=None`` leaves a component out, and unfetched.
+        The weights are safetensors (``use_safetensors=False`` reads pickled ones), in float32 unless ``dtype`` (or
+        ``torch_dtype``) says otherwise; "auto" is :func:`imagen.cascade.parts.fast_dtype`. ``sr1024_unet=None`` leaves
+        a component out, and unfetched.
 
         Raises:
             ValueError: no such model, a part of it is missing or damaged, or its format is newer than this code.

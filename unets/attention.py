@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .level import KeysValues
 from .options import Options
+from .regions import Region
 
 TEXT_NORM_GROUPS = 32  # groups of the text norm in the DeepFloyd IF family, whatever the image norms use
 
@@ -71,7 +72,7 @@ def text_norm(kind: str, dim: int) -> TokenLayerNorm | TokenGroupNorm:
     return TokenGroupNorm(TEXT_NORM_GROUPS, dim)
 
 
-class TokenAttention(nn.Module):
+class TokenAttention(Region):
     """Multi-head attention over tokens: they ask, they and the text answer, the text in front.
 
     Args:

@@ -8,6 +8,7 @@ from .attention import Attention, zero_init
 from .dropout import RowDropout
 from .level import Level, LevelText, Skips
 from .options import Options
+from .regions import Region
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
 
@@ -27,7 +28,7 @@ def start_as_identity(conv: nn.Conv2d, scale: float) -> None:
         nn.init.dirac_(conv.weight).div_(scale)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Region):
     """GroupNorm, activation, conv, FiLM by the embedding, activation, conv; plus the input (ADM; Imagen Fig. A.27).
 
     ``resample`` "down" (2x2 mean) or "up" (nearest x2) acts between the first activation and the first convolution and

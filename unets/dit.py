@@ -15,9 +15,10 @@ from .dropout import RowDropout, number_layers
 from .level import Level, LevelText, Skips
 from .network import Network
 from .options import Options, check_positive
+from .regions import Region
 
 
-class DiTBlock(Level):
+class DiTBlock(Region, Level):
     """Attention, then a perceptron, each on normed and modulated tokens and added times a gate (adaLN-zero, Fig. 3).
 
     Scale, shift and gate are linear in the embedding and start at zero, so that the block starts as the identity.
@@ -81,6 +82,7 @@ class DiT(Network, ModelMixin, ConfigMixin):
     end_layers: ClassVar[tuple[str, ...]] = ("proj_in", "proj_out", "class_tables")
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DiTBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["DiTBlock"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", "modulation", *end_layers]
 
     @staticmethod

@@ -43,6 +43,7 @@ class ConditionedUNet(Network):
     end_layers: ClassVar[tuple[str, ...]] = ("conv_in", "conv_out", "class_tables")
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
+    _repeated_blocks: ClassVar[list[str]] = ["ResnetBlock", "Attention"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "time_embedding", *end_layers]
 
     def _setup_input(self, options: Options, width: int) -> None:

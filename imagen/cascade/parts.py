@@ -80,8 +80,29 @@ def check_parts(pipe: Any, folder: Path, options: Mapping[str, Any], networks: I
         check_tokenizer(pipe.tokenizer, str(folder / "tokenizer"), pipe.text_encoder.config.vocab_size)
 
 
+def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
+    """What ``dtype="auto"`` means: bfloat16 where a device multiplies it in units of its own, else float32.
+
+    That is a CUDA card which has it (of compute capability 8.0, or a ROCm one) and a CPU with AMX. AVX-512 has
+    instructions for it, too (``avx512_bf16``), but they are twice as fast at best, which a network's other work may eat
+    up; we had none to measure, so it is float32 there.
+
+    Args:
+        device: where networks compute; None: CUDA where it is there, else the CPU.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    fast = False
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_amx_tile_supported()  # no processor has AMX without its bfloat16
+    return torch.bfloat16 if fast else torch.float32
+
+
 def named_dtype(dtype: Any) -> Any:
-    """A torch dtype for its name ("bfloat16"), also in a mapping; anything else as it is.
+    """A torch dtype for its name ("bfloat16", or "auto" for :func:`fast_dtype`), also in a mapping; anything else as it
+    is.
 
     Raises:
         ValueError: a name that is none.
@@ -90,9 +111,9 @@ def named_dtype(dtype: Any) -> Any:
         return {part: named_dtype(one) for part, one in dtype.items()}
     if not isinstance(dtype, str):
         return dtype
-    found = getattr(torch, dtype, None)
+    found = fast_dtype() if dtype == "auto" else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64")
+        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16, float16, float64 or auto")
     return found
 
 

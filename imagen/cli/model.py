@@ -26,9 +26,13 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
     import diffusers
     import transformers
 
+    from imagen.cascade.parts import fast_dtype
+
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = _device(args)
+    if args.dtype == "auto":
+        args.dtype = str(fast_dtype(device)).removeprefix("torch.")  # which the pictures' records then name
     pipe = _load_parts(args, model)
     try:
         _load_adapters(args.lora, pipe)
@@ -38,6 +42,8 @@ def load(args: argparse.Namespace, model: Model, prompts: Sequence[str]) -> Imag
             pipe.to(device)
     except RuntimeError as error:
         raise ValueError(f"model {args.model!r} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
+    if args.compile:
+        pipe.compile()
     if prompts:
         pipe.reader.check([*prompts, *([args.negative_prompt] if args.negative_prompt is not None else [])])
     return pipe

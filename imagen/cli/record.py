@@ -45,7 +45,7 @@ def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[st
         takes = [slot for slot in running if running[slot].lowres_size is not None or not SETTINGS[name].from_picture]
         settings[recorded(flag)] = {names[slot]: getattr(running[slot], name) for slot in takes}
     return {
-        **{name: getattr(args, name) for name in ("model", "preset", "lora", "dtype", *ASKED)},
+        **{name: getattr(args, name) for name in ("model", "preset", "lora", "dtype", "compile", *ASKED)},
         "size": list(running.values())[-1].size,
         **settings,
         "scheduler": {names[slot]: type(getattr(pipe, f"{slot}_scheduler")).__name__ for slot in running},
@@ -76,6 +76,7 @@ def command(args: argparse.Namespace, picture: Picture, settings: dict[str, Any]
     for name, value in optional.items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     words += [word for adapter in args.lora for word in ("--lora", adapter)]
+    words += ["--compile"] if args.compile else []
     return shlex.join([*words, "--dtype", args.dtype])
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 MODEL_HELP = "a model, or the folders of training runs: runs/base64,runs/sr256; default: %(default)s"
+DTYPE_HELP = "the networks compute in; auto: bfloat16 where that is fast, else float32; default: %(default)s"
 LORA_HELP = (
     "adapters, files or folders of runs, for base (the default), sr256 or sr1024, times SCALE (1); may be repeated"
 )
@@ -67,7 +68,8 @@ def parser() -> Parser:
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--offload", action="store_true", help="hold one part of the model at a time on the GPU, others on the CPU")
     add("--lora", action="append", default=[], metavar="[STAGE=]DIR[:SCALE]", help=LORA_HELP)
-    add("--dtype", choices=DTYPES, default="float32", help="the networks compute in; default: %(default)s")
+    add("--dtype", choices=(*DTYPES, "auto"), default="float32", help=DTYPE_HELP)
+    add("--compile", action="store_true", help="compile the networks: the first picture takes longer, others less")
     add("--grid", action="store_true", help="also write all pictures side by side as one, with captions")
     add("--save-stages", action="store_true", help="also write the pictures of the earlier stages")
     return p

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import imagen
 from imagen import ImagenPipeline
-from imagen.cascade.parts import check_parts, dtype_of, load_checker, load_encoder, load_parts, named_dtype
+from imagen.cascade.parts import check_parts, dtype_of, fast_dtype, load_checker, load_encoder, load_parts, named_dtype
 from imagen.diffusion.sampling import make_scheduler
 from imagen.diffusion.schedules import CosineSchedule
 from imagen.stages.spec import SLOTS
@@ -162,9 +163,25 @@ def test_a_dtype_goes_by_its_name(name: Any, dtype: Any) -> None:
     assert named_dtype(name) is dtype
 
 
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("card", [None, True, False], ids=["no card", "Ampere", "Turing"])
+def test_auto_is_bfloat16_where_that_is_fast(amx: bool, card: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turing computes it as float32, which torch counts as support unless it is asked not to."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or card)
+    on_cpu = torch.bfloat16 if amx else F32
+    expected = on_cpu if card is None else torch.bfloat16 if card else F32
+    assert fast_dtype() is named_dtype("auto") is expected
+    assert named_dtype({"text_encoder": "auto", "default": "float16"}) == {"text_encoder": expected, "default": F16}
+    assert fast_dtype("cpu") is on_cpu
+    assert fast_dtype("meta") is F32
+
+
 @pytest.mark.parametrize("name", ["int8", "bool", "nn", "float8", "torch.float16"])
 def test_a_name_of_no_floating_dtype_is_told(name: str) -> None:
-    with pytest.raises(ValueError, match=f"dtype is '{name}'; expected float32, bfloat16, float16 or float64"):
+    with pytest.raises(ValueError, match=f"dtype is '{name}'; expected float32, bfloat16, float16, float64 or auto"):
         named_dtype(name)
 
 

@@ -53,7 +53,19 @@ SETTINGS = {  # of the picture that is written
     "preset": None,
     "lora": [],
 }
-ELSEWHERE = {"help", "prompt", "prompts", "model", "text", "out", "image", "preset", "offload", "lora"} | set(OPTIONS)
+ELSEWHERE = {
+    "help",
+    "prompt",
+    "prompts",
+    "model",
+    "text",
+    "out",
+    "image",
+    "preset",
+    "offload",
+    "lora",
+    "compile",
+} | set(OPTIONS)
 
 
 def test_every_option_has_a_value_here() -> None:
@@ -110,6 +122,34 @@ def test_the_command_inside_names_preset_and_adapters(run: Any) -> None:
     empty: dict[str, Any] = {recorded(flag): {} for flag in OF_CALLS.values()} | {"size": 64}
     again = parser().parse_args(shlex.split(command(args, Picture("a red circle", 3), empty))[2:])
     assert (again.preset, again.lora, again.model, again.seed) == ("if-fast", ["a", "sr256=b"], "m", 3)
+
+
+def test_compile_and_auto_reach_the_pipeline_and_the_picture_says_what_they_came_to(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(ImagenPipeline, "compile", lambda pipe: compiled.append(pipe.base_unet.dtype))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    words = ["--size", "16", "--steps", "1", "--device", "cpu"]
+    assert run("a red circle", *words, "--compile", "--dtype", "auto") == 0
+    assert compiled == [torch.bfloat16]
+    settings = read_settings(run.out / "a-red-circle_seed0.png")
+    assert (settings["dtype"], settings["compile"]) == ("bfloat16", True)
+    again = parser().parse_args(shlex.split(settings["command"])[2:])
+    assert (again.dtype, again.compile) == ("bfloat16", True)
+    assert run("a red circle", *words) == 0
+    assert len(compiled) == 1, "on request alone"
+    settings = read_settings(run.out / "a-red-circle_seed0_2.png")
+    assert (settings["dtype"], settings["compile"], "--compile" in settings["command"]) == ("float32", False, False)
+
+
+def test_compile_without_a_compiler_is_one_line(run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
+    assert run("a red circle", "--device", "cpu", "--compile") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sample.py: error: compile: no C++ compiler is here")
 
 
 def test_each_stage_gets_its_adapter(run: Any, tmp_path: Path) -> None:
