@@ -17,6 +17,7 @@ from tests.device import pretend
 HERE = Path(__file__).parent
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(pretend.missing() is not None, reason=str(pretend.missing()))
 @pytest.mark.parametrize("part", ["sampling", "training"])
 def test_on_a_device_that_is_not_the_cpu(part: str) -> None:
