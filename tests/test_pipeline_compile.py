@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from imagen import ImagenPipeline
 from imagen.cascade.speed import _kept, check_compiler
-from tests.factories import Calls, redraw, sample, seeded, tiny_base, tiny_pipeline
+from tests.factories import Calls, redraw, sample, seeded, tiny_pipeline
 from tests.test_adapters_several import adapter
 from unets import DiT, TextContext
 
@@ -220,7 +220,7 @@ def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_inductor_makes_draws_the_same_pictures(whole: bool) -> None:
     torch.compiler.reset()
-    pipe, plain = (tiny_pipeline(base_unet=tiny_base(), **WITHOUT) for _ in range(2))
+    pipe, plain = small(), small()
     pipe.compile(whole=whole)
     for prompts in ("a red circle", ["a small blue star", "a red star"]):
         expected = sample(plain, prompts, generator=seeded(1)).images
