@@ -1,0 +1,151 @@
+"""Sampling: our pipeline beside diffusers' IFPipeline and IFSuperResolutionPipeline, with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from benchmarks.speed.agree import Wrong, distance
+from benchmarks.speed.contest import calls, check_evaluations, compare, contest, duelled, fought
+from benchmarks.speed.peers import compiled, said
+from benchmarks.speed.report import Aim, Row, name_of
+from benchmarks.speed.sections import Bench
+from benchmarks.speed.work import activations, on_meta, weights
+from unets import EfficientUNet
+
+
+def eager(bench: Bench) -> Iterator[Row]:
+    """Stage I as it comes."""
+    for dtype in bench.sizes.dtypes:
+        fight = contest(bench, bench.sizes.one, dtype)
+        for batch in bench.sizes.batches:
+            yield fought(bench, fight, batch, "stage I, eager")
+
+
+def channels_last(bench: Bench) -> Iterator[Row]:
+    """Both networks in the layout that convolutions of cards like."""
+    dtype = bench.sizes.dtypes[0]
+    fight = contest(bench, bench.sizes.one, dtype)
+    for network in (fight.ours, fight.peer):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fight.agreement = compare(fight.ours, fight.peer, fight.config, bench)
+    for batch in bench.sizes.batches[:2]:
+        yield fought(bench, fight, batch, "stage I, channels last")
+
+
+def compiled_whole(bench: Bench) -> Iterator[Row]:
+    """Both networks compiled alike; the first call, which compiles, is told apart."""
+    sizes = bench.sizes
+    fight = contest(bench, sizes.one, sizes.dtypes[0])
+    check_evaluations(bench, fight, 1)
+    how = compiled(fight.mine, fight.ours, True, sizes.compile)
+    fight.peer.compile(**sizes.compile)
+    ours, peer = calls(bench, fight, 1)
+    first = bench.clock.once(ours), bench.clock.once(peer)
+    fight.agreement = compare(fight.ours, fight.peer, fight.config, bench)
+    row = duelled(bench, fight, 1, "stage I, compiled whole")
+    row.notes.append(f"{how}; first call {first[0]:.0f} s, the peer's {first[1]:.0f} s")
+    yield row
+
+
+def compiled_blocks(bench: Bench) -> Iterator[Row]:
+    """Ours by ``pipe.compile`` beside the peer as it comes; what the compiled blocks cost in the first call."""
+    sizes = bench.sizes
+    fight = contest(bench, sizes.one, sizes.dtypes[0])
+    how = {name: value for name, value in sizes.compile.items() if name != "mode"}
+    check_evaluations(bench, fight, 1)
+    told = compiled(fight.mine, fight.ours, False, how)
+    first = bench.clock.once(calls(bench, fight, 1)[0])
+    fight.agreement = compare(fight.ours, fight.peer, fight.config, bench)
+    row = duelled(bench, fight, 1, "stage I, ours compiled, the peer eager")
+    row.notes.append(f"{told}; first call {first:.0f} s")
+    yield row
+
+
+def second_stage(bench: Bench) -> Iterator[Row]:
+    """Stage II as it comes."""
+    fight = contest(bench, bench.sizes.two, bench.sizes.dtypes[0])
+    for batch in bench.sizes.batches[:2]:
+        yield fought(bench, fight, batch, "stage II, eager")
+
+
+def with_text(bench: Bench) -> Iterator[Row]:
+    """A random T5 by itself, and stage I with it: both contestants pay the same for their text."""
+    bench.need_card()
+    sizes, dtype = bench.sizes, bench.sizes.dtypes[0]
+    with torch.device(bench.device):
+        encoder = T5EncoderModel(T5Config(**sizes.t5)).to(dtype).eval().requires_grad_(False)
+    tokens = torch.ones(2, sizes.tokens, dtype=torch.long, device=bench.device)  # a prompt, and the empty one
+    read = torch.no_grad()(lambda: encoder(input_ids=tokens).last_hidden_state)
+    if not torch.isfinite(read()).all():
+        raise Wrong("the random T5 says numbers that are not finite")
+    alone = Row("T5 alone, a prompt and the empty one", name_of(dtype), 1, peak=bench.clock.peak(read))
+    alone.ours = bench.clock.measure(read, sizes.pairs * 2)
+    yield alone
+    fight = contest(bench, sizes.one, dtype)
+    ours, peer = calls(bench, fight, 1)
+    row = Row("T5 and stage I, eager", name_of(dtype), 1, agreement=fight.agreement)
+    yield row.fought(bench.clock.duel(lambda: (read(), ours()), lambda: (read(), peer()), sizes.pairs))
+
+
+@torch.no_grad()
+def drift(bench: Bench) -> Iterator[Row]:
+    """How far our pictures in bfloat16, and compiled, are from those in float32: same weights, same noise."""
+    sizes = bench.sizes
+    exact = contest(bench, sizes.one, torch.float32)
+    reference = calls(bench, exact, 1)[0]()
+    for dtype, whole in ((torch.bfloat16, False), (torch.float32, True)):
+        fight = contest(bench, sizes.one, dtype)
+        if whole:
+            compiled(fight.mine, fight.ours, True, sizes.compile)
+        made = calls(bench, fight, 1)[0]().to(reference)
+        off = made - reference
+        row = Row(f"pictures {'compiled' if whole else 'in bfloat16'} against float32", name_of(dtype), 1)
+        row.notes += [
+            f"in [0, 1]: mean {off.abs().mean():.1e}, largest {off.abs().max():.1e}",
+            f"norm over the pictures' {distance(made, reference):.1e}",
+            *([f"unet.compile({said(sizes.compile)})"] if whole else []),
+        ]
+        yield row
+
+
+@torch.no_grad()
+def high(bench: Bench) -> Iterator[Row]:
+    """The paper's 1024 px network: memory of one call, which is to grow as the pixels do, and stay small."""
+    sizes, dtype = bench.sizes, torch.bfloat16
+    network = on_meta(lambda: EfficientUNet(**sizes.high), dtype)
+    own = weights(network)
+    made: dict[tuple[int, int], int] = {}
+    for sides in sizes.sides:
+        made[sides] = activations(network, high_inputs(sizes.high, sides, sizes.tokens, torch.device("meta"), dtype))
+    if bench.clock.cuda:
+        with torch.device(bench.device):
+            network = EfficientUNet(**sizes.high).to(dtype).eval()
+    for sides in sizes.sides:
+        row = Row(f"{sides[1]} x {sides[0]} px, one row of one step", name_of(dtype), 1)
+        row.notes.append(f"by calculation {(own + made[sides]) / 1e9:.2f} GB, {own / 1e9:.2f} of them weights")
+        peak = own + made[sides]
+        if bench.clock.cuda:
+            given = high_inputs(sizes.high, sides, sizes.tokens, bench.device, dtype)
+            step = lambda given=given: network(**given)  # noqa: E731 - a call to time
+            row.peak = peak = bench.clock.peak(step) or 0
+            row.ours = bench.clock.measure(step, sizes.pairs)
+        pixels = sides[0] * sides[1] / (sizes.sides[0][0] * sizes.sides[0][1])
+        growth = made[sides] / made[sizes.sides[0]] / pixels
+        row.aimed(Aim("GB", sizes.most_bytes / 1e9, most=True), peak / 1e9)
+        yield row.aimed(Aim("memory over pixels, of the first", 1.1, most=True), growth)
+
+
+def high_inputs(
+    arguments: dict[str, Any], sides: tuple[int, int], tokens: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What the network is called with, of these sides."""
+    width = arguments.get("text_dim", 4096)
+    picture = torch.randn(1, 3, *sides, device=device, dtype=dtype)
+    time = torch.zeros(1, device=device)
+    text = torch.randn(1, tokens, width, device=device, dtype=dtype)
+    return {"sample": picture, "timestep": time, "text": text, "lowres": picture.clone(), "aug_timestep": time}
