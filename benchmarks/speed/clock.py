@@ -116,9 +116,8 @@ class Clock:
         return int(torch.cuda.memory_allocated(self.device)) if self.cuda else 0
 
     def peak(self, call: Call, others: int = 0) -> int | None:
-        """Most bytes held on the card during a call, without those of ``others``; None where torch does not count."""
+        """Most bytes held on a card during a call, less ``others``; None, uncalled, where torch does not count."""
         if not self.cuda:
-            call()
             return None
         self.wait()
         torch.cuda.reset_peak_memory_stats(self.device)

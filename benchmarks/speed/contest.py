@@ -141,20 +141,20 @@ def fought(bench: Bench, fight: Contest, batch: int, what: str) -> Row:
     """One row of two networks as they come: counted, warmed up, and then in turns."""
     ours, peer = calls(bench, fight, batch)
     check_evaluations(bench, fight, batch)
-    row = duelled(bench, fight, batch, what)
+    row = duelled(bench, fight, batch, what, warmup=0)  # both were called to be counted
     shared = fight.ours.conv_in.weight.data_ptr() == fight.peer.conv_in.weight.data_ptr()
     row.peak = bench.clock.peak(ours, 0 if shared else weights(fight.peer))
     row.peer_peak = bench.clock.peak(peer, 0 if shared else weights(fight.ours))
     return row
 
 
-def duelled(bench: Bench, fight: Contest, batch: int, what: str) -> Row:
+def duelled(bench: Bench, fight: Contest, batch: int, what: str, warmup: int = 1) -> Row:
     """The times, and what bounds them."""
     row = Row(what, name_of(fight.dtype), batch, agreement=fight.agreement)
     row.evaluations = bench.sizes.steps
     works = evaluation_work(json.dumps(fight.config), bench.sizes.tokens, fight.dtype)
     row.work, row.peer_work = (work.call(batch * GUIDED).times(bench.sizes.steps) for work in works)
-    row.fought(bench.clock.duel(*calls(bench, fight, batch), bench.sizes.pairs))
+    row.fought(bench.clock.duel(*calls(bench, fight, batch), bench.sizes.pairs, warmup))
     return row.bounded(bench.ceilings, fight.dtype)
 
 

@@ -8,10 +8,15 @@ from benchmarks.speed.sections import Section
 SECTIONS = (
     Section("sampling", "Stage I, ours and diffusers' IFPipeline", sampling.eager, 60),
     Section("imagen-pytorch", "A training step, ours and imagen-pytorch's", training.imagen_pytorch_step, 40),
-    Section("train-small", "A training step of the base network of 325 million", training.small, 25),
-    Section("train-large", "A training step of the paper's base network", training.large, 45),
+    Section(
+        "train-small",
+        "A training step of the small base network (on a card 325 million parameters)",
+        training.small,
+        25,
+    ),
+    Section("train-large", "A training step of the large base network (on a card the paper's)", training.large, 45),
     Section("efficient", "A training step of EfficientUNet and of ADM's upsampler", training.efficient, 40),
-    Section("memory-1024", "Memory of the paper's 1024 px network", sampling.high, 15),
+    Section("memory-1024", "Memory of the 1024 px network (on a card the paper's)", sampling.high, 15),
     Section("compiled", "Stage I, both compiled whole", sampling.compiled_whole, 150),
     Section("second-stage", "Stage II, ours and diffusers' IFSuperResolutionPipeline", sampling.second_stage, 40),
     Section("channels-last", "Stage I, both in channels-last layout", sampling.channels_last, 30),

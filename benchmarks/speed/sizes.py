@@ -152,12 +152,12 @@ CARD = Sizes(
 CPU = Sizes(
     rehearsal=False,
     patience=10.0,
-    product_side=2048,
+    product_side=1024,
     copy_bytes=2**28,
     ceiling_dtypes=(torch.float32, torch.bfloat16),
     dtypes=(torch.float32, torch.bfloat16),
-    batches=(1, 4),
-    steps=3,
+    batches=(1, 2),
+    steps=2,
     pairs=5,
     one=stage_one([96, 192, 288, 384], encoder_hid_dim=1024, attention_head_dim=32),
     two=stage_two([32, 64, 96, 128], [1, 2, 2, 2], 128, encoder_hid_dim=1024, attention_head_dim=32),
@@ -200,7 +200,7 @@ TWO_BLOCKS: dict[str, Any] = {
 }
 QUICK = Sizes(
     rehearsal=True,
-    patience=1.0,
+    patience=5.0,
     product_side=128,
     copy_bytes=2**20,
     ceiling_dtypes=(torch.float32, torch.bfloat16),
