@@ -7,12 +7,21 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from benchmarks.speed.agree import LIMITS, Wrong, agree, distance
 from benchmarks.speed.ceilings import Ceilings, PerRow, Work, measure_ceilings, product_rate
 from benchmarks.speed.clock import Clock
-from benchmarks.speed.contest import compare, evaluation_work, network_inputs, our_call, peer_call
+from benchmarks.speed.contest import (
+    check_evaluations,
+    compare,
+    contest,
+    evaluation_work,
+    network_inputs,
+    our_call,
+    peer_call,
+)
 from benchmarks.speed.peers import pair, stir
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.sizes import CARD, CPU, QUICK, Training
@@ -111,6 +120,23 @@ def test_both_networks_share_their_random_weights_and_nothing_in_them_is_zero(co
 def test_ours_has_its_text_projected_before_and_is_otherwise_the_peers_work() -> None:
     mine, theirs = evaluation_work(json.dumps(QUICK.one), QUICK.tokens, torch.float32)
     assert 0.9 * theirs.one.flops < mine.one.flops < theirs.one.flops
+
+
+def test_contestants_that_evaluate_other_numbers_of_rows_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(CPU_CLOCK, QUICK)
+    fight = contest(bench, QUICK.one, torch.float32)
+    check_evaluations(bench, fight, 2)
+    steps = 2 * QUICK.steps
+    monkeypatch.setattr(fight.theirs, "scheduler", OneStepLess.from_config(fight.theirs.scheduler.config))
+    with pytest.raises(Wrong, match=f"ours evaluates {2 * steps} rows, the peer {2 * steps - 4}; {2 * steps} were"):
+        check_evaluations(bench, fight, 2)
+
+
+class OneStepLess(DDPMScheduler):
+    """A sampler that does not do what it is asked."""
+
+    def set_timesteps(self, num_inference_steps: int, **given: object) -> None:
+        super().set_timesteps(num_inference_steps - 1, **given)
 
 
 def test_stirring_leaves_no_zeros() -> None:

@@ -35,7 +35,7 @@ def breaks(bench: Bench) -> Iterator[Row]:
 
 def hangs(bench: Bench) -> Iterator[Row]:
     yield row("before it hung")
-    time.sleep(60)
+    time.sleep(15)
 
 
 def lacks(bench: Bench) -> Iterator[Row]:
@@ -106,7 +106,7 @@ def test_a_section_gets_no_more_than_what_is_left_of_the_whole(run: Any, monkeyp
     begin = time.monotonic()
     told = run(Section("hangs", "Hangs", hangs, 50), budget=5.0)
     assert told[0]["state"] == "out of time"
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 14
 
 
 def test_without_ceilings_nothing_is_measured(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
