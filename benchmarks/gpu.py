@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device or ("cuda" if card else "cpu"))
     bench = Bench(Clock(device), QUICK if args.quick else CARD if device.type == "cuda" else CPU)
     book = Book(args.out, head(shlex.join(["python", "benchmarks/gpu.py", *arguments]), device))
-    told = [caches.load(args.caches)]
-    run_sections([s for s in SECTIONS if not wanted or s.name in wanted], bench, book, args.seconds)
-    told.append(caches.save(args.caches))
-    print("\n".join(filter(None, [*told, (args.out / "speed.md").read_text(encoding="utf-8")])))
+    print(caches.load(args.caches), flush=True)
+    chosen = [section for section in SECTIONS if not wanted or section.name in wanted]
+    run_sections(chosen, bench, book, args.seconds, after=lambda: print(caches.save(args.caches), flush=True))
+    print((args.out / "speed.md").read_text(encoding="utf-8"))
     return int(any(section["state"] == "failed" for section in book.content["sections"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -21,8 +22,10 @@ def load(folder: Path | None) -> str:
 
 
 def save(folder: Path | None) -> str:
-    """Write what this process compiled, in parts; returns what to tell of it."""
-    made = None if folder is None else torch.compiler.save_cache_artifacts()
+    """Write all that this process has compiled so far, in parts; returns what to tell of it."""
+    made = None
+    if folder is not None and "torch._dynamo" in sys.modules:
+        made = torch.compiler.save_cache_artifacts()
     if folder is None or made is None:
         return ""
     content = made[0]

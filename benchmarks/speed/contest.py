@@ -21,9 +21,10 @@ from benchmarks.speed.sections import Bench
 from benchmarks.speed.work import count_rows, on_meta, weights
 from imagen import ImagenPipeline
 from imagen.convert.configs import unet_arguments
-from unets import BaseUNet
+from unets import BaseUNet, TextContext
 
 GUIDED = 2  # rows that guidance evaluates of each picture
+TIME = 500.0
 
 
 @dataclass
@@ -53,44 +54,58 @@ def contest(bench: Bench, config: dict[str, Any], dtype: torch.dtype) -> Contest
 
 
 def network_inputs(
-    config: dict[str, Any], tokens: int, device: torch.device, dtype: torch.dtype, rows: int = 1
+    config: dict[str, Any], tokens: int, device: torch.device, dtype: torch.dtype, rows: int = GUIDED
 ) -> dict[str, Tensor]:
-    """z, timestep and text, and of stage II the small picture with its noise level."""
+    """z, text, and of stage II the small picture."""
     side, generator = config["sample_size"], seeded(device) if device.type != "meta" else None
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, generator=generator).to(dtype)
+        return torch.randn(rows, *shape, device=device, generator=generator).to(dtype)
 
-    time = torch.full((rows,), 500.0, device=device)
-    made = {"z": random(rows, 3, side, side), "time": time, "text": random(rows, tokens, config["encoder_hid_dim"])}
-    return made | ({"lowres": random(rows, 3, side, side), "aug": time / 2} if config["in_channels"] == 6 else {})
+    made = {"z": random(3, side, side), "text": random(tokens, config["encoder_hid_dim"])}
+    return made | ({"lowres": random(3, side, side)} if config["in_channels"] == 6 else {})
 
 
-def our_call(network: nn.Module, given: dict[str, Tensor], context: object = None) -> Tensor:
-    """Our network on such a row; with its text's context where that is known."""
-    text = {"text": given["text"]} if context is None else {"context": context}
-    lowres = {"lowres": given["lowres"], "aug_timestep": given["aug"]} if "lowres" in given else {}
-    out: Tensor = network(given["z"], given["time"], **text, **lowres)
+def project(network: nn.Module, given: dict[str, Tensor]) -> TextContext:
+    """What our pipeline asks our network once for each sample."""
+    text = given["text"].to(torch.promote_types(given["text"].dtype, torch.float32))
+    mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    context: TextContext = network(text=text, text_mask=mask)
+    return context.select(torch.arange(len(mask), device=mask.device))
+
+
+def our_call(network: nn.Module, given: dict[str, Tensor], context: TextContext) -> Tensor:
+    """Our network as our pipeline calls it: shapes and dtypes are those that were compiled for, if any were."""
+    z, rows = given["z"], len(given["z"])
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    time = torch.full((rows,), TIME, device=z.device, dtype=z.dtype)
+    lowres = {"lowres": given["lowres"].to(z), "aug_timestep": (time / 2).float()} if "lowres" in given else {}
+    out: Tensor = network(z, time, context=context, **lowres)
     return out
 
 
 def peer_call(network: nn.Module, given: dict[str, Tensor]) -> Tensor:
-    """diffusers' on the same."""
-    z = torch.cat([given["z"], given["lowres"]], 1) if "lowres" in given else given["z"]
-    labels = {"class_labels": given["aug"]} if "lowres" in given else {}
-    out: Tensor = network(z, given["time"], given["text"], **labels, return_dict=False)[0]
+    """diffusers' as its pipelines call it."""
+    z, labels = given["z"], {}
+    time = torch.tensor(int(TIME), device=z.device)
+    if "lowres" in given:
+        z = torch.cat([z, given["lowres"]], 1)
+        labels = {"class_labels": torch.full((len(z),), int(TIME / 2), device=z.device)}
+    text = {"encoder_hidden_states": given["text"], "cross_attention_kwargs": None}
+    out: Tensor = network(z, time, **labels, **text, return_dict=False)[0]
     return out
 
 
 @torch.no_grad()
 def compare(ours: nn.Module, peer: nn.Module, config: dict[str, Any], bench: Bench) -> Agreement:
-    """Both networks with the peer's in float64. Raises: Wrong."""
+    """Both networks, compiled ones too, with the peer's in float64. Raises: Wrong."""
     dtype = next(ours.parameters()).dtype
     given = network_inputs(config, bench.sizes.tokens, bench.device, dtype)
-    mine, theirs = our_call(ours, given), peer_call(peer, given)
-    exact = copy.deepcopy(peer).double()
-    wide = {name: value if name in ("time", "aug") else value.double() for name, value in given.items()}
-    return agree(mine, theirs, peer_call(exact, wide))
+    mine, theirs = our_call(ours, given, project(ours, given)).to(dtype), peer_call(peer, given)
+    exact = copy.deepcopy(peer)
+    exact._compiled_call_impl = None
+    wide = {name: value.double() for name, value in given.items()}
+    return agree(mine, theirs, peer_call(exact.double(), wide))
 
 
 @cache
@@ -100,7 +115,7 @@ def evaluation_work(config: str, tokens: int, dtype: torch.dtype) -> tuple[PerRo
     given = {rows: network_inputs(values, tokens, meta, dtype, rows) for rows in (1, 2)}
     ours = on_meta(lambda: BaseUNet(**unet_arguments(values, "the peer's configuration")), dtype)
     theirs = on_meta(lambda: UNet2DConditionModel(**values), dtype)
-    context = {rows: ours(text=one["text"]) for rows, one in given.items()}
+    context = {rows: project(ours, one) for rows, one in given.items()}
     mine = count_rows(lambda rows: our_call(ours, given[rows], context[rows]))
     return mine, count_rows(lambda rows: peer_call(theirs, given[rows]))
 
@@ -159,7 +174,7 @@ def duelled(bench: Bench, fight: Contest, batch: int, what: str, warmup: int = 1
 
 
 def check_evaluations(bench: Bench, fight: Contest, batch: int) -> None:
-    """Both evaluate what was asked for, before either is compiled. Raises: Wrong."""
+    """Both evaluate what was asked for, which is looked at before either is compiled. Raises: Wrong."""
     wanted = batch * bench.sizes.steps * GUIDED
     ours, peer = calls(bench, fight, batch)
     found = evaluations(fight.ours, ours), evaluations(fight.peer, peer)

@@ -21,7 +21,7 @@ SECTIONS = (
     Section("second-stage", "Stage II, ours and diffusers' IFSuperResolutionPipeline", sampling.second_stage, 40),
     Section("channels-last", "Stage I, both in channels-last layout", sampling.channels_last, 30),
     Section("compiled-blocks", "Stage I, ours compiled by blocks", sampling.compiled_blocks, 60),
-    Section("drift", "Pictures in bfloat16 and compiled", sampling.drift, 60),
+    Section("drift", "Pictures in less than float32", sampling.drift, 30),
     Section("train-compiled", "A compiled training step", training.small_compiled, 120),
     Section("text", "Stage I with its text", sampling.with_text, 40),
 )

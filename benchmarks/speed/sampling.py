@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from benchmarks.speed.agree import Wrong, distance
+from benchmarks.speed.agree import Wrong
 from benchmarks.speed.contest import calls, check_evaluations, compare, contest, duelled, fought
-from benchmarks.speed.peers import compiled, said
+from benchmarks.speed.peers import compiled
 from benchmarks.speed.report import Aim, Row, name_of
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.work import activations, on_meta, weights
@@ -42,13 +42,19 @@ def compiled_whole(bench: Bench) -> Iterator[Row]:
     sizes = bench.sizes
     fight = contest(bench, sizes.one, sizes.dtypes[0])
     check_evaluations(bench, fight, 1)
-    how = compiled(fight.mine, fight.ours, True, sizes.compile)
-    fight.peer.compile(**sizes.compile)
     ours, peer = calls(bench, fight, 1)
-    first = bench.clock.once(ours), bench.clock.once(peer)
+    before = ours()
+    how = compiled(fight.mine, fight.ours, True, sizes.compile)
+    first = bench.clock.once(ours)
+    drift = drifted(ours(), before)
+    fight.peer.compile(**sizes.compile)
+    first_peer = bench.clock.once(peer)
     fight.agreement = compare(fight.ours, fight.peer, fight.config, bench)
-    row = duelled(bench, fight, 1, "stage I, compiled whole")
-    row.notes.append(f"{how}; first call {first[0]:.0f} s, the peer's {first[1]:.0f} s")
+    row = duelled(bench, fight, 1, "stage I, compiled whole", warmup=2)
+    row.notes += [
+        f"{how}; first call {first:.0f} s, the peer's {first_peer:.0f} s",
+        f"our pictures from eager ones: {drift}",
+    ]
     yield row
 
 
@@ -58,12 +64,20 @@ def compiled_blocks(bench: Bench) -> Iterator[Row]:
     fight = contest(bench, sizes.one, sizes.dtypes[0])
     how = {name: value for name, value in sizes.compile.items() if name != "mode"}
     check_evaluations(bench, fight, 1)
+    ours = calls(bench, fight, 1)[0]
+    before = ours()
     told = compiled(fight.mine, fight.ours, False, how)
-    first = bench.clock.once(calls(bench, fight, 1)[0])
+    first = bench.clock.once(ours)
     fight.agreement = compare(fight.ours, fight.peer, fight.config, bench)
     row = duelled(bench, fight, 1, "stage I, ours compiled, the peer eager")
-    row.notes.append(f"{told}; first call {first:.0f} s")
+    row.notes += [f"{told}; first call {first:.0f} s", f"our pictures from eager ones: {drifted(ours(), before)}"]
     yield row
+
+
+def drifted(made: Tensor, reference: Tensor) -> str:
+    """How far pictures in [0, 1] are from others."""
+    off = (made.to(reference) - reference).abs()
+    return f"mean {off.mean():.1e}, largest {off.max():.1e}"
 
 
 def second_stage(bench: Bench) -> Iterator[Row]:
@@ -92,24 +106,14 @@ def with_text(bench: Bench) -> Iterator[Row]:
     yield row.fought(bench.clock.duel(lambda: (read(), ours()), lambda: (read(), peer()), sizes.pairs))
 
 
-@torch.no_grad()
 def drift(bench: Bench) -> Iterator[Row]:
-    """How far our pictures in bfloat16, and compiled, are from those in float32: same weights, same noise."""
-    sizes = bench.sizes
-    exact = contest(bench, sizes.one, torch.float32)
-    reference = calls(bench, exact, 1)[0]()
-    for dtype, whole in ((torch.bfloat16, False), (torch.float32, True)):
-        fight = contest(bench, sizes.one, dtype)
-        if whole:
-            compiled(fight.mine, fight.ours, True, sizes.compile)
-        made = calls(bench, fight, 1)[0]().to(reference)
-        off = made - reference
-        row = Row(f"pictures {'compiled' if whole else 'in bfloat16'} against float32", name_of(dtype), 1)
-        row.notes += [
-            f"in [0, 1]: mean {off.abs().mean():.1e}, largest {off.abs().max():.1e}",
-            f"norm over the pictures' {distance(made, reference):.1e}",
-            *([f"unet.compile({said(sizes.compile)})"] if whole else []),
-        ]
+    """How far our pictures in bfloat16 are from those in float32: same weights, same noise."""
+    reference = calls(bench, contest(bench, bench.sizes.one, torch.float32), 1)[0]()
+    for dtype in (torch.bfloat16, torch.float16) if bench.clock.cuda else (torch.bfloat16,):
+        fight = contest(bench, bench.sizes.one, dtype)
+        made = calls(bench, fight, 1)[0]()
+        row = Row(f"our pictures in {name_of(dtype)}", name_of(dtype), 1, agreement=fight.agreement)
+        row.notes.append(f"from those in float32: {drifted(made, reference)}")
         yield row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +64,10 @@ class Section:
 LEAST = 5.0
 
 
-def run_sections(sections: Sequence[Section], bench: Bench, book: Book, budget: float) -> None:
-    """All of them, in their order, within ``budget`` seconds in all."""
+def run_sections(
+    sections: Sequence[Section], bench: Bench, book: Book, budget: float, after: Callable[[], object] = lambda: None
+) -> None:
+    """All of them, in their order, within ``budget`` seconds in all; ``after`` is called behind each that ran."""
     until = time.monotonic() + budget
     opening = Section("ceilings", "The machine's ceilings", find_ceilings(book), 60.0)
     for section in (opening, *sections):
@@ -76,6 +79,7 @@ def run_sections(sections: Sequence[Section], bench: Bench, book: Book, budget: 
             book.section(section.name, section.title, "not measured", told)
         else:
             run_one(section, bench, book, min(left, section.box * bench.sizes.patience))
+            after()
         free(bench)
 
 
@@ -112,7 +116,9 @@ def run_one(section: Section, bench: Bench, book: Book, box: float) -> None:
 
 
 def free(bench: Bench) -> None:
-    """Give a section's memory back."""
+    """Give a section's memory back, that of graphs which were recorded for it, too."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     gc.collect()
     if bench.clock.cuda:
         torch.cuda.empty_cache()

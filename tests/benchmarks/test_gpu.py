@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.speed import caches, peers
+from benchmarks.speed.clock import Clock
+from benchmarks.speed.contest import calls, compare, contest
 from benchmarks.speed.listed import SECTIONS
 from benchmarks.speed.report import COLUMNS, PACKAGES
+from benchmarks.speed.sections import Bench
 from benchmarks.speed.sizes import QUICK
 
 HERE = {"cuda": torch.cuda.is_available(), "imagen-pytorch": importlib.util.find_spec("imagen_pytorch") is not None}
@@ -82,6 +86,7 @@ def test_sections_are_listed_and_what_cannot_be_is_refused(capsys: pytest.Captur
 def test_compile_caches_are_written_in_parts_and_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, read = bytes(range(200)), []
     monkeypatch.setattr(caches, "PART", 64)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", sys)  # something was compiled
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (content, None))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", read.append)
     (tmp_path / "compiled-9.bin").write_bytes(b"of an earlier run")
@@ -111,6 +116,27 @@ def test_without_imagen_pytorch_its_section_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagen_pytorch" else find(name))
     with pytest.raises(peers.NotHere, match="imagen-pytorch is not installed; benchmarks/README.md says how"):
         peers.imagen_pytorch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [QUICK.one, QUICK.two], ids=["stage I", "stage II"])
+def test_asking_compiled_networks_whether_they_agree_compiles_nothing_more(config: dict[str, Any]) -> None:
+    """On a card that would cost minutes: they are asked in the shapes and dtypes that the pipelines call them in."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    bench = Bench(Clock(torch.device("cpu")), QUICK)
+    fight = contest(bench, config, torch.bfloat16)
+    for network in (fight.ours, fight.peer):
+        network.compile(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    counters.clear()
+    for call in calls(bench, fight, 1):
+        call()
+    made = counters["stats"]["unique_graphs"]
+    assert made == 3, "our text, our network, the peer's"
+    compare(fight.ours, fight.peer, config, bench)
+    assert counters["stats"]["unique_graphs"] == made
 
 
 @pytest.mark.slow
