@@ -49,11 +49,13 @@ def agree(ours: Tensor, peer: Tensor | None, reference: Tensor) -> Agreement:
     little, which makes a comparison not count and is no mistake.
 
     Raises:
-        Wrong: ours is off by more than its dtype's limit, and more than twice what the peer is, or ten times the limit.
+        Wrong: ours is off by more than its dtype's limit and more than twice what the peer is, or, with a peer or
+            without, ten times the limit.
     """
     limit = LIMITS[ours.dtype]
     mine = distance(ours, reference)
     theirs = None if peer is None else distance(peer, reference)
-    if not mine <= max(limit, min(2 * (theirs or 0.0), 10 * limit)):
-        raise Wrong(f"ours is off by {mine:.1e} in {ours.dtype}, {limit:.0e} allowed (the peer: {theirs})")
+    allowed = 10 * limit if theirs is None else max(limit, min(2 * theirs, 10 * limit))
+    if not mine <= allowed:
+        raise Wrong(f"ours is off by {mine:.1e} in {ours.dtype}, {allowed:.1e} allowed (the peer: {theirs})")
     return Agreement(mine, theirs, limit)

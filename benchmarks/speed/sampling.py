@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from benchmarks.speed.agree import Wrong
-from benchmarks.speed.contest import calls, check_evaluations, compare, contest, duelled, fought
-from benchmarks.speed.peers import compiled
+from benchmarks.speed.agree import Agreement, Wrong, agree
+from benchmarks.speed.contest import GUIDED, calls, check_evaluations, compare, contest, duelled, fought
+from benchmarks.speed.peers import compiled, stir
 from benchmarks.speed.report import Aim, Row, name_of
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.work import activations, on_meta, weights
@@ -119,29 +121,35 @@ def drift(bench: Bench) -> Iterator[Row]:
 
 @torch.no_grad()
 def high(bench: Bench) -> Iterator[Row]:
-    """The paper's 1024 px network: memory of one call, which is to grow as the pixels do, and stay small."""
-    sizes, dtype = bench.sizes, torch.bfloat16
-    network = on_meta(lambda: EfficientUNet(**sizes.high), dtype)
-    own = weights(network)
-    made: dict[tuple[int, int], int] = {}
+    """The paper's 1024 px network: memory of a guided step, which is to grow as the pixels do, and stay small."""
+    sizes, dtype, meta = bench.sizes, torch.bfloat16, torch.device("meta")
+    described = on_meta(lambda: EfficientUNet(**sizes.high), dtype)
+    own = weights(described)
+    network, agreement = high_on_card(bench, dtype) if bench.clock.cuda else (None, None)
+    first: float | None = None
     for sides in sizes.sides:
-        made[sides] = activations(network, high_inputs(sizes.high, sides, sizes.tokens, torch.device("meta"), dtype))
-    if bench.clock.cuda:
-        with torch.device(bench.device):
-            network = EfficientUNet(**sizes.high).to(dtype).eval()
-    for sides in sizes.sides:
-        row = Row(f"{sides[1]} x {sides[0]} px, one row of one step", name_of(dtype), 1)
-        row.notes.append(f"by calculation {(own + made[sides]) / 1e9:.2f} GB, {own / 1e9:.2f} of them weights")
-        peak = own + made[sides]
-        if bench.clock.cuda:
-            given = high_inputs(sizes.high, sides, sizes.tokens, bench.device, dtype)
-            step = lambda given=given: network(**given)  # noqa: E731 - a call to time
-            row.peak = peak = bench.clock.peak(step) or 0
+        made = activations(described, high_inputs(sizes.high, sides, sizes.tokens, meta, dtype))
+        row = Row(f"{sides[1]} x {sides[0]} px, a guided step of one picture", name_of(dtype), 1, agreement=agreement)
+        row.notes.append(f"by calculation {(own + made) / 1e9:.2f} GB, {own / 1e9:.2f} of them weights")
+        if network is not None:
+            step = partial(network, **high_inputs(sizes.high, sides, sizes.tokens, bench.device, dtype))
+            row.peak = bench.clock.peak(step)
             row.ours = bench.clock.measure(step, sizes.pairs)
-        pixels = sides[0] * sides[1] / (sizes.sides[0][0] * sizes.sides[0][1])
-        growth = made[sides] / made[sizes.sides[0]] / pixels
+        peak = row.peak or own + made
+        per_pixel = (peak - own) / (sides[0] * sides[1])
+        first = first or per_pixel
         row.aimed(Aim("GB", sizes.most_bytes / 1e9, most=True), peak / 1e9)
-        yield row.aimed(Aim("memory over pixels, of the first", 1.1, most=True), growth)
+        yield row.aimed(Aim("memory a pixel over the first's", 1.1, most=True), per_pixel / first)
+
+
+def high_on_card(bench: Bench, dtype: torch.dtype) -> tuple[EfficientUNet, Agreement]:
+    """The network with random weights, none zeros, and how far it is from itself in float64 at the first size."""
+    with torch.device(bench.device):
+        network = EfficientUNet(**bench.sizes.high).to(dtype).eval()
+    stir(network)
+    given = high_inputs(bench.sizes.high, bench.sizes.sides[0], bench.sizes.tokens, bench.device, dtype)
+    wide = {name: value if "timestep" in name else value.double() for name, value in given.items()}
+    return network, agree(network(**given), None, copy.deepcopy(network).double()(**wide))
 
 
 def high_inputs(
@@ -149,7 +157,7 @@ def high_inputs(
 ) -> dict[str, Tensor]:
     """What the network is called with, of these sides."""
     width = arguments.get("text_dim", 4096)
-    picture = torch.randn(1, 3, *sides, device=device, dtype=dtype)
-    time = torch.zeros(1, device=device)
-    text = torch.randn(1, tokens, width, device=device, dtype=dtype)
+    picture = torch.randn(GUIDED, 3, *sides, device=device, dtype=dtype)
+    time = torch.zeros(GUIDED, device=device)
+    text = torch.randn(GUIDED, tokens, width, device=device, dtype=dtype)
     return {"sample": picture, "timestep": time, "text": text, "lowres": picture.clone(), "aug_timestep": time}

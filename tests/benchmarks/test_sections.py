@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from benchmarks.speed.agree import Agreement
-from benchmarks.speed.ceilings import Work
+from benchmarks.speed.ceilings import Ceilings, Work
 from benchmarks.speed.clock import Clock, Duel, Timing
 from benchmarks.speed.report import ABSENT, Aim, Book, Row, cells, head
+from benchmarks.speed.sampling import high
 from benchmarks.speed.sections import Bench, NotHere, Section, run_sections
 from benchmarks.speed.sizes import CPU, QUICK
+from benchmarks.speed.training import efficient, small
 
 
 def row(what: str = "a row") -> Row:
@@ -150,3 +152,40 @@ def test_networks_differ_by_a_tenth_at_most(ours: float, peer: float, counts: bo
     assert (other.judged().objections == []) is counts, (
         "what the paper compares at equal parameters may differ in FLOPs"
     )
+
+
+class Card(Clock):
+    """The processor, taken for a card on which a call holds a megabyte, and twice as much with another's."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.cuda = True
+
+    def wait(self) -> None:
+        """Nothing runs on."""
+
+    def held(self) -> int:
+        return 5 * 10**6
+
+    def peak(self, call: Any, others: int = 0) -> int:
+        call()
+        return others + 10**6
+
+
+def test_on_a_card_memory_is_measured_and_aimed_at() -> None:
+    bench = Bench(Card(), replace(QUICK, train_dtype=torch.bfloat16, pairs=1))
+    bench.ceilings = Ceilings(dict.fromkeys((torch.bfloat16, torch.float32), 1e12), 1e9)
+    rows = list(high(bench))
+    assert [row.peak for row in rows] == [10**6] * 3
+    assert all(row.ours is not None and row.agreement is not None for row in rows)
+    assert [aim["measured"] for aim in rows[0].aims] == [1e-3, 1.0]
+    assert rows[1].aims[1]["reached"], "as much for four times the pixels"
+    (trained,) = small(bench)
+    assert trained.peak == 6 * 10**6, "what was there before is handed on, to be left out"
+    assert trained.share == pytest.approx(trained.work.flops / trained.ours.seconds / 1e12)
+    (aim,) = trained.aims
+    assert (aim["what"], aim["value"], aim["measured"]) == ("share of the product rate", 0.3, trained.share)
+    (fought,) = efficient(bench)
+    assert fought.peer_peak == 6 * 10**6
+    assert fought.matched == "parameters"
+    assert fought.floor == max(fought.work.flops / 1e12, fought.work.traffic / 1e9)
