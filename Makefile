@@ -97,4 +97,4 @@ format: $(VENV)/.setup-dev  ## sort imports, mend what can be mended, format
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and the caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache imagen.egg-info
+	rm -rf .venv .wheels .mypy_cache .ruff_cache .pytest_cache imagen.egg-info

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "speed", help="folder of speed.json and speed.md")
     parser.add_argument("--caches", type=Path, help="folder of compile caches, read before and written after")
+    parser.add_argument("--commit", help="of this tree, where it has travelled without git; default: as git tells it")
     parser.add_argument("--list", action="store_true", help="the sections, in their order")
     return parser
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--device cuda: torch finds no card here; --device cpu measures on the processor")
     device = torch.device(args.device or ("cuda" if card else "cpu"))
     bench = Bench(Clock(device), QUICK if args.quick else CARD if device.type == "cuda" else CPU)
-    book = Book(args.out, head(shlex.join(["python", "benchmarks/gpu.py", *arguments]), device))
+    book = Book(args.out, head(shlex.join(["python", "benchmarks/gpu.py", *arguments]), device, args.commit))
     print(caches.load(args.caches), flush=True)
     chosen = [section for section in SECTIONS if not wanted or section.name in wanted]
     run_sections(chosen, bench, book, args.seconds, after=lambda: print(caches.save(args.caches), flush=True))

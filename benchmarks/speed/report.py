@@ -107,15 +107,15 @@ class Row:
         return self
 
 
-def head(command: str, device: torch.device) -> dict[str, Any]:
-    """What it takes to repeat the numbers."""
+def head(command: str, device: torch.device, tree: str | None = None) -> dict[str, Any]:
+    """What it takes to repeat the numbers; ``tree`` names the commit where git is not there to tell it."""
     card = "none"
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
         card = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {facts.multi_processor_count} multiprocessors"
     return {
         "command": command,
-        "commit": commit(),
+        "commit": tree or commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "device": str(device),

@@ -30,11 +30,12 @@ def rehearse(out: Path, *options: str) -> dict[str, Any]:
 
 
 def test_two_sections_write_what_it_takes_to_repeat_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = rehearse(tmp_path, "--only", "memory-1024,second-stage")
+    told = rehearse(tmp_path, "--only", "memory-1024,second-stage", "--commit", "abc123")
     assert told["command"].startswith("python benchmarks/gpu.py --quick --device cpu")
     assert {"commit", "python", "card", "processor", "threads"} <= told.keys()
     assert {*PACKAGES} == told["versions"].keys()
     assert told["card"] == "none"
+    assert told["commit"] == "abc123", "git has not travelled to a bare machine"
     assert {*told["ceilings"]["products"]} == {"float32", "bfloat16"}
     assert [section["name"] for section in told["sections"]] == ["ceilings", "memory-1024", "second-stage"]
     for row in told["sections"][2]["rows"]:
