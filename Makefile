@@ -14,7 +14,7 @@ export PROMPT
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup setup-dev lint types test test-all mutants compare format demo clean
+.PHONY: help sample setup setup-dev lint types test test-all mutants compare format demo gpu gpu-pack clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,9 +85,17 @@ compare: $(VENV)/.setup-dev  ## BEFORE=COMMIT [AFTER=COMMIT] [ARGS=--quick]: sho
 	@if [ -z "$(BEFORE)" ]; then echo 'make compare: no commit to compare with; write make compare BEFORE=main' >&2; exit 2; fi
 	@$(BIN)/python -m tests.compare_commits "$(BEFORE)" "$(AFTER)" $(ARGS)
 
+# On a machine that brings its own Python: make gpu PYTHON=python3, without an environment of this repository.
+GPU_PYTHON := $(or $(PYTHON),$(BIN)/python)
+gpu: $(if $(PYTHON),,$(VENV)/.setup-dev)  ## [PYTHON=EXE] [ARGS="--only NAME,... --device cpu --quick"]: speed beside others', benchmarks/README.md
+	$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
+
+gpu-pack: $(VENV)/.setup-dev  ## [ARGS=--without-peers]: what must travel to a bare machine with a card, with its MiB; fetches .wheels/
+	$(BIN)/python -m benchmarks.speed.pack $(ARGS)
+
 format: $(VENV)/.setup-dev  ## sort imports, mend what can be mended, format
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and the caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache imagen.egg-info
+	rm -rf .venv .wheels .mypy_cache .ruff_cache .pytest_cache imagen.egg-info

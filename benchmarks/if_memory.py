@@ -11,65 +11,19 @@ where scores are written out; a fused kernel needs less.
 from __future__ import annotations
 
 import argparse
-import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import T5Config, T5EncoderModel
 
+from benchmarks.speed.sizes import T5_XXL
+from benchmarks.speed.work import activations, weights
 from imagen.convert.configs import unet_arguments
 from tests.convert.released import IF_I_XL, IF_II_L
 from unets import BaseUNet
 
-#: T5 v1.1-XXL, of which IF uses the encoder.
-T5_XXL = T5Config(
-    d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu", vocab_size=32128
-)
 TOKENS = 77
 GB = 1e9
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still alive, and their peak."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}  # counted as weights
-
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._seen:
-                self._seen.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, key, size)
-        return out
-
-
-def weights(network: nn.Module) -> int:
-    """Bytes of the parameters, each counted once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-
-
-@torch.no_grad()
-def activations(network: nn.Module, inputs: dict[str, Any]) -> int:
-    """Peak bytes of what one call makes."""
-    with Live(network) as live:
-        network(**inputs)
-    return live.peak
 
 
 def stage(config: dict[str, Any], pictures: int) -> tuple[int, int]:
@@ -91,7 +45,7 @@ def stage(config: dict[str, Any], pictures: int) -> tuple[int, int]:
 def text(pictures: int) -> tuple[int, int]:
     """The same of the encoder, for the prompts and the empty one."""
     with torch.device("meta"):
-        encoder = T5EncoderModel(T5_XXL).half().eval()
+        encoder = T5EncoderModel(T5Config(**T5_XXL)).half().eval()
         tokens = torch.empty(2 * pictures, TOKENS, dtype=torch.long)
     return weights(encoder), activations(encoder, {"input_ids": tokens})
 

@@ -95,6 +95,7 @@ def test_the_code_is_where_these_tests_look() -> None:
         "imagen/training": 16,
         "unets": 13,
         "benchmarks": 3,
+        "benchmarks/speed": 12,
     }
     few = [f"{found[folder]} files in {folder}, {n} expected" for folder, n in least.items() if found[folder] < n]
     expect_none(few)

@@ -1,0 +1,1 @@
+"""What ``python -m benchmarks.gpu`` measures: sampling and training, ours beside others'."""
