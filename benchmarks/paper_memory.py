@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from benchmarks.if_memory import GB, activations, weights
+from benchmarks.if_memory import GB
+from benchmarks.speed.work import activations, weights
 from unets import EfficientUNet
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "paper" / "sr1024.yaml"

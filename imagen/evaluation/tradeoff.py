@@ -1,10 +1,11 @@
 """Network evaluations against quality: ways to sample the base stage, on the same prompts and seeds.
 
-A way is a sampler, its steps and a guidance, ``"dpm++(use_exponential_sigmas) 12 interval(low=-3)"``, or a preset of
-the model by its name. Beside what it costs stand the share of pictures with every fact right, what it mended and
-spoiled against the first way with the 95 % interval of that difference, and how far its pictures are from those of
-``--reference``, as sets: in what stands where and in which colours, and in fine detail. Every picture is kept in a
-folder of its way as soon as it is made; the same command goes on behind them.
+A way is a sampler, its steps, a guidance and its scale, ``"dpm++(use_exponential_sigmas) 12 interval(low=-3) 4"``, of
+which the last two may be left out, or a preset of the model by its name. Beside what it costs stand the share of
+pictures with every fact right, what it mended and spoiled against the first way with the 95 % interval of that
+difference, and how far its pictures are from those of ``--reference``, as sets: in what stands where and in which
+colours, and in fine detail. Every picture is kept in a folder of its way as soon as it is made; the same command goes
+on behind them.
 """
 
 from __future__ import annotations
@@ -33,14 +34,13 @@ from imagen.evaluation.suites import Prompt, suite
 from imagen.stages.spec import parse_steps
 
 REFERENCE = "ddpm 256"
+FEW = "interval(low=-5,high=-2)"  # where guidance decides what the demo's pictures show
 USUAL = (
-    "ddpm 50",
-    "ddpm 25",
+    *("ddpm 50", "ddpm 25", "ddpm 50 cfg 4"),
     *(f"dpm++(use_exponential_sigmas) {steps}" for steps in (25, 16, 12, 8)),
-    *(f"unipc(use_exponential_sigmas) {steps}" for steps in (16, 12, 8)),
-    *(f"dpm++(use_exponential_sigmas) {steps} interval(low=-3)" for steps in (25, 20, 16, 12)),
-    *("dpm++(use_exponential_sigmas) 20 interval(low=-1)", "dpm++(use_exponential_sigmas) 20 interval(low=-3,high=4)"),
-    "heun(use_exponential_sigmas) 8",
+    *("unipc(use_exponential_sigmas) 16", "dpm++(use_exponential_sigmas) 24 interval(high=-1)"),
+    *("dpm++(use_exponential_sigmas) 26 interval(high=-3)", f"dpm++ 23 {FEW}"),
+    *(f"dpm++ {steps} {FEW} 4" for steps in (32, 23, 16)),
 )
 
 
@@ -52,7 +52,7 @@ class Way(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, presets: Collection[str] = ()) -> Way:
-        """``SAMPLER STEPS [GUIDANCE]``, or one of ``presets``.
+        """``SAMPLER STEPS [GUIDANCE] [SCALE]``, or one of ``presets``.
 
         Raises:
             ValueError: it is not written so, or names what there is not.
@@ -60,11 +60,14 @@ class Way(NamedTuple):
         if text in presets:
             return cls(text, {"preset": text})
         words = re.split(r"\s+(?![^(]*\))", text.strip())
-        if len(words) not in (2, 3):
-            raise ValueError(f"way {text!r}: write SAMPLER STEPS [GUIDANCE], as 'dpm++ 20' or 'ddpm 25 apg(eta=0)'")
-        settings = {"sampler": parse_sampler(words[0]), "num_inference_steps": parse_steps(words[1])}
-        if len(words) == 3:
-            settings["guidance"] = check_guidance(words[2])
+        if len(words) not in (2, 3, 4):
+            raise ValueError(f"way {text!r}: write SAMPLER STEPS [GUIDANCE] [SCALE], as 'dpm++ 20' or 'ddpm 25 apg 5'")
+        settings: dict[str, Any] = {"sampler": parse_sampler(words[0]), "num_inference_steps": parse_steps(words[1])}
+        rest = words[2:]
+        if rest and re.fullmatch(r"\d+(\.\d+)?", rest[-1]):
+            settings["guidance_scale"] = float(rest.pop())
+        if rest:
+            settings["guidance"] = check_guidance(" ".join(rest))
         return cls(text, settings)
 
     @property

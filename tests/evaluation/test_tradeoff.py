@@ -34,12 +34,15 @@ def test_a_way_is_a_sampler_steps_and_a_guidance_or_a_preset() -> None:
         "sampler": "dpm++(use_exponential_sigmas,solver_order=1)", "num_inference_steps": 2,
         "guidance": "interval(low=-inf, high=-3)+cfg",
     }  # fmt: skip
+    assert Way.parse("ddpm 5 cfg 4.5").settings["guidance_scale"] == 4.5
+    assert Way.parse("ddpm 5 2").settings == {"sampler": "ddpm", "num_inference_steps": 5, "guidance_scale": 2.0}
     assert Way.parse("ddpm smart27").settings["num_inference_steps"] == "smart27"
     assert Way.parse("fast", ["fast"]) == Way("fast", {"preset": "fast"})
     folders = [Way.parse(text, ["fast"]).folder for text in WAYS]
     assert len(set(folders)) == 3
     assert all("/" not in folder and " " not in folder for folder in folders)
-    for text, told in (("fast", "way 'fast': write SAMPLER STEPS"), ("ddpm 5 cfg cfg", "write SAMPLER STEPS"),
+    for text, told in (("fast", "way 'fast': write SAMPLER STEPS"), ("ddpm 5 cfg cfg", "cannot read 'cfg cfg'"),
+                       ("ddpm", "write SAMPLER STEPS"),
                        ("plms 5", "sampler is 'plms'"), ("ddpm 5 cgf", "did you mean 'cfg'"),
                        ("ddpm many", "'many'")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
