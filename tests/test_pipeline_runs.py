@@ -119,7 +119,7 @@ def test_evaluation_judges_runs(runs: dict[str, Path]) -> None:
 def test_components_alone_lose_settings_and_say_so_in_a_line() -> None:
     pipe = tiny_pipeline(max_length=17)
     with pytest.warns(
-        UserWarning, match=r"lose stages, max_length of .* use ImagenPipeline\.from_pipe\(pipe\)"
+        UserWarning, match=r"lose stages, max_length, presets of .* use ImagenPipeline\.from_pipe\(pipe\)"
     ) as told:
         ImagenPipeline(**pipe.components)
     assert len(told) == 1

@@ -9,12 +9,11 @@ import pkgutil
 import imagen.conditions
 import imagen.diffusion
 import unets
-from imagen.diffusion.loop import LoopState
 from unets.hosting import NetworkOutput
 
 
 def test_they_are_frozen_and_compare_by_their_fields() -> None:
-    """But for the state of the sampling loop, there to be changed, and the dict that diffusers' outputs are."""
+    """But for the dict that diffusers' outputs are."""
     found: set[type] = set()
     for package in (imagen.conditions, imagen.diffusion, unets):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -23,5 +22,5 @@ def test_they_are_frozen_and_compare_by_their_fields() -> None:
                     found.add(value)
     assert len(found) > 15
     changeable = {cls for cls in found if not cls.__dataclass_params__.frozen}  # type: ignore[attr-defined]
-    assert changeable == {LoopState, NetworkOutput}
+    assert changeable == {NetworkOutput}
     assert all(cls.__dataclass_params__.eq for cls in found)  # type: ignore[attr-defined]

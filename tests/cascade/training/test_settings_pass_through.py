@@ -85,7 +85,7 @@ EXPECTED = {
     if key in VALUES
     else {name.rpartition(".")[2]: value for name, value in VALUES.items() if name.startswith(f"{key}.")}
     for field, key in STORED.items()
-}
+} | {"sampler": None}  # the exported scheduler is of sampling.sampler
 ONE_RUN = {key: value for key, value in VALUES.items() if key not in OTHER_OPTIONS}
 
 
@@ -105,9 +105,9 @@ def test_no_value_here_is_a_default_and_none_is_missing() -> None:
     defaults = leaves(StageConfig, "stage") | leaves(SamplingConfig, "sampling")
     assert VALUES.keys() == defaults.keys(), "give each new setting of a stage a value here"
     assert {key for key in defaults if VALUES[key] == defaults[key]} == set()
-    assert STORED.keys() == {item.name for item in dataclasses.fields(StageDefaults)}
+    assert EXPECTED.keys() == {item.name for item in dataclasses.fields(StageDefaults)}
     stored = StageDefaults(size=64)
-    assert {field for field, value in EXPECTED.items() if value == getattr(stored, field)} == set()
+    assert {field for field, value in EXPECTED.items() if value == getattr(stored, field)} == {"sampler"}
     kept = ("stage.name", "stage.prediction_type", "stage.schedule", "stage.loss", "stage.text_dropout")
     elsewhere = {key for key in VALUES if key.startswith((*kept, "sampling.sampler", "sampling.gamma"))}
     reached = {key for key in VALUES for stored_as in STORED.values() if f"{key}.".startswith(f"{stored_as}.")}
@@ -151,10 +151,10 @@ def test_each_stored_setting_can_be_changed_alone(trained: RunConfig) -> None:
     others = {
         **{"size": 32, "lowres_size": 4, "num_inference_steps": "fast27", "guidance_scale": 3.5, "aug_level": 0.45},
         **{"threshold": "none", "threshold_p": 0.8, "threshold_cap": 2.5, "aug_space": "lowres"},
-        **{"guidance": "apg(eta=0, norm=inf, momentum=0)"},
+        **{"guidance": "apg(eta=0, norm=inf, momentum=0)", "sampler": "heun(use_karras_sigmas)"},
         **{"aug_schedule": {"kind": "cosine", "s": 0.1}, "lowres_mode": "area", "lowres_consistency": 4},
     }
-    assert others.keys() == STORED.keys()
+    assert others.keys() == EXPECTED.keys()
     for field, value in others.items():
         pipe = compose({"sr256": Path(trained.run_dir)})
         pipe.set_stage_defaults("sr256", **{field: value})
