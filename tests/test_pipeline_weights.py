@@ -1,4 +1,7 @@
-"""Weights that are no plain safetensors: pickles, and networks that torchao quantised. Asked for, they are loaded."""
+"""Weights that are no plain safetensors: pickles, and networks that torchao quantised. Asked for, they are loaded.
+
+And the order in which all networks are offloaded.
+"""
 
 from __future__ import annotations
 
@@ -199,3 +202,11 @@ def test_a_quantised_network_that_lacks_a_part_of_a_tensor_is_refused(tmp_path: 
     save_file(tensors, path, notes)
     with pytest.raises(ValueError, match=r"base_unet lacks 1 tensors of the network \(time_embedding.linear_1.weight"):
         ImagenPipeline.from_pretrained(tmp_path / "small", dtype=BF16)
+
+
+# --- offload ----------------------------------------------------------------------------------------------------------
+
+
+def test_offload_order_names_every_network() -> None:
+    networks = {f"{slot}_{kind}" for slot in ("base", "sr256", "sr1024") for kind in ("unet", "weak_unet")}
+    assert set(ImagenPipeline.model_cpu_offload_seq.split("->")) == {"text_encoder", *networks}
