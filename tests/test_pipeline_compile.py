@@ -204,11 +204,9 @@ def test_what_cannot_be_compiled_is_told_in_a_line(change: Any, arguments: dict[
 def test_without_a_compiler_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    pipe = small()
-    with pytest.raises(
-        ValueError, match=r"^compile: no C\+\+ compiler is here, .* \(.*apt install g\+\+\), name .* CXX"
-    ):
+    pipe, told = small(), r"^compile: no C\+\+ compiler is here, .* \(.*apt install g\+\+\), name .* CXX"
+    # not by monkeypatch, which hides the setting for the whole process when it takes its own back
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(ValueError, match=told):
         pipe.compile()
     pipe.compile(backend="eager")
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)

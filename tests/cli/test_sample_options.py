@@ -143,11 +143,11 @@ def test_compile_and_auto_reach_the_pipeline_and_the_picture_says_what_they_came
     assert (settings["dtype"], settings["compile"], "--compile" in settings["command"]) == ("float32", False, False)
 
 
-def test_compile_without_a_compiler_is_one_line(run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_is_one_line(run: Any, capsys: Any) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    assert run("a red circle", "--device", "cpu", "--compile") == 2
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert run("a red circle", "--device", "cpu", "--compile") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sample.py: error: compile: no C++ compiler is here")
 
