@@ -19,6 +19,7 @@ from benchmarks.speed.sections import NotHere
 from imagen import ImagenPipeline
 from imagen.convert.configs import stage_settings, unet_arguments
 from imagen.convert.deepfloyd_if import MAX_LENGTH, TEXT
+from tests.convert import released
 from unets import BaseUNet
 
 SEED = 20220523
@@ -49,21 +50,10 @@ def pair(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) ->
     return ours.eval().requires_grad_(False), theirs
 
 
-def released(cap: float) -> DDPMScheduler:
-    """As IF's stages were released: cosine, learned variance, dynamic thresholding."""
-    return DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        thresholding=True,
-        dynamic_thresholding_ratio=0.95,
-        sample_max_value=cap,
-    )
-
-
 def pipelines(ours: BaseUNet, theirs: UNet2DConditionModel, size: int) -> tuple[ImagenPipeline, Any]:
     """Stage I or II of both, each around its network: same scheduler, no text encoder, nothing that checks pictures."""
     second = ours.facts.lowres_channels > 0
-    scheduler = released(1.0 if second else 1.5)
+    scheduler = released.scheduler(1.0 if second else 1.5)
     slot, lowres = ("sr256", size // 4) if second else ("base", None)
     stages = {slot: stage_settings(scheduler.config, size, lowres, "the peer's scheduler")}
     parts: dict[str, Any] = {f"{slot}_unet": ours, f"{slot}_scheduler": scheduler}
@@ -74,7 +64,11 @@ def pipelines(ours: BaseUNet, theirs: UNet2DConditionModel, size: int) -> tuple[
         more["image_noising_scheduler"] = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     kind: Any = IFSuperResolutionPipeline if second else IFPipeline
     peer = kind(
-        unet=theirs, scheduler=released(1.0 if second else 1.5), requires_safety_checker=False, **nothing, **more
+        unet=theirs,
+        scheduler=released.scheduler(1.0 if second else 1.5),
+        requires_safety_checker=False,
+        **nothing,
+        **more,
     )
     for pipe in (mine, peer):
         pipe.set_progress_bar_config(disable=True)

@@ -92,8 +92,7 @@ def _values(declared: Setting) -> Callable[[str], Any]:
                 return {int(key) if key.isdigit() else key: declared.parse(value) for key, value in pairs}
             return declared.parse(text) if len(entries) == 1 else [declared.parse(entry) for entry in entries]
         except ValueError as error:
-            told = str(error) if declared.written is None else f"{text!r} is not understood; write {declared.written}"
-            raise argparse.ArgumentTypeError(told) from None
+            raise argparse.ArgumentTypeError(declared.told(text, error)) from None
 
     return parse
 

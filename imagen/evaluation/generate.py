@@ -53,8 +53,7 @@ def _reader(declared: Setting) -> Callable[[str], Any]:
         try:
             return declared.parse(text)
         except ValueError as error:
-            told = str(error) if declared.written is None else f"{text!r} is not understood; write {declared.written}"
-            raise argparse.ArgumentTypeError(told) from None
+            raise argparse.ArgumentTypeError(declared.told(text, error)) from None
 
     return read
 

@@ -131,12 +131,25 @@ def fingerprint(network: Any) -> str:
 
 
 def pictures_of(
-    pipe: Any, way: Way, prompts: Sequence[Prompt], settings: Mapping[str, Any], folder: Path, batch_size: int
+    pipe: Any,
+    way: Way,
+    prompts: Sequence[Prompt],
+    settings: Mapping[str, Any],
+    folder: Path,
+    batch_size: int,
+    weights: str,
 ) -> tuple[list[Image.Image], float]:
-    """The pictures of a way, one for each prompt, and the evaluations for each: those in the folder, and the rest."""
+    """The pictures of a way, one for each prompt, and the evaluations for each: those in the folder, and the rest.
+
+    Args:
+        weights: the network's fingerprint.
+
+    Raises:
+        ValueError: the folder holds pictures of other weights or settings.
+    """
     base = pipe.stage_defaults["base"]
     call = {**settings, **way.settings}
-    of = {"weights": fingerprint(pipe.base_unet), "stage": pipe.settings(size=base.size, **call)["base"].to_dict()}
+    of = {"weights": weights, "stage": pipe.settings(size=base.size, **call)["base"].to_dict()}
     told = folder / "way.json"
     if told.is_file() and {**read_json(told), "evaluations": None} != {**of, "evaluations": None}:
         raise ValueError(f"{str(folder)!r} holds pictures of other weights or settings: give another --out")
@@ -172,9 +185,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     reference = None if args.reference == "none" else Way.parse(args.reference, pipe.presets)
     every = [*ways, *([reference] if reference is not None and reference not in ways else [])]
     check_calls(pipe, [(base.size, {**settings, **way.settings}) for way in every], args.batch_size)
-    made = {
-        way.text: pictures_of(pipe, way, prompts, settings, args.out / way.folder, args.batch_size) for way in every
-    }
+    weights, made = fingerprint(pipe.base_unet), {}
+    for way in every:
+        made[way.text] = pictures_of(pipe, way, prompts, settings, args.out / way.folder, args.batch_size, weights)
     rows = []
     for way in every:
         pictures, cost = made[way.text]

@@ -61,6 +61,10 @@ class Setting:
     written: str | None = "5  or  5,3,1.5  or  64=5,256=3"
     from_picture: bool = False
 
+    def told(self, text: str, error: ValueError) -> str:
+        """What to say of words of the command line that ``parse`` did not take."""
+        return str(error) if self.written is None else f"{text!r} is not understood; write {self.written}"
+
 
 def setting(default: object, check: Check, help: str, **facts: Any) -> Any:
     """A field of :class:`SamplingSettings`; arguments beside the default as those of :class:`Setting`."""

@@ -84,4 +84,5 @@ def test_without_a_gradient_nothing_moves_and_its_neighbours_do(
 
 
 def test_no_matrices_are_none() -> None:
+    assert list(ours.batches([])) == []
     ours.muon([], [], [], 0.1, 0.0)
