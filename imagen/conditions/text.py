@@ -24,6 +24,7 @@ from .condition import Draw, Given
 if TYPE_CHECKING:
     from imagen.data.fields import Encoded
     from imagen.data.prepare import Want
+    from imagen.text.encoder import Tokens
 
 
 def null_text(batch: int, dim: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -60,16 +61,21 @@ def cat_text(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tup
 
 @dataclass(frozen=True)
 class Words:
-    """The texts of a batch: captions, and (B, L, D) with a mask (B, L) where they come encoded."""
+    """The texts of a batch: captions, and (B, L, D) with a mask (B, L) where they come encoded.
+
+    Attributes:
+        tokens: of the captions, where the loader has made them.
+    """
 
     captions: Sequence[str]
     embedding: Tensor | None = None
     mask: Tensor | None = None
+    tokens: Tokens | None = None
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Words:
         """Those of a collated batch."""
-        return cls(raw["caption"], raw.get("embedding"), raw.get("embedding_mask"))
+        return cls(raw["caption"], raw.get("embedding"), raw.get("embedding_mask"), raw.get("tokens"))
 
     def __len__(self) -> int:
         return len(self.captions)

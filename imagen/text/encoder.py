@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,7 +115,52 @@ def unknown_characters(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return "".join(c for c in dict.fromkeys(prompt) if unknown in tokenizer(c).input_ids) or prompt
 
 
+class Tokens(NamedTuple):
+    """What a tokenizer makes of B prompts.
+
+    Attributes:
+        ids: (B, L) int64, padded at the right.
+        mask: (B, L) int64, 1 at real tokens.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_length: int,
+    padding: Literal["masked", "visible"] = "masked",
+) -> Tokens:
+    """The tokens of prompts, as :func:`encode` reads them, on the CPU."""
+    tokens = tokenizer(
+        list(prompts),
+        padding_side="right",  # CLIP counts its positions from the left
+        padding="longest" if padding == "masked" else "max_length",
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+    )
+    return Tokens(tokens.input_ids, tokens.attention_mask)
+
+
 @torch.no_grad()
+def encode_tokens(
+    encoder: TextEncoder, tokens: Tokens, padding: Literal["masked", "visible"] = "masked"
+) -> tuple[Tensor, Tensor]:
+    """What :func:`encode` makes of tokens, in eval mode."""
+    device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs
+    ids, mask = (part.to(device, non_blocking=True) for part in tokens)
+    with evaluating(encoder):
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if padding == "visible":
+        return hidden, torch.ones_like(mask, dtype=torch.bool)
+    return hidden * mask[..., None], mask.bool()
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     encoder: TextEncoder,
@@ -140,21 +185,4 @@ def encode(
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {prompts!r}; expected a non-empty list of strings")
     check_max_length(max_length, encoder.config)
-    tokens = tokenizer(
-        list(prompts),
-        padding_side="right",  # CLIP counts its positions from the left
-        padding="longest" if padding == "masked" else "max_length",
-        truncation=True,
-        max_length=max_length,
-        return_tensors="pt",
-    )
-    device = "cpu" if encoder.device.type == "meta" else encoder.device  # sequentially offloaded: hooks move its inputs
-    mask = tokens.attention_mask.to(device, non_blocking=True)
-    ids = tokens.input_ids.to(device, non_blocking=True)
-    with evaluating(encoder):
-        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    mask = mask.to(hidden.device)  # offloaded, it rests on the CPU and answers from the accelerator
-    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    if padding == "visible":
-        return hidden, torch.ones_like(mask, dtype=torch.bool)
-    return hidden * mask[..., None], mask.bool()
+    return encode_tokens(encoder, tokenize(tokenizer, prompts, max_length, padding), padding)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,35 @@ def batches_of(loader: DataLoader[dict[str, Any]]) -> Iterator[Iterator[dict[str
             batches._shutdown_workers()  # torch has no other name for it
 
 
+@dataclass(frozen=True)
+class Collate:
+    """Samples, or of a stream what is collated already, -> a batch, made `ready` by its task."""
+
+    ready: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __call__(self, samples: Any) -> dict[str, Any]:
+        return self.ready(samples if isinstance(samples, dict) else collate(samples))
+
+
+def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """Nothing is left to do."""
+    return batch
+
+
 def make_loader(
-    config: RunSettings, source: Source | StreamDataset, start: int, rank: int, world: int
+    config: RunSettings,
+    source: Source | StreamDataset,
+    start: int,
+    rank: int,
+    world: int,
+    ready: Callable[[dict[str, Any]], dict[str, Any]] = as_it_is,
 ) -> DataLoader[dict[str, Any]]:
     """Micro-batches of one process from step `start` to the end, in the order they are used; whatever the workers.
 
     A stream is read by a single worker, which decodes on `train.num_workers` threads.
+
+    Args:
+        ready: what its task has done to each batch where it was loaded.
 
     Raises:
         ConfigError: a batch or lanes that cannot be shared out.
@@ -69,14 +94,17 @@ def make_loader(
             workers = min(workers, 1)
         else:
             sampler = StepSampler(source.length, train.batch_size, train.seed, start, train.steps, *share)
-            how = {"batch_sampler": sampler, "collate_fn": collate}
+            how = {"batch_sampler": sampler}
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
     # forked workers are children of this process and notice its death; those of a fork server would outlive a SIGKILL
     context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
+    if workers:  # tokenizers warn of a fork after they have used threads, and workers share the cores as it is
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return DataLoader(
         batches,
         **how,
+        collate_fn=Collate(ready),
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from imagen.data.pictures import StreamDataset
 from imagen.data.sources import Source
 from imagen.training.config.resumed import Changes
 from imagen.training.config.sections import RunSettings
+from imagen.training.loader import as_it_is
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 
@@ -26,11 +27,13 @@ class Loaded(NamedTuple):
         module: to be trained, on the device. What its frozen parameters hold is not saved.
         source: of the pictures.
         ends: names of the module's layers at input and output; Muon trains the matrices of all others.
+        ready: what is to be done to a collated batch where it is loaded, in workers where there are some.
     """
 
     module: nn.Module
     source: Source | StreamDataset
     ends: Sequence[str] = ()
+    ready: Callable[[dict[str, Any]], dict[str, Any]] = as_it_is
 
 
 class Task(Protocol[BatchT]):

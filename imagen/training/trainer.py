@@ -67,7 +67,7 @@ class Trainer:
         with self.accelerator.main_process_first():  # which sets damaged ones aside
             state = self.states.newest()
         saved = None if state is None else state.tensors[task.weights]
-        self.module, self.source, ends = task.load(self.accelerator.device, self.processes, saved)
+        self.module, self.source, ends, self.ready = task.load(self.accelerator.device, self.processes, saved)
         self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
         if config.train.compile:
             self.module.compile()
@@ -99,7 +99,7 @@ class Trainer:
         self.model.train()
         with self.trackers.of(self.config, self.step):
             self._mark = (time.monotonic(), self.step)
-            loader = make_loader(self.config, self.source, self.step, self.rank, self.world)
+            loader = make_loader(self.config, self.source, self.step, self.rank, self.world, self.ready)
             with self.stopping.listening(), batches_of(loader) as batches:
                 stop = False
                 while self.step < config.steps and not stop:

@@ -28,6 +28,7 @@ from imagen.errors import ConfigError, config_errors
 from imagen.stages.spec import EARLIER_NAMES
 from imagen.training.config import resumed as general
 from imagen.training.config.resumed import Changes
+from imagen.training.loader import as_it_is
 from imagen.training.processes import Processes
 from imagen.training.state.ema import EMA
 from imagen.training.task import Loaded
@@ -145,7 +146,8 @@ class StageTask:
         self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None
         self.grids = GridMaker(config, self.objective, self.texts, device, processes)
         assert isinstance(self.unet, nn.Module)
-        return Loaded(self.unet, source, self.unet.end_layers)
+        ready = self.texts.tokenized if self.config.text.unconditional == "zero" else as_it_is  # else rows are replaced
+        return Loaded(self.unet, source, self.unet.end_layers, ready)
 
     def batch(self, raw: Mapping[str, Any], step: int, rows: range) -> Batch:
         """Pictures with their noise, levels and conditions."""

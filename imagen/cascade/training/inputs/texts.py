@@ -15,7 +15,7 @@ from imagen.cascade.training.config.run import RunConfig
 from imagen.conditions.text import Words, null_text
 from imagen.errors import ConfigError, config_errors
 from imagen.text.cache.store import Manifest, MissingCaption, TextCache
-from imagen.text.encoder import as_read, encode, load_text_encoder, token_count
+from imagen.text.encoder import as_read, encode_tokens, load_text_encoder, token_count, tokenize
 from imagen.text.folders import fingerprint, local_folder
 from imagen.text.kinds import check_max_length, text_width
 
@@ -73,11 +73,22 @@ class Texts:
             return self._cached(self.cache, words.captions)
         assert self.encoder is not None, "a stage with text has an encoder, a cache or embeddings"
         text = self.config.text
-        captions = [as_read(caption, text.lowercase) for caption in words.captions]
-        encoded = encode(self.tokenizer, self.encoder, captions, text.max_length, padding=text.padding)
+        captions = self._as_read(words.captions)
+        tokens = words.tokens or tokenize(self.tokenizer, captions, text.max_length, text.padding)
+        encoded = encode_tokens(self.encoder, tokens, text.padding)
         if encoded[1].shape[1] >= text.max_length and not self._told_of_cuts:  # most batches are not so long
             self._tell_of_cuts(captions)
         return encoded
+
+    def tokenized(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """A collated batch with the tokens of its captions, if an encoder is to read them: a part of loading."""
+        if self.encoder is None or "embedding" in raw:
+            return raw
+        text = self.config.text
+        return {**raw, "tokens": tokenize(self.tokenizer, self._as_read(raw["caption"]), text.max_length, text.padding)}
+
+    def _as_read(self, captions: Sequence[str]) -> list[str]:
+        return [as_read(caption, self.config.text.lowercase) for caption in captions]
 
     def _cached(self, cache: TextCache, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the encoder gives them. Raises: ConfigError with the command that adds what the cache lacks."""

@@ -222,7 +222,7 @@ def fit_whitening(unet: Network, config: RunConfig, source: Any, texts: Texts) -
         return
     most = min(CAPTIONS, config.train.steps * config.train.batch_size)
     count, read, total, products = 0, 0, torch.zeros(()), torch.zeros(())
-    batches = iter(make_loader(config, source, 0, rank=0, world=1))
+    batches = iter(make_loader(config, source, 0, 0, 1, texts.tokenized))
     while read < most:
         words = Words.of(next(batches))
         read += len(words)
