@@ -17,6 +17,7 @@ from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor, nn
 
 from .level import KeysValues
+from .norms import GroupNorm
 from .options import Options
 from .regions import Region
 
@@ -98,7 +99,7 @@ class TokenAttention(Region):
             raise ValueError('attention to text alone needs text: set text_dim, or attention to "self"')
         self.heads = inner // head_dim
         if self.image:  # first: optimizers know weights by their order
-            self.group_norm = nn.GroupNorm(options.norm_groups, channels)
+            self.group_norm = GroupNorm(options.norm_groups, channels)
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner) if self_attention else None
         self.to_v = nn.Linear(channels, inner) if self_attention else None

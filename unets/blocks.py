@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .attention import Attention, zero_init
 from .dropout import RowDropout
 from .level import Level, LevelText, Skips
+from .norms import GroupNorm
 from .options import Options
 from .regions import Region
 
@@ -45,10 +46,10 @@ class ResnetBlock(Region):
         self.resample = resample
         self.residual_scale = options.residual_scale
         self.nonlinearity = activation(options.activation)
-        self.norm1 = nn.GroupNorm(options.norm_groups, in_channels)
+        self.norm1 = GroupNorm(options.norm_groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(options.emb_dim, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(options.norm_groups, out_channels)
+        self.norm2 = GroupNorm(options.norm_groups, out_channels)
         self.dropout = RowDropout(options.dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         wanted = in_channels != out_channels or options.shortcut_conv == "always"

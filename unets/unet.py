@@ -11,6 +11,7 @@ from .attention import zero_init
 from .blocks import activation
 from .dropout import number_layers
 from .network import Network
+from .norms import GroupNorm
 from .options import Options
 
 
@@ -61,7 +62,7 @@ class ConditionedUNet(Network):
             raise ValueError(
                 f"head_channels {width} is not divisible by norm_groups {options.norm_groups}; choose a multiple"
             )
-        self.conv_norm_out = nn.GroupNorm(options.norm_groups, width)
+        self.conv_norm_out = GroupNorm(options.norm_groups, width)
         self.conv_act = activation(options.activation)
         self.conv_out = zero_init(nn.Conv2d(width, options.out_channels * options.patch_size**2, 3, padding=1))
         number_layers(self)

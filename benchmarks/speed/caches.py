@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ def load(folder: Path | None) -> str:
     parts = [] if folder is None else sorted(folder.glob("compiled-*.bin"))
     if not parts:
         return ""
-    torch.compiler.load_cache_artifacts(b"".join(part.read_bytes() for part in parts))
+    torch.compiler.load_cache_artifacts(zlib.decompress(b"".join(part.read_bytes() for part in parts)))
     return f"compile caches: {len(parts)} files read from {folder}"
 
 
@@ -28,7 +29,7 @@ def save(folder: Path | None) -> str:
         made = torch.compiler.save_cache_artifacts()
     if folder is None or made is None:
         return ""
-    content = made[0]
+    content = zlib.compress(made[0])  # to a seventh, of what was seen on a card
     if len(content) > PART * MOST_PARTS:
         return f"compile caches: {len(content) / 2**20:.0f} MiB, too many to keep"
     folder.mkdir(parents=True, exist_ok=True)

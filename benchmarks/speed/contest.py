@@ -156,7 +156,7 @@ def fought(bench: Bench, fight: Contest, batch: int, what: str) -> Row:
     """One row of two networks as they come: counted, warmed up, and then in turns."""
     ours, peer = calls(bench, fight, batch)
     check_evaluations(bench, fight, batch)
-    row = duelled(bench, fight, batch, what, warmup=0)  # both were called to be counted
+    row = duelled(bench, fight, batch, what)
     shared = fight.ours.conv_in.weight.data_ptr() == fight.peer.conv_in.weight.data_ptr()
     row.peak = bench.clock.peak(ours, 0 if shared else weights(fight.peer))
     row.peer_peak = bench.clock.peak(peer, 0 if shared else weights(fight.ours))

@@ -118,6 +118,11 @@ def small_compiled(bench: Bench) -> Iterator[Row]:
     return alone(bench, bench.sizes.small, None, bench.sizes.compile_training)
 
 
+def large_compiled(bench: Bench) -> Iterator[Row]:
+    """The paper's, compiled."""
+    return alone(bench, bench.sizes.large, 0.4, bench.sizes.compile_training)
+
+
 def efficient(bench: Bench) -> Iterator[Row]:
     """The paper's claim (2 to 3 times the steps a second): EfficientUNet and ADM's upsampler, equal parameters."""
     sizes = bench.sizes.efficient

@@ -21,6 +21,7 @@ from torch import Tensor
 from imagen.data.order import micro_positions
 from imagen.disk import MetricsFile, write_text
 from imagen.errors import ConfigError
+from imagen.training.compiling import compile_steps
 from imagen.training.config.parsing import to_yaml
 from imagen.training.config.resumed import changed_keys, read_stored
 from imagen.training.loader import batches_of, make_loader
@@ -70,7 +71,7 @@ class Trainer:
         self.module, self.source, ends, self.ready = task.load(self.accelerator.device, self.processes, saved)
         self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
         if config.train.compile:
-            self.module.compile()
+            compile_steps(self.module)
         self.ema = EMA(self.module, config.ema.decay, config.ema.warmup)
         optimizer = make_optimizer(self.module, config.optim, ends)
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)

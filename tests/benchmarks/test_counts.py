@@ -30,6 +30,7 @@ from benchmarks.speed.training import forward_work, whole_step
 from benchmarks.speed.work import count, count_rows, on_meta, parameters, step_work
 from imagen.convert.configs import unet_arguments
 from unets import BaseUNet, EfficientUNet
+from unets.blocks import ResnetBlock
 
 CPU_CLOCK = Clock(torch.device("cpu"))
 
@@ -142,11 +143,16 @@ class OneStepLess(DDPMScheduler):
         super().set_timesteps(num_inference_steps - 1, **given)
 
 
-def test_stirring_leaves_no_zeros() -> None:
+def test_stirring_leaves_no_zeros_and_makes_branches_small() -> None:
     network = BaseUNet(**QUICK.small.arguments)
     assert not network.conv_out.weight.any()
     stir(network)
+    blocks = [block for block in network.modules() if isinstance(block, ResnetBlock)]
     assert network.conv_out.weight.std() > 0.01
+    for block in blocks:
+        drawn = (3 * block.conv2.weight[0].numel()) ** -0.5
+        assert 0.1 * drawn < block.conv2.weight.std() < 0.3 * drawn
+    assert blocks[0].conv1.weight.std() > 0.5 * (3 * blocks[0].conv1.weight[0].numel()) ** -0.5
 
 
 @pytest.mark.slow

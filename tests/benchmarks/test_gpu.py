@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.speed.listed import SECTIONS
 from benchmarks.speed.report import COLUMNS, PACKAGES
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.sizes import QUICK
+from tests.factories import seeded
 
 HERE = {"cuda": torch.cuda.is_available(), "imagen-pytorch": importlib.util.find_spec("imagen_pytorch") is not None}
 
@@ -85,14 +87,15 @@ def test_sections_are_listed_and_what_cannot_be_is_refused(capsys: pytest.Captur
 
 
 def test_compile_caches_are_written_in_parts_and_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, read = bytes(range(200)), []
+    content, read = torch.randint(256, (200,), dtype=torch.uint8, generator=seeded()).numpy().tobytes(), []
+    packed = len(zlib.compress(content))
     monkeypatch.setattr(caches, "PART", 64)
     monkeypatch.setitem(sys.modules, "torch._dynamo", sys)  # something was compiled
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (content, None))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", read.append)
     (tmp_path / "compiled-9.bin").write_bytes(b"of an earlier run")
     assert "written to" in caches.save(tmp_path)
-    assert [len(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [64, 64, 64, 8]
+    assert [len(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == [64, 64, 64, packed - 192]
     assert "4 files read" in caches.load(tmp_path)
     assert read == [content]
     monkeypatch.setattr(caches, "PART", 32)

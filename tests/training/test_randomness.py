@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from imagen.training.randomness import derive_seed, draw_noise, row_seeds
+from imagen.training import randomness
+from imagen.training.randomness import derive_seed, draw_noise, row_seeds, rows_at_once
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch():
@@ -44,3 +46,22 @@ def test_a_row_has_the_seed_of_its_own_place():
     for own, row in zip(noise, (2, 3, 4), strict=True):
         generator = torch.Generator().manual_seed(derive_seed(3, "image", 5, row))
         assert torch.equal(own, torch.randn(2, 3, generator=generator))
+
+
+def test_on_an_accelerator_as_many_rows_share_a_stream_as_make_four_million_numbers():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    sizes = (3 * 64**2, 3 * 256**2, 3 * 1024**2, 3 * 2048**2, 2**22, 2**22 + 1)
+    assert [rows_at_once(numbers, cuda) for numbers in sizes] == [256, 16, 1, 1, 1, 1]
+    assert {rows_at_once(numbers, cpu) for numbers in sizes} == {1}
+
+
+def test_there_a_row_has_the_same_noise_in_whatever_part_of_the_batch(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator()
+    monkeypatch.setattr(randomness, "rows_at_once", lambda numbers, device: 4)
+    whole = draw_noise((2, 3), 7, "image", 4, range(12), generator)
+    for start, stop in ((0, 4), (4, 12), (3, 5), (5, 6), (1, 11), (8, 12), (11, 12)):
+        part = draw_noise((2, 3), 7, "image", 4, range(start, stop), generator)
+        assert torch.equal(part, whole[start:stop]), (start, stop)
+    second = torch.randn(4, 2, 3, generator=generator.manual_seed(derive_seed(7, "image", 4, 1)))
+    assert torch.equal(whole[4:8], second)
+    assert len({*whole.flatten().tolist()}) == whole.numel()
