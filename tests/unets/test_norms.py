@@ -14,7 +14,7 @@ SHAPES = [(2, 8, 5, 3), (1, 8, 1, 1), (3, 8, 7)]
 
 
 def pair(dtype: torch.dtype = torch.float32) -> tuple[GroupNorm, nn.GroupNorm]:
-    ours, plain = GroupNorm(4, 8, eps=1e-3), nn.GroupNorm(4, 8, eps=1e-3)
+    ours, plain = GroupNorm(4, 8, eps=1.0), nn.GroupNorm(4, 8, eps=1.0)
     for parameter in plain.parameters():
         nn.init.normal_(parameter, generator=seeded())
     ours.load_state_dict(plain.state_dict())

@@ -34,6 +34,26 @@ def test_workers_change_nothing_and_resuming_takes_up_the_order(config):
         assert torch.equal(one["image"], other["image"])
 
 
+def test_what_a_task_has_done_to_a_batch_is_done_where_it_is_loaded(config, monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+
+    def ready(raw):
+        return {**raw, "process": os.getpid(), "alone": os.environ.get("TOKENIZERS_PARALLELISM")}
+
+    for workers in (0, 2):
+        settings = config(**{"train.num_workers": workers, "train.steps": 4})
+        batches = list(make_loader(settings, make_source(settings), 0, 0, 1, ready))
+        processes = {batch["process"] for batch in batches}
+        assert (len(processes), os.getpid() in processes) == ((2, False) if workers else (1, True))
+        assert {batch["alone"] for batch in batches} == ({"false"} if workers else {None})
+        assert all(len(batch["key"]) == settings.train.batch_size for batch in batches)
+
+
+def test_what_a_task_has_done_is_done_to_a_stream_s_batches(stream):
+    loader = make_loader(*stream(4), 0, 0, 2, lambda raw: {**raw, "seen": True})
+    assert loader.collate_fn({"key": ["a", "b"]}) == {"key": ["a", "b"], "seen": True}
+
+
 def test_processes_share_a_batch_without_overlap(config):
     settings = config(**{"train.batch_size": 8, "train.accumulation": 2, "train.steps": 1})
     source = make_source(settings)

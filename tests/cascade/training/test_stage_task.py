@@ -190,3 +190,15 @@ def test_a_network_is_whitened_where_it_is_new_and_otherwise_left_as_it_is(monke
     assert fitted == [(task.unet, task.texts)]
     task.load(torch.device("cpu"), Processes(), saved)
     assert len(fitted) == 1
+
+
+@pytest.mark.parametrize("unconditional", ["zero", "empty"])
+def test_tokens_are_the_loader_s_work_unless_captions_are_replaced_by_empty_ones(t5: str, unconditional: Any) -> None:
+    text = TextConfig(t5, unconditional=unconditional)
+    task = StageTask(replace(RUN, unet=READS, text=text, stage=StageConfig(size=8, text_dropout=0.5)))
+    loaded = task.load(torch.device("cpu"), Processes(), None)
+    raw = collate([loaded.source[number] for number in range(8)])
+    ready = loaded.ready(raw)
+    assert ("tokens" in ready) == (unconditional == "zero")
+    made, wanted = (task.batch(given, 1, range(8)).inputs for given in (ready, raw))
+    assert all(torch.equal(made[name], wanted[name]) for name in ("text", "text_mask"))

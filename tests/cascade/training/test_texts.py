@@ -140,3 +140,32 @@ def test_without_a_cache_nothing_changes_and_with_one_its_encoder_is_named(t5: s
 def test_a_cache_of_something_else_is_refused(cache: str, text: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_cache(run(**{"cache": cache, **text}))
+
+
+@pytest.mark.parametrize("padding", ["masked", "visible"])
+def test_tokens_made_where_pictures_are_loaded_are_those_made_here(t5: str, padding: Any) -> None:
+    texts = Texts(run(encoder=t5, padding=padding, lowercase=True)).load(CPU)
+    raw = texts.tokenized({"caption": ["A Red CIRCLE ", LONG]})
+    assert raw["caption"] == ["A Red CIRCLE ", LONG]
+    assert {*raw} == {"caption", "tokens"}
+    here = texts(Words(raw["caption"]))
+    tokenizer, texts.tokenizer = texts.tokenizer, None  # not needed any more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one, other in zip(texts(Words.of(raw)), here, strict=True):
+            assert torch.equal(one, other)
+    texts.tokenizer = tokenizer
+    assert torch.equal(texts(Words.of(raw)[1:])[0], texts(Words([LONG]))[0]), "a part has tokens of its own"
+
+
+def test_no_tokens_are_made_where_nothing_reads_them(t5: str, cache: str) -> None:
+    raw: dict[str, Any] = {"caption": CAPTIONS}
+    assert Texts(run(cache=cache)).load(CPU).tokenized(raw) is raw
+    encoded = {**raw, "embedding": torch.zeros(2, 1, WIDTH)}
+    assert Texts(run(encoder=t5)).load(CPU).tokenized(encoded) is encoded
+
+
+def test_captions_that_are_cut_are_told_of_with_tokens_too(t5: str) -> None:
+    texts = Texts(run(encoder=t5)).load(CPU)
+    with pytest.warns(UserWarning, match=r"a caption of 13 tokens is cut at text\.max_length 8"):
+        texts(Words.of(texts.tokenized({"caption": ["two", LONG]})))
