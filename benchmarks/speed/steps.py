@@ -82,15 +82,19 @@ def stage(network: Network, size: int) -> StageConfig:
     return StageConfig(size=size, **lowres)
 
 
-def our_step(network: Network, sizes: Training, tokens: int, dtype: torch.dtype, compile: bool = False) -> Step:
-    """A step of our trainer over this network, which is made ready for it: AdamW, clipping, average."""
+def our_step(network: Network, sizes: Training, tokens: int, dtype: torch.dtype, **how: bool) -> Step:
+    """A step of our trainer over this network, which is made ready for it: AdamW, clipping, average.
+
+    Args:
+        how: ``compile`` and ``channels_last`` of the run's ``train`` section.
+    """
     AcceleratorState._reset_state(True)  # one process trains in one precision, unless it forgets
     train = StageTrainConfig(
         steps=10**6,
         batch_size=sizes.batch,
         accumulation=sizes.accumulation,
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
-        compile=compile,
+        **how,
     )
     folder = Path(tempfile.mkdtemp(prefix="speed-"))
     folder.rmdir()  # nothing is written there
@@ -102,7 +106,9 @@ def our_step(network: Network, sizes: Training, tokens: int, dtype: torch.dtype,
     return lambda: trainer._train_step(nothing)
 
 
-def peer_step(sizes: Training, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Step, nn.Module]:
+def peer_step(
+    sizes: Training, tokens: int, device: torch.device, dtype: torch.dtype, channels_last: bool = False
+) -> tuple[Step, nn.Module]:
     """A step of imagen-pytorch's trainer, set to the same work (Adam, clipping, average), and its network.
 
     Raises:
@@ -113,6 +119,8 @@ def peer_step(sizes: Training, tokens: int, device: torch.device, dtype: torch.d
     torch.manual_seed(SEED)
     unet = package.Unet(**sizes.arguments)
     stir(unet)
+    if channels_last:
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     width = sizes.arguments["text_embed_dim"]
     cascade = package.Imagen(unets=(unet,), image_sizes=(sizes.size,), text_embed_dim=width)
     precision = "bf16" if dtype == torch.bfloat16 else "no"

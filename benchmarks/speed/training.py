@@ -77,12 +77,12 @@ def whole_step(forward: PerRow, sizes: Training) -> Work:
     return step_work(forward.call(sizes.batch // sizes.accumulation)).times(sizes.accumulation)
 
 
-def stepped(bench: Bench, build: Callable[[], nn.Module], sizes: Training, compile: bool = False) -> tuple[Row, Step]:
+def stepped(bench: Bench, build: Callable[[], nn.Module], sizes: Training, **how: bool) -> tuple[Row, Step]:
     """Our step, made and checked, with what it must do and the memory of its second call, others' left out."""
     before, dtype = bench.clock.held(), bench.sizes.train_dtype
     network = made_on(build, bench.device)
     agreement = checked(network, sizes.size, bench)
-    step = our_step(network, sizes, bench.sizes.tokens, dtype, compile)
+    step = our_step(network, sizes, bench.sizes.tokens, dtype, **how)
     first = bench.clock.once(step)
     row = Row(f"{parameters(network) / 1e6:.0f} million parameters", name_of(dtype), sizes.batch, agreement=agreement)
     row.parameters = parameters(network)
@@ -91,13 +91,13 @@ def stepped(bench: Bench, build: Callable[[], nn.Module], sizes: Training, compi
     row.notes.append(
         f"{sizes.size} px, {sizes.accumulation} parts a step, nothing recomputed, {sizes.optimizer} and average"
     )
-    row.notes += [f"compiled, first step {first:.0f} s"] if compile else []
+    row.notes += [f"compiled, first step {first:.0f} s"] if how.get("compile") else []
     return row, step
 
 
 def alone(bench: Bench, sizes: Training, aim: float | None, compile: bool = False) -> Iterator[Row]:
     """A base network of ours: the share of the measured product rate at which it does its model FLOPs."""
-    row, step = stepped(bench, lambda: BaseUNet(**sizes.arguments), sizes, compile)
+    row, step = stepped(bench, lambda: BaseUNet(**sizes.arguments), sizes, compile=compile)
     row.ours = bench.clock.measure(step, bench.sizes.pairs)
     row.bounded(bench.ceilings, bench.sizes.train_dtype)
     yield row if aim is None else row.aimed(Aim("share of the product rate", aim), row.share)
@@ -137,18 +137,29 @@ def efficient(bench: Bench) -> Iterator[Row]:
 
 
 def imagen_pytorch_step(bench: Bench) -> Iterator[Row]:
-    """A step beside imagen-pytorch's: same levels and attention, FLOPs within a tenth, its trainer and ours."""
+    """A step beside imagen-pytorch's: same levels and attention, FLOPs within a tenth, its trainer and ours.
+
+    As both come, and both channels last: an option of our trainer's, and of torch's for its network.
+    """
+    forward = peer_forward_work(bench.sizes.theirs, bench.sizes.tokens)
+    for channels_last in (False, True):
+        yield beside_imagen_pytorch(bench, forward, channels_last)
+
+
+def beside_imagen_pytorch(bench: Bench, forward: PerRow, channels_last: bool) -> Row:
+    """One row; ``forward`` is the work of its network."""
     sizes, arguments, dtype = bench.sizes.theirs, bench.sizes.matched, bench.sizes.train_dtype
-    forward = peer_forward_work(sizes, bench.sizes.tokens)
-    row, ours = stepped(bench, lambda: BaseUNet(**arguments), replace(sizes, arguments=arguments))
+    own = replace(sizes, arguments=arguments)
+    row, ours = stepped(bench, lambda: BaseUNet(**arguments), own, channels_last=channels_last)
     before = bench.clock.held()
-    peer, unet = peer_step(sizes, bench.sizes.tokens, bench.device, dtype)
+    peer, unet = peer_step(sizes, bench.sizes.tokens, bench.device, dtype, channels_last)
     bench.clock.once(peer)
     row.peer_peak = bench.clock.peak(peer, before)
     row.peer_work = whole_step(forward, sizes)
-    row.what = f"ours, {row.what}; imagen-pytorch, {parameters(unet) / 1e6:.0f} million"
+    layout = "both channels last" if channels_last else "as they come"
+    row.what = f"ours, {row.what}; imagen-pytorch, {parameters(unet) / 1e6:.0f} million; {layout}"
     row.notes += [f"levels {sizes.arguments['dim_mults']}, attention on {arguments['attention_levels']}", HELPED]
     row.fought(bench.clock.duel(ours, peer, bench.sizes.pairs)).bounded(bench.ceilings, dtype)
     row.aimed(Aim("steps a second over the peer's", 2.0 if bench.clock.cuda else 1.5), row.ratio)
     share = row.peak / row.peer_peak if row.peak and row.peer_peak else None
-    yield row.aimed(Aim("of the peer's memory", 0.7, most=True), share)
+    return row.aimed(Aim("of the peer's memory", 0.7, most=True), share)

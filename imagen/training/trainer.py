@@ -70,6 +70,8 @@ class Trainer:
         saved = None if state is None else state.tensors[task.weights]
         self.module, self.source, ends, self.ready = task.load(self.accelerator.device, self.processes, saved)
         self.bad = SkipFile(self.run / "skipped.jsonl", self.source.length, config.data.max_skipped_share)
+        if config.train.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         if config.train.compile:
             compile_steps(self.module)
         self.ema = EMA(self.module, config.ema.decay, config.ema.warmup)

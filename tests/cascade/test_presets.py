@@ -155,3 +155,10 @@ def test_a_call_samples_by_what_it_names_and_leaves_the_stage_as_it_was() -> Non
     assert torch.equal(asked, sample(stored, prompt, size=32).images)
     with pytest.raises(ValueError, match=r"^stage sr256: sampler 'ddim\(gamma=1\)': .* has no option 'gamma'$"):
         sample(pipe, prompt, size=32, sampler={32: "ddim(gamma=1)"})
+
+
+def test_a_preset_of_the_models_own_stands_before_one_of_ifs_of_that_name() -> None:
+    own = {"few-step": {"base": {"num_inference_steps": 2}, "sr256": {}}}
+    assert with_preset("few-step", STAGES, own)["base"].num_inference_steps == 2
+    assert with_preset("few-step", STAGES, own)["sr256"] == STAGES["sr256"]
+    assert with_preset("fewest-step", STAGES, own) == with_preset("fewest-step", STAGES, {})

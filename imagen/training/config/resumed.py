@@ -117,6 +117,7 @@ FREE = (
     "train.max_skipped_in_a_row",
     "train.trackers",
     "train.compile",
+    "train.channels_last",
     "train.accumulation",
     "run_dir",
     "grid",

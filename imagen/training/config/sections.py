@@ -98,6 +98,8 @@ class TrainConfig:
     """processes that load pictures, per training process; 0 loads in the training process"""
     compile: bool = False
     """torch.compile the network"""
+    channels_last: bool = False
+    """lay weights and pictures out channels last: a tenth faster on a CPU; the same numbers but for rounding"""
     checkpoint_every: int = 1000
     """steps between two resume points"""
     keep_last: int = 2
