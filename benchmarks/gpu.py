@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is a card")
-    parser.add_argument("--only", default="", help="names of sections, with commas; --list tells them")
+    parser.add_argument("--only", help="names of sections, with commas; --list tells them")
     parser.add_argument(
         "--seconds", type=float, default=330.0, help="in all; what does not fit is left out, and said so"
     )
@@ -38,6 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = build_parser()
     args = parser.parse_args(arguments)
+    wanted = None if args.only is None else [name for name in args.only.split(",") if name]
+    if wanted == []:
+        parser.error("--only is empty; leave it out for all sections, or name some (--list)")
+    if not args.seconds > 0:
+        parser.error(f"--seconds {args.seconds:g} must be positive")
+    for option, folder in (("--out", args.out), ("--caches", args.caches)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            parser.error(f"{option} {str(folder)!r} is a file; give a folder")
     import torch
     from diffusers.utils import logging
 
@@ -51,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(f"{section.name:18} {section.title} ({section.box:.0f} s)" for section in SECTIONS))
         return 0
-    wanted = [name for name in args.only.split(",") if name]
-    unknown = sorted({*wanted} - {section.name for section in SECTIONS})
+    unknown = sorted({*(wanted or ())} - {section.name for section in SECTIONS})
     if unknown:
         parser.error(f"--only {unknown[0]!r} is no section; expected some of {', '.join(s.name for s in SECTIONS)}")
     logging.set_verbosity_error()
@@ -63,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench(Clock(device), QUICK if args.quick else CARD if device.type == "cuda" else CPU)
     book = Book(args.out, head(shlex.join(["python", "benchmarks/gpu.py", *arguments]), device, args.commit))
     print(caches.load(args.caches), flush=True)
-    chosen = [section for section in SECTIONS if not wanted or section.name in wanted]
+    chosen = [section for section in SECTIONS if wanted is None or section.name in wanted]
     run_sections(chosen, bench, book, args.seconds, after=lambda: print(caches.save(args.caches), flush=True))
     print((args.out / "speed.md").read_text(encoding="utf-8"))
     return int(any(section["state"] == "failed" for section in book.content["sections"]))

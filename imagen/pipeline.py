@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -161,14 +162,15 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, Diffus
 
     # --- what is there --------------------------------------------------------------------------------------------
 
-    def _stages(self, preset: str | None = None) -> dict[str, Stage]:
+    def _stages(self, preset: str | None = None, size: int | None = None) -> dict[str, Stage]:
         stored = read_stages(self.config["stages"], FORMAT_VERSION)
         stages: dict[str, Stage] = {}
         for slot in SLOTS:
             unet, scheduler, weak = (getattr(self, f"{slot}_{part}") for part in ("unet", "scheduler", "weak_unet"))
             if unet is not None and scheduler is not None:
                 stages[slot] = Stage(slot, unet, scheduler, stored[slot], weak=weak)
-        chosen = with_preset(preset, {slot: stage.settings for slot, stage in stages.items()}, self.presets)
+        stored = {slot: stage.settings for slot, stage in stages.items()}
+        chosen = with_preset(preset, stored, self.config["presets"], size)
         return {slot: stage._replace(settings=chosen[slot]) for slot, stage in stages.items()}
 
     @property
@@ -193,8 +195,8 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, Diffus
 
     @property
     def presets(self) -> dict[str, Preset]:
-        """The model's own presets by name: what each sets of each stage."""
-        return dict(self.config["presets"])
+        """The model's own presets by name: what each sets of each stage. A copy: they are a model's from its making."""
+        return copy.deepcopy(dict(self.config["presets"]))
 
     def settings(
         self,
@@ -214,7 +216,7 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, Diffus
             ValueError: as the call.
         """
         check_keys(settings, list(OF_CALLS), "settings")
-        stages, _ = plan(self._stages(preset), image, Wish(size, height, width, settings))
+        stages, _ = plan(self._stages(preset, size), image, Wish(size, height, width, settings))
         return ByStage((stage.slot, stage.settings.size, stage.settings) for stage in stages)
 
     # --- the call ---------------------------------------------------------------------------------------------------
@@ -300,7 +302,7 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, Diffus
             "lowres_consistency": lowres_consistency,
         }
         wish = Wish(size, height, width, settings)
-        available = self._stages(preset)
+        available = self._stages(preset, size)
         stages, given = plan(available, image, wish)
         num_images_per_prompt = check_int("num_images_per_prompt", num_images_per_prompt, 1)
         sr_batch_size = None if sr_batch_size is None else check_int("sr_batch_size", sr_batch_size, 1)

@@ -22,6 +22,7 @@ from imagen.diffusion.loop import StepRule
 from imagen.diffusion.parameterization import check_prediction_type
 from imagen.diffusion.samplers import resampled
 from imagen.diffusion.schedules import make_schedule
+from imagen.errors import one_line
 from imagen.stages.spec import check_steps
 
 logger = logging.get_logger(__name__)
@@ -113,8 +114,8 @@ def check_sampler(stage: Stage) -> StepRule:
         if len(rule.clone.alphas_cumprod) != levels:
             found = len(rule.clone.alphas_cumprod)
             raise ValueError(f"its scheduler has {found} levels for num_train_timesteps={levels}")
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"stage {stage.slot}: {error}") from error
+    except (ValueError, IndexError, RuntimeError) as error:  # the last of options that leave a scheduler no levels
+        raise ValueError(f"stage {stage.slot}: {one_line(error)}") from error
     return rule
 
 

@@ -62,13 +62,19 @@ def read_presets(presets: Any, stages: Mapping[str, StageDefaults]) -> dict[str,
     """
     if presets is None:
         return usual_presets(stages)
-    if not isinstance(presets, Mapping) or not all(isinstance(one, Mapping) for one in presets.values()):
+    if not isinstance(presets, Mapping):
         raise ValueError(f"presets is {presets!r}; expected settings by name and slot")
     made: dict[str, Preset] = {}
     for name, preset in presets.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"preset {name!r}: a name is text, in YAML in quotes where it looks like something else")
+        if not isinstance(preset, Mapping):
+            raise ValueError(f"preset {name!r} is {preset!r}; expected settings by slot, as {{base: {{}}}}")
         check_keys(preset, SLOTS, f"preset {name!r}")
         made[name] = {}
         for slot, settings in preset.items():
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"preset {name!r} of {slot} is {settings!r}; expected settings by name, {{}} for none")
             check_keys(settings, list(OF_CALLS), f"preset {name!r} of {slot}")
             if slot not in stages:  # left out by whoever loads the model
                 continue
@@ -81,12 +87,13 @@ def read_presets(presets: Any, stages: Mapping[str, StageDefaults]) -> dict[str,
 
 
 def with_preset(
-    name: str | None, stages: Mapping[str, StageDefaults], presets: Mapping[str, Preset]
+    name: str | None, stages: Mapping[str, StageDefaults], presets: Mapping[str, Preset], size: int | None = None
 ) -> dict[str, StageDefaults]:
     """The stages of a model as a preset has them sample; None: as they are.
 
     Args:
         presets: the model's own; those of the IF family are known beside them.
+        size: of the last stage that runs; what is larger stays as it is where the preset says nothing of it.
 
     Raises:
         ValueError: an unknown preset, or a stage that it says nothing of.
@@ -94,13 +101,14 @@ def with_preset(
     if name is None:
         return dict(stages)
     known = {**IF_PRESETS, **presets}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join([*presets, *IF_PRESETS])}")
-    beyond = [slot for slot in stages if slot not in known[name]]
+    runs = [slot for slot, stage in stages.items() if not isinstance(size, int) or stage.size <= size]
+    beyond = [slot for slot in runs if slot not in known[name]]
     if beyond and known[name] is IF_PRESETS.get(name):
         raise ValueError(
             f"preset {name!r} is for DeepFloyd IF's stages and says nothing of {beyond[0]}; use {', '.join(presets)}"
         )
     if beyond:
         raise ValueError(f"preset {name!r} says nothing of {beyond[0]}; give its settings one by one (as --steps)")
-    return {slot: dataclasses.replace(stage, **known[name][slot]) for slot, stage in stages.items()}
+    return {slot: dataclasses.replace(stage, **known[name].get(slot, {})) for slot, stage in stages.items()}

@@ -40,17 +40,20 @@ def command(
         dtype: of the stored weights.
         max_shard_size: split weight files above this size, for example 14MB.
         presets: YAML file of ways to sample the pipeline, by name and stage, as configs/shapes/presets.yaml; by default
-            quality, balanced and fast in all, a half and a third of each stage's steps.
+            those of the pipelines that stages are taken from, and of a run's stage quality, balanced and fast: all, a
+            half and a third of its steps.
     """
     if max_shard_size is not None and not re.fullmatch(r"0*[1-9]\d*(\.\d+)? ?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise ConfigError(
             f"--max_shard_size {max_shard_size!r} is no size: give a number with KB, MB, GB or TB, as 14MB"
         )
     import torch
+    import transformers
 
     from imagen.cascade.training.card import Trained, write_card
     from imagen.cascade.training.compose import compose, save
 
+    transformers.utils.logging.disable_progress_bar()
     given = {"base": base, "sr256": sr256, "sr1024": sr1024}
     stages = {name: path for name, path in given.items() if path is not None}
     ways = None if presets is None else _read_yaml(presets)

@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
     if args.text is not None and model.folder is not None:
         raise ValueError(f"--text {args.text!r} is for training runs; model {args.model!r} has its own: leave it out")
     stages = {slot: stage.defaults for slot, stage in model.stages.items()}
-    stages = with_preset(args.preset, stages, read_presets(model.presets, stages))
+    stages = with_preset(args.preset, stages, read_presets(model.presets, stages), wish.size)
     running = resolve(stages, wish, [] if image is None else [cropped(image.height, image.width, wish.aspect)], option)
     check_read(args, prompts, conditions, [model.stages[slot] for slot in running])
     check_files(model.stages)

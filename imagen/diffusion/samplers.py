@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
@@ -18,6 +19,12 @@ from imagen.errors import one_line
 
 #: Those that a stage can be stored with, and one that is only asked for.
 KINDS = (*get_args(SamplerKind), "singlestep")
+#: Options of schedulers that say what a stage's network was trained with, or that our loop does itself.
+OF_STAGES = (
+    *("prediction_type", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "use_flow_sigmas", "flow_shift", "thresholding", "dynamic_thresholding_ratio"),
+    *("sample_max_value", "clip_sample", "clip_sample_range"),
+)
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -67,21 +74,38 @@ def resampled(scheduler: Any, sampler: str) -> Any:
         sampler: the setting.
 
     Raises:
-        ValueError: not a sampler, an option that its scheduler has not, or a value that it does not take.
+        ValueError: not a sampler, an option that its scheduler has not or that is the stage's, or a value that it does
+            not take.
     """
     from imagen.diffusion.sampling import STEP_RULES
 
     asked = Sampler.parse(sampler)
     cls: Any = STEP_RULES[asked.kind]
-    unknown = [name for name in asked.options if name not in list(inspect.signature(cls).parameters)]
-    if unknown:
-        raise ValueError(f"sampler {sampler!r}: {cls.__name__} has no option {unknown[0]!r}")
+    known = inspect.signature(cls).parameters
+    for name, value in asked.options.items():
+        if name not in known:
+            raise ValueError(f"sampler {sampler!r}: {cls.__name__} has no option {name!r}")
+        if name in OF_STAGES:
+            raise ValueError(f"sampler {sampler!r}: {name} is the stage's own, which a sampler keeps; leave it out")
+        if not _fits(value, known[name].default):
+            usual = known[name].default
+            raise ValueError(f"sampler {sampler!r}: {name} is {value!r}; expected a value such as {_written(usual)}")
     # gamma is ddpm's own, and diffusers warns of what a class does not know
     config = {name: value for name, value in scheduler.config.items() if name != "gamma"}
     try:
         return cls.from_config(config, **asked.options)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"sampler {sampler!r}: {one_line(error)}") from error
+
+
+def _fits(value: Any, usual: Any) -> bool:
+    """Whether a value is of the kind of an option's own; of an option without one, or with null, it may be any."""
+    if usual is None or usual is inspect.Parameter.empty:
+        return True
+    if isinstance(usual, bool) or not isinstance(usual, int | float):
+        return type(value) is type(usual)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return number and (isinstance(usual, float) or isinstance(value, int))
 
 
 def _read(word: str) -> Any:

@@ -24,6 +24,7 @@ from PIL import Image
 from imagen.diffusion.guidance import check_guidance
 from imagen.diffusion.samplers import parse_sampler
 from imagen.disk import read_json, whole, write_text
+from imagen.errors import one_line
 from imagen.evaluation.alignment import Judged, judge_all, summary
 from imagen.evaluation.distance import Distance, detail, energy_distance, layout
 from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
@@ -31,9 +32,10 @@ from imagen.evaluation.guidances import counted
 from imagen.evaluation.report import note, save_sheet, table, write_result
 from imagen.evaluation.stats import Share, paired_difference
 from imagen.evaluation.suites import Prompt, suite
-from imagen.stages.spec import parse_steps
+from imagen.stages.spec import check_steps
 
 REFERENCE = "ddpm 256"
+FEWEST = 3  # prompts that tell two sets apart (imagen.evaluation.distance)
 FEW = "interval(low=-5,high=-2)"  # where guidance decides what the demo's pictures show
 USUAL = (
     *("ddpm 50", "ddpm 25", "ddpm 50 cfg 4"),
@@ -62,13 +64,17 @@ class Way(NamedTuple):
         words = re.split(r"\s+(?![^(]*\))", text.strip())
         if len(words) not in (2, 3, 4):
             raise ValueError(f"way {text!r}: write SAMPLER STEPS [GUIDANCE] [SCALE], as 'dpm++ 20' or 'ddpm 25 apg 5'")
-        settings: dict[str, Any] = {"sampler": parse_sampler(words[0]), "num_inference_steps": parse_steps(words[1])}
-        rest = words[2:]
-        if rest and re.fullmatch(r"\d+(\.\d+)?", rest[-1]):
-            settings["guidance_scale"] = float(rest.pop())
-        if rest:
-            settings["guidance"] = check_guidance(" ".join(rest))
-        return cls(text, settings)
+        rest, settings = words[2:], dict[str, Any]()
+        try:
+            steps = int(words[1]) if words[1].isdecimal() else words[1]
+            settings |= {"sampler": parse_sampler(words[0]), "num_inference_steps": check_steps("steps", steps)}
+            if rest and re.fullmatch(r"\d+(\.\d+)?", rest[-1]):
+                settings["guidance_scale"] = float(rest.pop())
+            if rest:
+                settings["guidance"] = check_guidance(" ".join(rest))
+        except ValueError as error:
+            raise ValueError(f"way {text!r}: {error}") from error
+        return cls(" ".join(words), settings)
 
     @property
     def folder(self) -> str:
@@ -145,17 +151,17 @@ def pictures_of(
         weights: the network's fingerprint.
 
     Raises:
-        ValueError: the folder holds pictures of other weights or settings.
+        ValueError: the folder holds pictures of other weights or settings, or files that cannot be read.
     """
     base = pipe.stage_defaults["base"]
     call = {**settings, **way.settings}
     of = {"weights": weights, "stage": pipe.settings(size=base.size, **call)["base"].to_dict()}
     told = folder / "way.json"
-    if told.is_file() and {**read_json(told), "evaluations": None} != {**of, "evaluations": None}:
-        raise ValueError(f"{str(folder)!r} holds pictures of other weights or settings: give another --out")
+    cost = cost_so_far(told, of)
     files = {prompt: folder / f"{prompt.seed:07d}.png" for prompt in prompts}
     missing = [prompt for prompt, file in files.items() if not file.is_file()]
-    cost: float | None = read_json(told)["evaluations"] if told.is_file() else None
+    if cost is None and len(missing) < len(prompts):
+        raise ValueError(f"{str(folder)!r} holds pictures, but not what made them (way.json): clear it")
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
         with counted([pipe.base_unet, *([pipe.base_weak_unet] if pipe.base_weak_unet else [])]) as seen:
@@ -167,8 +173,37 @@ def pictures_of(
             with whole(files[prompt]) as partial:
                 picture.save(partial, format="PNG")
         note(f"{way.text}: {len(prompts) - len(missing) + start + len(batch)} of {len(prompts)} pictures")
-    assert cost is not None, "pictures lie there without what they cost"
-    return [Image.open(file).convert("RGB") for file in files.values()], cost
+    assert cost is not None, "where nothing is missing it was stored"
+    return [opened(file, base.size) for file in files.values()], cost
+
+
+def cost_so_far(told: Path, of: Mapping[str, Any]) -> float | None:
+    """The evaluations for each picture that lies beside a way.json; None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or tells of other weights or settings than ``of``.
+    """
+    if not told.is_file():
+        return None
+    stored = read_json(told)
+    if not isinstance(stored, dict) or not isinstance(cost := stored.get("evaluations"), float | int):
+        raise ValueError(f"{str(told)!r} is damaged: clear its folder")
+    if {**stored, "evaluations": None} != {**of, "evaluations": None}:
+        raise ValueError(f"{str(told.parent)!r} holds pictures of other weights or settings: give another --out")
+    return cost
+
+
+def opened(file: Path, size: int) -> Image.Image:
+    """A picture that was kept. Raises: ValueError, where it is none of that size."""
+    try:
+        picture = Image.open(file).convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({one_line(error)}): delete it, and it is made again"
+        ) from error
+    if picture.size != (size, size):
+        raise ValueError(f"{str(file)!r} is {picture.width} x {picture.height} px, not {size}: delete it")
+    return picture
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -183,6 +218,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     settings = sampling_settings(args)
     ways = [Way.parse(text, pipe.presets) for text in args.ways]
     reference = None if args.reference == "none" else Way.parse(args.reference, pipe.presets)
+    if reference is not None and len(prompts) < FEWEST:
+        raise ValueError(f"--num {args.num}: distances need {FEWEST} prompts; give more, or --reference none")
+    if twice := [way.text for number, way in enumerate(ways) if way in ways[:number]]:
+        raise ValueError(f"--ways has {twice[0]!r} twice")
     every = [*ways, *([reference] if reference is not None and reference not in ways else [])]
     check_calls(pipe, [(base.size, {**settings, **way.settings}) for way in every], args.batch_size)
     weights, made = fingerprint(pipe.base_unet), {}

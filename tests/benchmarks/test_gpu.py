@@ -78,6 +78,11 @@ def test_sections_are_listed_and_what_cannot_be_is_refused(capsys: pytest.Captur
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [one.name for one in SECTIONS]
     for wrong, message in (
         (["--only", "speed"], "--only 'speed' is no section; expected some of sampling, "),
+        (["--only", ""], "--only is empty; leave it out for all sections"),
+        (["--seconds", "0"], "--seconds 0 must be positive"),
+        (["--seconds", "nan"], "--seconds nan must be positive"),
+        (["--out", __file__], f"--out {__file__!r} is a file; give a folder"),
+        (["--caches", __file__], f"--caches {__file__!r} is a file; give a folder"),
         *([] if HERE["cuda"] else [(["--device", "cuda"], "torch finds no card here")]),
     ):
         with pytest.raises(SystemExit) as stopped:

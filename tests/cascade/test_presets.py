@@ -88,7 +88,9 @@ def test_every_model_has_three_presets_and_quality_changes_nothing(tmp_path: Pat
     ({"fast": {"base": {"steps": 3}}}, "preset 'fast' of base: unknown key 'steps'"),
     ({"fast": {"base": {"num_inference_steps": 0}}}, "preset 'fast' of base: num_inference_steps is 0"),
     ({"fast": {"base": {"sampler": "plms"}}}, "preset 'fast' of base: sampler is 'plms'; expected one of ddpm"),
-    ({"fast": 3}, "presets is .*; expected settings by name and slot"), ([], "presets is .*; expected settings"),
+    ({"fast": 3}, "preset 'fast' is 3; expected settings by slot"), ([], "presets is .*; expected settings"),
+    ({5: {}}, "preset 5: a name is text, in YAML in quotes"), ({"": {}}, "preset '': a name is text"),
+    ({"fast": {"base": None}}, "preset 'fast' of base is None; expected settings by name"),
 ])  # fmt: skip
 def test_presets_that_no_stage_could_sample_by_are_told(presets: Any, told: str) -> None:
     with pytest.raises(ValueError, match=f"^{told}"):
@@ -162,3 +164,40 @@ def test_a_preset_of_the_models_own_stands_before_one_of_ifs_of_that_name() -> N
     assert with_preset("few-step", STAGES, own)["base"].num_inference_steps == 2
     assert with_preset("few-step", STAGES, own)["sr256"] == STAGES["sr256"]
     assert with_preset("fewest-step", STAGES, own) == with_preset("fewest-step", STAGES, {})
+
+
+def test_a_preset_need_say_nothing_of_stages_that_do_not_run() -> None:
+    own = {"quick": {"base": {"num_inference_steps": 2}}}
+    for name in ("quick", "if"):
+        stages = {**STAGES, "sr1024": StageDefaults(size=64, lowres_size=32)}
+        size = 16 if name == "quick" else 32
+        made = with_preset(name, stages, own, size)
+        assert made["base"] != stages["base"]
+        assert made["sr1024"] == stages["sr1024"]
+        for larger in (size + 1, None):
+            stages["sr1024"] = StageDefaults(size=size + 1, lowres_size=size)
+            with pytest.raises(ValueError, match=f"^preset '{name}' .*says nothing of sr"):
+                with_preset(name, stages, own, larger)
+
+
+@pytest.mark.parametrize("name", [["fast"], {"base": "fast"}, 5, True])
+def test_what_is_no_name_of_a_preset_is_told(name: Any) -> None:
+    with pytest.raises(ValueError, match="^preset .* is unknown; choose one of"):
+        with_preset(name, STAGES, {})
+
+
+def test_a_preset_for_the_first_stage_will_do_where_the_others_do_not_run() -> None:
+    pipe = tiny_pipeline()
+    pipe.register_to_config(presets={"quick": {"base": {"num_inference_steps": 2}}})
+    assert pipe.settings(preset="quick", size=16)["base"].num_inference_steps == 2
+    assert len(sample(pipe, PROMPT, preset="quick", size=16).images) == 1
+    with pytest.raises(ValueError, match="says nothing of sr256"):
+        pipe.settings(preset="quick")
+
+
+def test_the_presets_that_are_shown_are_a_copy() -> None:
+    pipe = tiny_pipeline()
+    steps = pipe.settings(preset="fast")["base"].num_inference_steps
+    pipe.presets["fast"]["base"]["num_inference_steps"] = steps + 1
+    pipe.presets["fast"]["base"]["foo"] = 3
+    assert pipe.settings(preset="fast")["base"].num_inference_steps == steps

@@ -139,6 +139,10 @@ def test_compile_and_auto_reach_the_pipeline_and_the_picture_says_what_they_came
     assert (again.dtype, again.compile) == ("bfloat16", True)
     assert run("a red circle", *words) == 0
     assert len(compiled) == 1, "on request alone"
+    asked: list[str] = []
+    monkeypatch.setattr("imagen.cascade.parts.fast_dtype", lambda device: asked.append(device) or torch.float32)
+    assert run("a red circle", *words, "--dtype", "auto") == 0
+    assert asked == ["cpu"], "of the device that is to compute, not of one that is there"
     settings = read_settings(run.out / "a-red-circle_seed0_2.png")
     assert (settings["dtype"], settings["compile"], "--compile" in settings["command"]) == ("float32", False, False)
 

@@ -42,6 +42,15 @@ def test_a_sampler_is_a_name_and_options(text: str, cls: Any, options: dict[str,
 @pytest.mark.parametrize(("text", "told"), [
     ("heun(", "sampler 'heun.': write NAME or NAME.option=value"), ("euller", "expected one of ddpm, .*, singlestep"),
     ("heun(solver_order=2)", "HeunDiscreteScheduler has no option 'solver_order'"),
+    ("ddim(prediction_type=epsilon)", "prediction_type is the stage's own, which a sampler keeps; leave it out"),
+    ("ddpm(num_train_timesteps=10)", "num_train_timesteps is the stage's own"),
+    ("ddim(clip_sample)", "clip_sample is the stage's own"), ("ddim(rescale_betas_zero_snr)", "is the stage's own"),
+    ("dpm++(use_karras_sigmas=maybe)", "use_karras_sigmas is 'maybe'; expected a value such as false"),
+    ("dpm++(use_karras_sigmas=1)", "use_karras_sigmas is 1; expected"),
+    ("heun(use_karras_sigmas=null)", "use_karras_sigmas is None; expected a value such as false"),
+    ("dpm++(solver_order)", "solver_order is True"),
+    ("dpm++(solver_order=1.5)", "solver_order is 1.5; expected a value such as 2"),
+    ("dpm++(lambda_min_clipped=nan)", "lambda_min_clipped is 'nan'"), ("dpm++(solver_type=2)", "solver_type is 2"),
     ("dpm++(self)", "DPMSolverMultistepScheduler has no option 'self'"), ("dpm++(solver_order={)", "is no value"),
 ])  # fmt: skip
 def test_what_is_no_sampler_is_told(text: str, told: str) -> None:
@@ -53,6 +62,14 @@ def test_what_is_no_sampler_is_told(text: str, told: str) -> None:
 def test_a_value_that_its_scheduler_has_not_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^sampler '.*foo.*': [^\n]*$"):
         resampled(OWN, text)
+
+
+@pytest.mark.parametrize("text", [
+    "dpm++(lambda_min_clipped=-5)", "dpm++(euler_at_final=false)", "ddim(timestep_spacing=leading)",
+    "dpm++(variance_type=null)",
+])  # fmt: skip
+def test_values_of_an_options_own_kind_are_taken(text: str) -> None:
+    assert isinstance(resampled(OWN, text).config.num_train_timesteps, int)
 
 
 def test_the_distance_from_the_exact_picture_falls_with_the_steps() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from imagen.evaluation import tradeoff
 from imagen.evaluation.__main__ import main
@@ -37,6 +39,7 @@ def test_a_way_is_a_sampler_steps_and_a_guidance_or_a_preset() -> None:
     assert Way.parse("ddpm 5 cfg 4.5").settings["guidance_scale"] == 4.5
     assert Way.parse("ddpm 5 2").settings == {"sampler": "ddpm", "num_inference_steps": 5, "guidance_scale": 2.0}
     assert Way.parse("ddpm smart27").settings["num_inference_steps"] == "smart27"
+    assert Way.parse(" ddpm  5   cfg ") == Way.parse("ddpm 5 cfg"), "one way, however it is spaced"
     assert Way.parse("fast", ["fast"]) == Way("fast", {"preset": "fast"})
     folders = [Way.parse(text, ["fast"]).folder for text in WAYS]
     assert len(set(folders)) == 3
@@ -44,7 +47,8 @@ def test_a_way_is_a_sampler_steps_and_a_guidance_or_a_preset() -> None:
     for text, told in (("fast", "way 'fast': write SAMPLER STEPS"), ("ddpm 5 cfg cfg", "cannot read 'cfg cfg'"),
                        ("ddpm", "write SAMPLER STEPS"),
                        ("plms 5", "sampler is 'plms'"), ("ddpm 5 cgf", "did you mean 'cfg'"),
-                       ("ddpm many", "'many'")):  # fmt: skip
+                       ("ddpm many", "way 'ddpm many': steps is 'many'"),
+                       ("ddpm 0", "way 'ddpm 0': steps is 0"), ("ddpm -3", "way 'ddpm -3'")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             Way.parse(text)
 
@@ -121,6 +125,8 @@ def test_a_fingerprint_knows_every_weight() -> None:
     (["--steps", "3"], "--steps and --sampler have no effect here"),
     (["--sampler", "ddim"], "--steps and --sampler have no effect here"),
     (["--ways", "quick"], "way 'quick': write SAMPLER STEPS"), (["--reference", "all"], "way 'all': write"),
+    (["--ways", "ddpm 2", "ddpm  2"], "--ways has 'ddpm 2' twice"),
+    (["--ways", "ddpm 2", "--num", "2"], "--num 2: distances need 3 prompts; give more, or --reference none"),
     (["--ways", "ddpm 1001"], "1001"), (["--ways", "ddim(gamma=1) 3"], "has no option 'gamma'"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_told_before_anything_is_sampled(
@@ -130,3 +136,34 @@ def test_what_cannot_be_compared_is_told_before_anything_is_sampled(
     assert main(["tradeoff", "--model", str(model), "--device", "cpu", "--num", "3", "--out", str(out), *words]) == 2
     assert told in capsys.readouterr().err
     assert not list(out.glob("*/*.png"))
+
+
+def test_files_that_cannot_be_gone_on_from_are_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tradeoff", "--num", "3", "--device", "cpu", "--out", str(tmp_path / "out"), "--ways", "ddpm 2"]
+    words += ["--reference", "none", "--model", str(model)]
+    assert main(words) == 0
+    folder = tmp_path / "out" / "ddpm_2"
+    told, picture = folder / "way.json", sorted(folder.glob("*.png"))[1]
+    good, pixels = told.read_text(), picture.read_bytes()
+    for text in ("{", "3", json.dumps({**json.loads(good), "evaluations": None})):
+        told.write_text(text)
+        assert main(words) == 2
+        assert str(told) in capsys.readouterr().err
+    told.unlink()
+    assert main(words) == 2
+    assert f"{str(folder)!r} holds pictures, but not what made them (way.json): clear it" in capsys.readouterr().err
+    told.write_text(good)
+    small = io.BytesIO()
+    Image.new("RGB", (10, 10)).save(small, "PNG")
+    for content, what in (
+        (pixels[: len(pixels) // 2], "cannot be read ("),
+        (small.getvalue(), "is 10 x 10 px, not 64"),
+    ):
+        picture.write_bytes(content)
+        assert main(words) == 2
+        assert f"{str(picture)!r} {what}" in capsys.readouterr().err
+    picture.unlink()
+    assert main(words) == 0
+    assert picture.read_bytes() == pixels

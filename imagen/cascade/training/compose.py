@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 
 from imagen.cascade.assembly import assemble
-from imagen.cascade.presets import read_presets
+from imagen.cascade.presets import Preset, read_presets
 from imagen.disk import filling, occupied, read_json
 from imagen.errors import ConfigError, config_errors, require
 from imagen.pipeline import ImagenPipeline
-from imagen.stages.folder import INDEX, SavedStage, read_saved
+from imagen.stages.folder import INDEX, SavedStage, read_index, read_saved
 from imagen.stages.model import check_chain
 from imagen.stages.spec import SLOTS, slot_named
 
@@ -50,7 +51,8 @@ def compose(
         stages: slot (base, sr256, sr1024) -> run_dir, its model folder, or the folder of a composed pipeline.
         text: folder or Hub id of a text encoder; None takes the one that the stages were trained with.
         dtype: of all weights.
-        presets: ways to sample it, by name and slot; None: the usual three.
+        presets: ways to sample it, by name and slot; None: those that the pipelines have which the stages come from,
+            the usual three of a run's stage.
 
     Raises:
         ConfigError: no such stage, no such preset, sizes that do not meet, or different text encoders.
@@ -62,7 +64,25 @@ def compose(
     parts = assemble(saved, {"dtype": dtype}, text)
     with config_errors("--presets: "):
         read_presets(presets, {slot: stage.defaults for slot, stage in saved.items()})
+        presets = kept_presets(given, saved) if presets is None else presets
     return ImagenPipeline(**parts, presets=presets)
+
+
+def kept_presets(folders: Mapping[str, Path], saved: Mapping[str, SavedStage]) -> dict[str, Preset]:
+    """What the stages' own models call by the same names, put together; what not all of them have is told of and left.
+
+    Args:
+        folders, saved: of the stages, by slot.
+    """
+    own: dict[str, dict[str, Preset]] = {}
+    for slot, stage in saved.items():
+        stored = read_index(folders[slot]).get("presets") if (folders[slot] / INDEX).is_file() else None
+        own[slot] = read_presets(stored, {slot: stage.defaults})
+    names = list(dict.fromkeys(name for presets in own.values() for name in presets))
+    whole = [name for name in names if all(slot in own[slot].get(name, {}) for slot in saved)]
+    if left := [name for name in names if name not in whole]:
+        warnings.warn(f"presets left out, which not every stage's model has: {', '.join(left)}", stacklevel=3)
+    return {name: {slot: own[slot][name][slot] for slot in saved} for name in whole}
 
 
 def save(pipeline: Any, out: Path, max_shard_size: str | None = None) -> None:
