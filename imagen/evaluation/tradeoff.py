@@ -43,6 +43,7 @@ USUAL = (
     *("unipc(use_exponential_sigmas) 16", "dpm++(use_exponential_sigmas) 24 interval(high=-1)"),
     *("dpm++(use_exponential_sigmas) 26 interval(high=-3)", f"dpm++ 23 {FEW}"),
     *(f"dpm++ {steps} {FEW} 4" for steps in (32, 23, 16)),
+    *(f"dpm++(algorithm_type=sde-dpmsolver++) {steps} {FEW} 4" for steps in (32, 23)),
 )
 
 
