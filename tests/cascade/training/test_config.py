@@ -21,9 +21,22 @@ from imagen.training.config.resumed import changed_keys, flatten
 from tests.convert.released import IF_I_XL
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+BEHIND = {"base64_card": "base64"}  # what is read behind another file, and changes it
 STAGE_FILES = [
-    path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "accelerate" and path.name != "presets.yaml"
+    path
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if path.parent.name != "accelerate" and path.stem not in ("presets", *BEHIND)
 ]
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_file_that_is_read_behind_another_changes_it_alone_where_it_says(name: str) -> None:
+    whole, part = (str(CONFIGS / "shapes" / f"{one}.yaml") for one in (BEHIND[name], name))
+    words = ["--config", whole]
+    alone, both = (flatten(asdict(parse(given))) for given in (words, [*words, "--config", part]))
+    said = flatten(yaml.safe_load(Path(part).read_text()))
+    assert {key: both[key] for key in said} == said
+    assert {key for key in both if both[key] != alone[key]} == {*said}
 
 
 def test_yaml_overrides_and_resolved_file_agree(write_config, tmp_path):
