@@ -21,7 +21,7 @@ FREE = {  # of any run: where it is, how fast, what it tells and keeps, when it 
         f"train.{name}"
         for name in (
             *("num_workers", "checkpoint_every", "keep_last", "log_every", "time_limit", "max_skipped"),
-            *("max_skipped_in_a_row", "trackers", "compile", "accumulation"),
+            *("max_skipped_in_a_row", "trackers", "compile", "channels_last", "accumulation"),
         )
     ),
 }

@@ -97,7 +97,14 @@ def test_a_configuration_that_says_nothing_means_the_same_in_every_version() -> 
         "ema": {"decay": 0.9999, "warmup": True},
         "train": {
             **{"steps": 100_000, "batch_size": 64, "accumulation": 1, "mixed_precision": "no", "dtype": "float32"},
-            **{"seed": 0, "num_workers": 1, "compile": False, "checkpoint_every": 1000, "keep_last": 2},
+            **{
+                "seed": 0,
+                "num_workers": 1,
+                "compile": False,
+                "channels_last": False,
+                "checkpoint_every": 1000,
+                "keep_last": 2,
+            },
             **{"log_every": 10, "time_limit": None, "max_skipped": 100, "max_skipped_in_a_row": 10},
             "trackers": (),
         },

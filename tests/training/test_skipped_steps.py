@@ -75,7 +75,7 @@ def optimizers(kind: str, module: torch.nn.Module) -> list[torch.optim.Optimizer
 def by_hand(config: RegressionConfig, kind: str) -> dict[str, Any]:
     """The run without a trainer, and without the updates of the steps that are not finite."""
     task = RegressionTask(config)
-    module, source, _ = task.load(torch.device("cpu"), None, None)  # type: ignore[arg-type]
+    module, source, *_ = task.load(torch.device("cpu"), None, None)  # type: ignore[arg-type]
     made = optimizers(kind, module)
     peaks = [KINDS[kind].muon_lr, KINDS[kind].lr] if len(made) > 1 else [KINDS[kind].lr]
     average = {name: value.clone() for name, value in module.state_dict().items()}

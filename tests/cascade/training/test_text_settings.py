@@ -17,7 +17,7 @@ from imagen.cascade.training.config.run import RunConfig, TextConfig
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.task import StageTask
 from imagen.conditions.text import Words
-from imagen.text.encoder import encode
+from imagen.text.encoder import tokenize
 from imagen.text.reading import TextDefaults
 from imagen.training.trainer import Trainer
 from tests.factories import WIDTH
@@ -36,11 +36,11 @@ def read(t5: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Any]
     """Two captions and the null text, as numbers and masks; and the captions as the encoder gets them."""
     seen: list[list[str]] = []
 
-    def spy(tokenizer: Any, encoder: Any, captions: list[str], *rest: Any, **given: Any) -> Any:
+    def spy(tokenizer: Any, captions: list[str], *rest: Any, **given: Any) -> Any:
         seen.append(captions)
-        return encode(tokenizer, encoder, captions, *rest, **given)
+        return tokenize(tokenizer, captions, *rest, **given)
 
-    monkeypatch.setattr("imagen.cascade.training.inputs.texts.encode", spy)
+    monkeypatch.setattr("imagen.cascade.training.inputs.texts.tokenize", spy)
     config = RunConfig("run", unet={"text_dim": WIDTH}, text=TextConfig(encoder=t5, **{"max_length": 7, **settings}))
     texts = Texts(config).load(torch.device("cpu"))
     encoded = texts(Words(["A red CIRCLE", "two blue star"]))
