@@ -169,8 +169,8 @@ class ImagenPipeline(AdapterMixin, PromptMixin, RunningMixin, SpeedMixin, Diffus
             unet, scheduler, weak = (getattr(self, f"{slot}_{part}") for part in ("unet", "scheduler", "weak_unet"))
             if unet is not None and scheduler is not None:
                 stages[slot] = Stage(slot, unet, scheduler, stored[slot], weak=weak)
-        stored = {slot: stage.settings for slot, stage in stages.items()}
-        chosen = with_preset(preset, stored, self.config["presets"], size)
+        own = {slot: stage.settings for slot, stage in stages.items()}
+        chosen = with_preset(preset, own, self.config["presets"], size)
         return {slot: stage._replace(settings=chosen[slot]) for slot, stage in stages.items()}
 
     @property

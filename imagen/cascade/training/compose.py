@@ -62,9 +62,9 @@ def compose(
     require(bool(saved), "no stage given: pass at least one of --base, --sr256, --sr1024 with its run_dir")
     check_chain(saved)
     parts = assemble(saved, {"dtype": dtype}, text)
+    defaults = {slot: stage.defaults for slot, stage in saved.items()}
     with config_errors("--presets: "):
-        read_presets(presets, {slot: stage.defaults for slot, stage in saved.items()})
-        presets = kept_presets(given, saved) if presets is None else presets
+        presets = kept_presets(given, saved) if presets is None else read_presets(presets, defaults)
     return ImagenPipeline(**parts, presets=presets)
 
 

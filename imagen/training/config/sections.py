@@ -99,7 +99,8 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the network"""
     channels_last: bool = False
-    """lay weights and pictures out channels last: a tenth faster on a CPU; the same numbers but for rounding"""
+    """lay weights and pictures out channels last, which wide U-Nets on a CPU gain by (docs/training.md, Faster); the
+    same numbers but for rounding"""
     checkpoint_every: int = 1000
     """steps between two resume points"""
     keep_last: int = 2
