@@ -87,6 +87,12 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: v[0] if len(v) == 1 else v for name, v in options.items() if v is not None}
 
 
+def _number() -> list[str]:
+    """Of this process on its machine, where a launcher (torchrun, accelerate) started several: it takes that GPU."""
+    found = os.environ.get("LOCAL_RANK")
+    return [] if found is None else [found]
+
+
 def load(args: argparse.Namespace) -> ImagenPipeline:
     """The pipeline that the options name, on its device, without its own progress bars.
 
@@ -95,7 +101,7 @@ def load(args: argparse.Namespace) -> ImagenPipeline:
     """
     from imagen.pipeline import ImagenPipeline
 
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"  # of one of several
+    own = ":".join(["cuda", *_number()]) if torch.cuda.is_available() else "cpu"
     device = check_device("--device", args.device or own)
     pipe = ImagenPipeline.from_pretrained(args.model)
     pipe.to(torch.device(device))
