@@ -149,7 +149,8 @@ def _transformers(name: str, device: str) -> FeatureNetwork:
     if unset - poolers:
         lacking = sorted(unset - poolers)
         raise ValueError(
-            f"feature network {name!r} lacks {', '.join(lacking[:3])} ({len(lacking)} in all); re-export it"
+            f"feature network {name!r} lacks {', '.join(lacking[:3])} of the right shape ({len(lacking)} in all); "
+            "re-export it"
         )
     both = hasattr(model, "get_image_features")
     run = (model.to(device).get_image_features) if both else model.to(device)
@@ -200,7 +201,8 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
                 "processor beside it"
             ) from error
         try:
-            model, told = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below
+            model, told = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"feature network {name!r} cannot be read: {_first_line(error)}; re-export it") from error
         except Exception as error:

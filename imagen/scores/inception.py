@@ -21,10 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imagen.errors import one_line
-
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the published file of weights, 95628359 bytes."""
+GIVE = "give pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or a file of weights with the same names"
 CLASSES = 1008
 Kernel = int | tuple[int, int]
 
@@ -185,7 +184,7 @@ class Inception(nn.Module):
 
 
 def load_inception(path: Path) -> tuple[Inception, bool]:
-    """The network in eval mode with a file's weights (``.pth`` or ``.safetensors``), and whether it is the standard one.
+    """The network in eval mode with a file's weights (``.pth`` or ``.safetensors``), and whether it is the standard.
 
     Only the published file itself is: its SHA-256 is known, and that of its tensors in another file is not.
 
@@ -200,9 +199,8 @@ def load_inception(path: Path) -> tuple[Inception, bool]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{str(path)!r} holds no weights that can be read ({one_line(error)}); fetch it anew"
-        ) from error
+        reason = type(error).__name__  # what torch writes is long, and advises to trust the file
+        raise ValueError(f"{str(path)!r} holds no weights that can be read ({reason}); {GIVE}") from error
     # Meta: nothing is drawn that the file replaces.
     with torch.device("meta"):
         network = Inception()
@@ -218,13 +216,13 @@ def _check_state(path: Path, state: object, network: Inception) -> None:
     """Refuse a file that holds other weights than the network has. Raises: ValueError, naming the first."""
     needed = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     told = f"{str(path)!r} does not hold the weights of the FID's Inception: "
-    fetch = "; give pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or a file with its names"
     if not isinstance(state, Mapping):
-        raise ValueError(f"{told}it is a {type(state).__name__}{fetch}")
+        raise ValueError(f"{told}it is a {type(state).__name__}; {GIVE}")
     given = {key for key in state if not str(key).endswith("num_batches_tracked")}
     if odd := sorted(map(str, needed.keys() ^ given)):
         what = "lacks" if odd[0] in needed else "has"
-        raise ValueError(f"{told}it {what} {odd[0]}, one of {len(odd)} names that differ{fetch}")
+        raise ValueError(f"{told}it {what} {odd[0]}, one of {len(odd)} names that differ; {GIVE}")
     for key, value in needed.items():
-        if state[key].shape != value.shape:
-            raise ValueError(f"{told}{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}{fetch}")
+        shape = tuple(getattr(state[key], "shape", ()))
+        if shape != tuple(value.shape):
+            raise ValueError(f"{told}{key} is {shape}, expected {tuple(value.shape)}; {GIVE}")

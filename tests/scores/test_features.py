@@ -212,12 +212,12 @@ def test_damaged_weights_are_refused_in_a_line(folders: dict[str, Path], tmp_pat
     refused(lacking, "lacks layernorm.bias")
 
     save_file({**state, "layernorm.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
-    refused(lacking, "layernorm.bias|cannot be read")
+    refused(lacking, "lacks layernorm.bias")
 
     cut = shutil.copytree(folders["vit"], tmp_path / "cut")
     whole = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(cut, "cut' (is damaged|cannot be read)")
+    refused(cut, "cut' is damaged")
 
     save_file({**state, "layernorm.bias": torch.full((16,), torch.nan)}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="not finite"):
