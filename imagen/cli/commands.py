@@ -32,6 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "sample": Command("imagen.cli.sample", "imagen.cli.sample:main", "pictures from prompts"),
     "train": Command("imagen.cli.train", "imagen.cli.train:main", "train one stage of the cascade"),
+    "train-clip": Command("imagen.cli.clip", "imagen.cli.clip:main", "train a CLIP on pictures and their captions"),
     "check-data": Command(
         "imagen.cli.check_data", "imagen.cli.check_data:main", "read every picture and caption before any training"
     ),

@@ -70,6 +70,9 @@ class DataConfig:
     """mirror half of the pictures, all kinds but shapes (wrong for captions that say left or right)"""
     category: Literal["single", "relation", "counting", "background"] | None = None
     """only captions of this category, for kind shapes; null mixes them"""
+    variations: int = 1
+    """for kind shapes: so many pictures in a row of which all but the first differ from it in one fact each, which a
+    CLIP has to see; 1 draws each picture alone"""
 
     def __post_init__(self) -> None:
         require(self.kind == "shapes" or bool(self.path), f"data.path is missing: kind {self.kind} needs --data.path")
@@ -77,6 +80,7 @@ class DataConfig:
         share = self.max_skipped_share
         require(0 <= share <= 1, f"data.max_skipped_share {share} must lie in [0, 1]: 0.01 allows one in a hundred")
         require(self.min_size is None or self.min_size > 0, f"data.min_size {self.min_size} must be positive or null")
+        require(self.variations > 0, f"data.variations {self.variations} must be positive; 1 draws each picture alone")
         require(self.lanes > 0, f"data.lanes {self.lanes} must be positive")
         require(self.shuffle > 0, f"data.shuffle {self.shuffle} must be positive; 1 keeps the stored order")
         template = self.template
@@ -112,6 +116,7 @@ class DataConfig:
                 ("template", "conditioning", "embedding", "flip", "square", "resize", "rules", "min_size"), stored
             ),
             "category": ("shapes",),
+            "variations": ("shapes",),
             "streaming": ("hub", "shards"),
             "path": stored,
         }

@@ -34,7 +34,15 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
     if data.kind == "shapes":
         split = cast("Literal['train', 'heldout']", data.split)  # it checks the word itself
         return ShapesDataset(
-            want.size, seed, split, data.crop, want.lowres_size, data.category, data.places, want.fields
+            want.size,
+            seed,
+            split,
+            data.crop,
+            want.lowres_size,
+            data.category,
+            data.places,
+            want.fields,
+            data.variations,
         )
     least = data.min_size or (1 if data.rules == 1 else want.size)
     resize, profiles = data.resize or "area", data.rules != 1

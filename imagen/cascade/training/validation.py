@@ -13,9 +13,10 @@ from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig
 from imagen.cascade.training.inputs.batches import BatchMaker, Draws, draw_batch
 from imagen.cascade.training.inputs.source import make_source
 from imagen.cascade.training.objective import Objective
-from imagen.data.pictures import StreamDataset
+from imagen.data.config import DataConfig
 from imagen.data.sources import Note, collate
-from imagen.errors import config_errors, require
+from imagen.errors import require
+from imagen.training.held_out import held_out_source
 from imagen.training.processes import Processes
 from imagen.training.randomness import derive_seed
 from unets.network import Network
@@ -27,18 +28,11 @@ def validation_source(config: RunConfig) -> Any:
     Raises:
         ConfigError: nothing there, or fewer than validation.samples.
     """
-    settings = config.validation
-    assert settings.data is not None
-    alone = replace(config, data=settings.data, validation=LossPerLevelConfig())
-    with config_errors("validation."):
-        source = make_source(alone, derive_seed(settings.seed, "validation"))
-    found = source.head(settings.samples) if isinstance(source, StreamDataset) else source
-    length = len(found) if isinstance(found, list) else found.length
-    require(
-        length is None or settings.samples <= length,
-        f"validation.samples {settings.samples} is more than the {length} pictures of validation.data: use fewer",
-    )
-    return found
+
+    def make(data: DataConfig, seed: int) -> Any:
+        return make_source(replace(config, data=data, validation=LossPerLevelConfig()), seed)
+
+    return held_out_source(config.validation, make)
 
 
 class Validation:

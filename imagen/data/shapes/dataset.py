@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagen.checks import check_choice
+from imagen.checks import check_choice, check_int
 
 from ..fields import ClassName, Kind, Label
 from ..records import NOTHING
@@ -20,6 +20,7 @@ from ..transforms import to_tensor
 from .language import COLORS, SHAPES, Category, Facts, Split, caption, sample_facts
 from .layout import Scene, place
 from .render import LEAST_PERIOD, PERIOD, WHOLE, Window, render
+from .variations import vary
 
 ON_OBJECT = 0.9  # share of crops aimed at an object
 FACTS = {"shape": SHAPES, "color": tuple(COLORS)}  # what labels may say, and their words in order
@@ -47,6 +48,8 @@ class ShapesDataset(Dataset[Sample]):
         fields: what samples hold beside picture and caption, by name: a word of :data:`FACTS`, about the first object
             that the caption names.
         kinds: of the fields; without, each is the word's place among those of its fact.
+        variations: so many scenes in a row belong together: all but the first differ from it in one fact each
+            (:func:`imagen.data.shapes.variations.vary`); 1: every scene is drawn alone.
 
     Raises:
         ValueError: sizes that do not fit each other, a negative seed, or a field that no scene has.
@@ -64,7 +67,9 @@ class ShapesDataset(Dataset[Sample]):
         category: Category | None = None,
         fields: Mapping[str, str] = NOTHING,
         kinds: Mapping[str, Kind] = NOTHING,
+        variations: int = 1,
     ) -> None:
+        self.variations = check_int("variations", variations, 1)
         if size < 1 or seed < 0:
             raise ValueError(f"size is {size} and seed is {seed}; expected size >= 1 and seed >= 0")
         check_choice("split", split, get_args(Split))
@@ -106,8 +111,10 @@ class ShapesDataset(Dataset[Sample]):
 
     def scene(self, index: int) -> tuple[Facts, str, Scene]:
         """Facts, caption and scene of an index: independent of sizes and crops."""
-        rng = self._rng(index, 0)
-        facts = sample_facts(rng, self.split, self.category)
+        rng, first = self._rng(index, 0), index - index % self.variations
+        facts = sample_facts(self._rng(first, 0) if index != first else rng, self.split, self.category)
+        if index != first:
+            facts = vary(facts, rng, self.split)
         return facts, caption(facts, rng), place(facts, rng)
 
     def window(self, index: int, scene: Scene) -> Window:

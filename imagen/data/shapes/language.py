@@ -133,9 +133,11 @@ def _draw(rng: np.random.Generator, category: Category | None) -> Facts:
     return Facts((_sample_thing(rng),), background=background)
 
 
-def _occurs(facts: Facts) -> bool:
-    """Two things differ in colour or shape, and every object can be seen on a named background."""
+def occurs(facts: Facts) -> bool:
+    """Two things differ in colour or shape, every object can be seen on a named background, and every pattern."""
     if len({(thing.color, thing.shape) for thing in facts.things}) < len(facts.things):
+        return False
+    if any(thing.color == "black" and thing.pattern is not None for thing in facts.things):
         return False
     return facts.background is None or facts.background in allowed_backgrounds(facts)
 
@@ -148,7 +150,7 @@ def sample_facts(rng: np.random.Generator, split: Split = "train", category: Cat
     """
     while True:
         facts = _draw(rng, category)
-        if _occurs(facts) and is_heldout(facts) == (split == "heldout"):
+        if occurs(facts) and is_heldout(facts) == (split == "heldout"):
             return facts
 
 
