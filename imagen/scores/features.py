@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -30,8 +29,8 @@ from imagen.checks import check_choice, check_device, check_int
 from imagen.errors import one_line
 from imagen.scores.inception import load_inception
 from imagen.scores.resize import RESIZES, SIDE, resized
+from imagen.scores.sets import Array, check_features
 
-Array = NDArray[np.float64]
 STANDARD = {"tf1": "fid", "clean": "clean-fid"}
 """The label of the standard Inception by its resizing; no other network is called so."""
 UNSAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
@@ -77,10 +76,7 @@ class FeatureNetwork:
                 parts.append(self.embed(batch).double().cpu().numpy())
         if not parts:
             raise ValueError(f"no pictures for the features of {self.label!r}; give at least one")
-        found = np.concatenate(parts)
-        if not np.isfinite(found).all():
-            raise ValueError(f"features of {self.label!r} are not finite; its weights are damaged")
-        return found
+        return check_features(f"features of {self.label!r}", np.concatenate(parts))
 
 
 def load_features(name: str | Path, device: str = "cpu", resize: str | None = None) -> FeatureNetwork:
