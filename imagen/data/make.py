@@ -44,6 +44,16 @@ def make_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset |
             want.fields,
             data.variations,
         )
+    return stored_source(data, want, seed)
+
+
+def stored_source(data: DataConfig, want: Want, seed: int = 0) -> PictureDataset | StreamDataset:
+    """The stored pictures that `data`, of any kind but shapes, names. Fields that are not wanted are left alone.
+
+    Raises:
+        ValueError: nothing there, not what the configuration says, or sizes that do not fit.
+        OSError: it cannot be read.
+    """
     least = data.min_size or (1 if data.rules == 1 else want.size)
     resize, profiles = data.resize or "area", data.rules != 1
     prepare = Prepare(want, data.crop, data.square, data.flip, data.template, resize, profiles, least)

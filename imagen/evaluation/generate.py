@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from imagen.checks import check_device
-from imagen.evaluation.suites import Prompt, SuiteName
+from imagen.evaluation.suites import SuiteName
 from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
 
 
+class Asked(Protocol):
+    """What a picture is sampled from, a prompt of a suite for example."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 def add_sampling_arguments(
     parser: argparse.ArgumentParser, num: int, split: SuiteName | None = None, more: Sequence[str] = ()
 ) -> None:
-    """The options of every command that samples.
+    """The options of every command that samples a suite.
 
     Args:
         num: prompts where ``--num`` says nothing.
         split: the suite where ``--split`` says nothing; None: the command has suites of its own.
         more: settings of the stages that the command lets change, beside steps and guidance scale.
     """
+    add_model_arguments(parser, more)
     add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="a model, a Hub id, or run folders, as of sample.py; a base stage alone will do at 64 px",
-    )
     if split is not None:
         add("--split", choices=get_args(SuiteName), default=split, help="which prompts (default %(default)s)")
     add("--num", type=int, default=num, help="prompts, spread evenly over the categories (default %(default)s)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, more: Sequence[str] = (), required: bool = True) -> None:
+    """The options that say which model samples, and how.
+
+    Args:
+        more: settings of the stages that the command lets change, beside steps and guidance scale.
+        required: whether there is nothing to do without ``--model``.
+    """
+    add = parser.add_argument
+    add(
+        "--model",
+        required=required,
+        help="a model, a Hub id, or run folders, as of sample.py; a base stage alone will do at 64 px",
+    )
     add("--seed", type=int, default=0, help="seed of the first prompt; the others count up (default 0)")
     add("--batch-size", type=int, default=8, help="prompts sampled at once (default 8)")
     for name in ("num_inference_steps", "guidance_scale", "sampler", *more):
@@ -64,6 +87,12 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: v[0] if len(v) == 1 else v for name, v in options.items() if v is not None}
 
 
+def _number() -> list[str]:
+    """Of this process on its machine, where a launcher (torchrun, accelerate) started several: it takes that GPU."""
+    found = os.environ.get("LOCAL_RANK")
+    return [] if found is None else [found]
+
+
 def load(args: argparse.Namespace) -> ImagenPipeline:
     """The pipeline that the options name, on its device, without its own progress bars.
 
@@ -72,11 +101,21 @@ def load(args: argparse.Namespace) -> ImagenPipeline:
     """
     from imagen.pipeline import ImagenPipeline
 
-    device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    own = ":".join(["cuda", *_number()]) if torch.cuda.is_available() else "cpu"
+    device = check_device("--device", args.device or own)
     pipe = ImagenPipeline.from_pretrained(args.model)
     pipe.to(torch.device(device))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def fingerprint(network: Any) -> str:
+    """What tells a network's weights from any other's, in whatever dtype they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + numbers.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_calls(pipe: ImagenPipeline, calls: Iterable[tuple[int, Mapping[str, Any]]], batch_size: int) -> None:
@@ -93,7 +132,7 @@ def check_calls(pipe: ImagenPipeline, calls: Iterable[tuple[int, Mapping[str, An
 
 def sample(
     pipe: ImagenPipeline,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Asked],
     size: int,
     settings: Mapping[str, Any],
     batch_size: int = 8,

@@ -11,7 +11,6 @@ on behind them.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +26,14 @@ from imagen.disk import read_json, whole, write_text
 from imagen.errors import one_line
 from imagen.evaluation.alignment import Judged, judge_all, summary
 from imagen.evaluation.distance import Distance, detail, energy_distance, layout
-from imagen.evaluation.generate import add_sampling_arguments, check_calls, load, sample, sampling_settings
+from imagen.evaluation.generate import (
+    add_sampling_arguments,
+    check_calls,
+    fingerprint,
+    load,
+    sample,
+    sampling_settings,
+)
 from imagen.evaluation.guidances import counted
 from imagen.evaluation.report import note, save_sheet, table, write_result
 from imagen.evaluation.stats import Share, paired_difference
@@ -127,14 +133,6 @@ def compare(rows: Sequence[Row]) -> str:
         apart = [row.distances.get(name, "-") for name in ("layout", "detail")]
         lines.append((row.way, f"{row.evaluations:.0f}", *judged, *apart))
     return table(lines)
-
-
-def fingerprint(network: Any) -> str:
-    """What tells a network's weights from any other's."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def pictures_of(

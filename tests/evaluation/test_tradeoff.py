@@ -15,8 +15,9 @@ from imagen.evaluation import tradeoff
 from imagen.evaluation.__main__ import main
 from imagen.evaluation.alignment import judge_all, truth_pictures
 from imagen.evaluation.distance import Distance
+from imagen.evaluation.generate import fingerprint
 from imagen.evaluation.suites import suite
-from imagen.evaluation.tradeoff import Row, Way, compare, fingerprint
+from imagen.evaluation.tradeoff import Row, Way, compare
 from tests.factories import tiny_base, tiny_base_alone
 
 WAYS = ["ddpm 3", "dpm++(use_exponential_sigmas, solver_order=1) 2 interval(high=-3)", "fast"]
