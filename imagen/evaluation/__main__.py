@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imagen.disk import occupied, out_folder
 from imagen.errors import Parser, run_command
-from imagen.evaluation import alignment, curves, guidances, samplers, superres, sweep, tradeoff
+from imagen.evaluation import alignment, curves, guidances, samplers, superres, sweep, tradeoff, zeroshot
 
 _COMMANDS = {
     "alignment": (alignment, "do pictures show what the prompts say?"),
@@ -18,6 +18,7 @@ _COMMANDS = {
     "samplers": (samplers, "samplers of the base stage and their options, paired, at equal evaluations"),
     "tradeoff": (tradeoff, "ways to sample the base stage, paired: network evaluations against quality"),
     "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
+    "zeroshot": (zeroshot, "what does a CLIP see: classes by their names, or the facts of the shapes world?"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }
 
