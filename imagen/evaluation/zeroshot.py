@@ -2,8 +2,8 @@
 2021, section 3.1), by a CLIP or SigLIP that was trained on neither.
 
 Each line of ``--classes`` is a class: what the data calls it (the folder a picture lies in, or its caption) and, behind
-a tab, how it is said, where that differs. Several ``--template`` are an ensemble: the mean of their unit vectors. Without
-``--data`` the shapes world is asked (:mod:`imagen.evaluation.shapes_zeroshot`).
+a tab, how it is said, where that differs. Several ``--template`` are an ensemble, the mean of their unit vectors.
+Without ``--data`` the shapes world is asked (:mod:`imagen.evaluation.shapes_zeroshot`).
 """
 
 from __future__ import annotations
