@@ -284,9 +284,8 @@ def run(args: argparse.Namespace) -> None:
     call = {"negative_prompt": args.negative_prompt, **asked, **conditions}
     if encoder is not None:
         groups = candidates(pictures, args.best_of, args.seed)
-        pictures = choose(
-            pipe, encoder, groups, partial(make, pipe, call, writer.shared["size"]), batch_size(args, pipe)
-        )
+        made = partial(make, pipe, call, writer.shared["size"])
+        pictures = choose(pipe, encoder, groups, made, batch_size(args, pipe))
     sample(args, pipe, pictures, call, writer)
 
 
