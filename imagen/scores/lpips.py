@@ -71,8 +71,9 @@ class Lpips:
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
         """What stands before each pooling, and in AlexNet behind each convolution: of unit length in each pixel."""
-        shift, scale = (torch.tensor(one).view(3, 1, 1) for one in (SHIFT, SCALE))
-        values = ((pictures.cpu().float() - shift) / scale).to(self.channels[0].device)
+        device = self.channels[0].device
+        shift, scale = (torch.tensor(one, device=device).view(3, 1, 1) for one in (SHIFT, SCALE))
+        values = (pictures.to(device, torch.float32) - shift) / scale
         found = []
         for layer, after in zip(self.layers, [*list(self.layers)[1:], nn.MaxPool2d(2)], strict=True):
             values = layer(values)

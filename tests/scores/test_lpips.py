@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imagen.scores.lpips import Lpips, alexnet, vgg16
 
@@ -24,22 +25,24 @@ def drawn(name: str) -> nn.Sequential:
     return NETWORKS[name]()
 
 
-def stored(name: str, folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """As torchvision's files: with a classifier behind the features."""
-    path = folder / f"{name}.pth"
-    weights = {f"features.{key}": value for key, value in drawn(name).state_dict().items()}
-    torch.save({**weights, "classifier.1.weight": torch.zeros(2, 2)}, path)
-    return path
+    folder = tmp_path_factory.mktemp("weights")
+    for name in NETWORKS:
+        weights = {f"features.{key}": value for key, value in drawn(name).state_dict().items()}
+        torch.save({**weights, "classifier.1.weight": torch.zeros(2, 2)}, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in NETWORKS}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_torchmetrics_finds_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchmetrics_finds_the_same(name: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets our network where it would ask torchvision for one; the taps, the scaling, the channels are its own."""
     from torchmetrics.functional.image import lpips as theirs
 
     layers = nn.Sequential(*drawn(name), nn.MaxPool2d(2))
     monkeypatch.setattr(theirs, "_get_tv_model_features", lambda *given: layers)
-    found = Lpips(stored(name, tmp_path))
+    found = Lpips(files[name])
     x, y = pictures(), pictures(seed=1)
     assert found.name == name
     expected = theirs.learned_perceptual_image_patch_similarity(x, y, net_type=name, reduction="none")
@@ -47,26 +50,44 @@ def test_torchmetrics_finds_the_same(name: str, tmp_path: Path, monkeypatch: pyt
     assert (found(x, y) > 1e-4).all()
 
 
-def test_alexnet_s_is_the_paper_s_sum(tmp_path: Path) -> None:
+# Of each convolution: its number in torchvision's features, stride, padding, the pooling before it, and whether LPIPS
+# looks at what it gives.
+PLAIN = {
+    "alex": [(0, 4, 2, 0, 1), (3, 1, 2, 3, 1), (6, 1, 1, 3, 1), (8, 1, 1, 0, 1), (10, 1, 1, 0, 1)],
+    "vgg": [
+        *((0, 1, 1, 0, 0), (2, 1, 1, 0, 1), (5, 1, 1, 2, 0), (7, 1, 1, 0, 1), (10, 1, 1, 2, 0), (12, 1, 1, 0, 0)),
+        *((14, 1, 1, 0, 1), (17, 1, 1, 2, 0), (19, 1, 1, 0, 0), (21, 1, 1, 0, 1), (24, 1, 1, 2, 0), (26, 1, 1, 0, 0)),
+        (28, 1, 1, 0, 1),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_the_paper_s_sum(name: str, files: dict[str, Path]) -> None:
     """Eq. 1: over layers, the mean over pixels of |w * (f - f')|^2, of features that have unit length."""
-    found = Lpips(stored("alex", tmp_path))
+    path = files[name]
+    found, weights = Lpips(path), torch.load(path, weights_only=True)
     a, b = pictures(1), pictures(1, seed=1)
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    one, other = ((v + 1) / 2 for v in (a, b))
-    one, other = (one - mean) / deviation, (other - mean) / deviation  # ImageNet's
-    total = 0.0
-    weights = iter(found.channels)
-    for layer in drawn("alex"):
-        one, other = layer(one), layer(other)
-        if isinstance(layer, nn.ReLU):
-            unit, beside = (v[0] / v[0].square().sum(0).sqrt() for v in (one, other))
-            apart = (unit - beside).detach().numpy() ** 2
-            total += float((next(weights)[0].numpy() * apart).sum(axis=0).mean())
+    both = ((torch.cat([a, b]) + 1) / 2 - mean) / deviation  # ImageNet's
+    total, channels = 0.0, iter(found.channels)
+    for number, stride, padding, pooled, seen in PLAIN[name]:
+        both = F.max_pool2d(both, pooled, 2) if pooled else both
+        kernel, bias = weights[f"features.{number}.weight"], weights[f"features.{number}.bias"]
+        both = F.conv2d(both, kernel, bias, stride, padding).clamp(min=0)
+        if seen:
+            unit, beside = (v / v.square().sum(0).sqrt() for v in both)
+            total += float((next(channels)[0] * (unit - beside) ** 2).sum(dim=0).mean())
     assert found(a, b)[0] == pytest.approx(total, rel=2e-3)  # the authors' code rounds ImageNet's numbers
 
 
-def test_it_is_0_of_equal_pictures_symmetric_and_of_each_pair_alone(tmp_path: Path) -> None:
-    found = Lpips(str(stored("alex", tmp_path)))
+@pytest.mark.parametrize(("name", "published"), [("alex", 2_469_696), ("vgg", 14_714_688)])
+def test_networks_have_as_many_weights_as_was_published(name: str, published: int) -> None:
+    assert sum(one.numel() for one in NETWORKS[name]().parameters()) == published
+
+
+def test_it_is_0_of_equal_pictures_symmetric_and_of_each_pair_alone(files: dict[str, Path]) -> None:
+    found = Lpips(str(files["alex"]))
     x, y = pictures(), pictures(seed=1)
     assert found(x, x).tolist() == [0.0] * 3
     np.testing.assert_allclose(found(x, y), found(y, x), rtol=1e-6)
@@ -77,15 +98,15 @@ def test_it_is_0_of_equal_pictures_symmetric_and_of_each_pair_alone(tmp_path: Pa
     assert found(x[:0], y[:0]).shape == (0,)
 
 
-def test_safetensors_are_read_too(tmp_path: Path) -> None:
+def test_safetensors_are_read_too(files: dict[str, Path], tmp_path: Path) -> None:
     weights = {f"features.{key}": value for key, value in drawn("alex").state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
     x, y = pictures(), pictures(seed=1)
     found = Lpips(tmp_path / "model.safetensors")
-    assert found(x, y).tolist() == Lpips(stored("alex", tmp_path))(x, y).tolist()
+    assert found(x, y).tolist() == Lpips(files["alex"])(x, y).tolist()
 
 
-def test_what_are_no_weights(tmp_path: Path) -> None:
+def test_what_are_no_weights(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing.pth is no file; expected torchvision's alexnet-owt-7be5be79.pth or"):
         Lpips(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("no weights")
@@ -94,7 +115,7 @@ def test_what_are_no_weights(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth holds no network of LPIPS; expected torchvision's"):
         Lpips(tmp_path / "other.pth")
-    weights = torch.load(stored("alex", tmp_path), weights_only=True)
+    weights = torch.load(files["alex"], weights_only=True)
     del weights["features.6.bias"]
     torch.save(weights, tmp_path / "part.pth")
     with pytest.raises(ValueError, match=r'part.pth is not the alex network of torchvision: [^\n]*"6.bias"[^\n]*$'):
@@ -116,12 +137,12 @@ def test_what_are_no_weights(tmp_path: Path) -> None:
         (torch.full((1, 3, 40, 40), torch.nan), torch.zeros(1, 3, 40, 40), "pictures reach from nan to nan"),
     ],
 )
-def test_what_are_no_pictures(x: Tensor, y: Tensor, told: str, tmp_path: Path) -> None:
-    found = Lpips(stored("alex", tmp_path))
+def test_what_are_no_pictures(x: Tensor, y: Tensor, told: str, files: dict[str, Path]) -> None:
+    found = Lpips(files["alex"])
     with pytest.raises(ValueError, match=f"^{told}"):
         found(x, y)
 
 
-def test_the_smallest_pictures_pass(tmp_path: Path) -> None:
+def test_the_smallest_pictures_pass(files: dict[str, Path]) -> None:
     for name in NETWORKS:
-        assert np.isfinite(Lpips(stored(name, tmp_path))(pictures(1, 32, 32), pictures(1, 32, 32, seed=1))).all()
+        assert np.isfinite(Lpips(files[name])(pictures(1, 32, 32), pictures(1, 32, 32, seed=1))).all()
