@@ -71,7 +71,7 @@ def data_captions(config: RunConfig, num: int | None) -> Iterator[str]:
         yield from (sample.caption for sample in held_out(config))
     if config.validation.every:
         source = validation_source(config)
-        yield from (source[index].caption for index in range(config.validation.samples))
+        yield from (source[index].caption for index in range(max(config.validation.needs.values())))
 
 
 def file_captions(path: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ class ContrastTask:
         """One for all."""
         return torch.zeros(len(batch.images), dtype=torch.int64, device=self.device)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, step: int) -> dict[str, float]:
         """The loss among all held-out pairs, and how many pictures (texts) find their own text (picture), or one with
         the same caption.
         """

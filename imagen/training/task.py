@@ -86,8 +86,9 @@ class Task(Protocol[BatchT]):
     def group(self, batch: BatchT) -> Tensor:
         """(B,) int64, the number of each picture's group."""
 
-    def measure(self) -> dict[str, float]:
-        """Of the module as it is on held-out pictures: ``val_loss``, and more under other names that begin with it."""
+    def measure(self, step: int) -> dict[str, float]:
+        """Of the module as it is after ``step`` steps, on held-out pictures: ``val_loss``, more under names that begin
+        with ``val_`` and, of what it makes, under names that begin with ``scores/``."""
 
     def draw(self, ema: EMA, path: Path) -> Sequence[Path]:
         """Write samples of the module's average as a picture; all processes call it, and the first one writes.

@@ -218,10 +218,11 @@ class Trainer:
     def _measure(self) -> None:
         """The average on held-out pictures, a line of its own."""
         with self.ema.swapped_in(self.module):
-            record = self.task.measure()
+            record = self.task.measure(self.step)
         if self.metrics is not None:
             self.metrics.write({"step": self.step, **record})
-            self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}")
+            scores = [f"  {name[7:]} {value:.4g}" for name, value in record.items() if name.startswith("scores/")]
+            self.progress.note(f"step {self.step}  held-out loss {record['val_loss']:.5f}{''.join(scores)}")
         self.trackers.log(record, self.step)
 
     def _draw(self, path: Path) -> None:

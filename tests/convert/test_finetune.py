@@ -11,7 +11,7 @@ import torch
 
 from imagen import ImagenPipeline
 from imagen.cascade.training.compose import compose
-from imagen.cascade.training.grids import picture_generators
+from imagen.cascade.training.drawing import picture_generators
 from imagen.cascade.training.inputs.batches import draw_batch
 from imagen.cascade.training.task import StageTask
 from imagen.cascade.variance import drop_variance

@@ -115,7 +115,7 @@ class RegressionTask:
         return batch.numbers.long() % 2
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
+    def measure(self, step: int) -> dict[str, float]:
         assert self.held_out is not None
         raw = collate([self.held_out[row] for row in range(self.config.validation.samples)])
         self.module.eval()

@@ -100,7 +100,7 @@ def test_three_steps_are_those_of_torch_by_hand(make: Callable[..., RegressionCo
         torch.testing.assert_close(trainer.module.get_parameter(name), value)
         torch.testing.assert_close(trainer.ema.average[name], average.get_parameter(name).detach())
     task.module = average
-    assert lines(config)[-1] == {"step": 3, **{key: pytest.approx(value) for key, value in task.measure().items()}}
+    assert lines(config)[-1] == {"step": 3, **{key: pytest.approx(value) for key, value in task.measure(3).items()}}
 
 
 @pytest.mark.parametrize("stop", [1, 5, 11])

@@ -21,21 +21,19 @@ from imagen.captions import enlargement, strip
 from imagen.cascade.route import route
 from imagen.cascade.runner import Job, Stage, run_stage
 from imagen.cascade.seeds import picture_seeds
-from imagen.cascade.text import pair
 from imagen.cascade.training.config.run import RunConfig
+from imagen.cascade.training.drawing import picture_generators, sampled_conditions, stage_in_training, windowed
 from imagen.cascade.training.export import stage_defaults
 from imagen.cascade.training.inputs.source import lowres_condition, make_source, named_conditions
 from imagen.cascade.training.inputs.texts import Texts
 from imagen.cascade.training.objective import Objective
 from imagen.cascade.training.start.origin import unet_section
-from imagen.conditions.call import CALLED, called
 from imagen.conditions.condition import Sampled
 from imagen.conditions.text import Words
 from imagen.data.decode import NothingUsable
 from imagen.data.pictures import StreamDataset
 from imagen.data.sources import Sample, collate
 from imagen.diffusion.augmentation import resize
-from imagen.diffusion.guidance import parse_guidance
 from imagen.diffusion.sampling import make_scheduler
 from imagen.disk import filling
 from imagen.errors import ConfigError, config_errors, require
@@ -43,7 +41,6 @@ from imagen.stages.folder import SavedStage, read_saved
 from imagen.stages.load import load_network, load_scheduler
 from imagen.stages.spec import SLOTS
 from imagen.training.processes import Processes
-from imagen.training.randomness import derive_seed
 from imagen.training.state.ema import EMA
 from unets.contract import facts
 from unets.network import Network
@@ -58,11 +55,6 @@ def held_out(config: RunConfig) -> list[Sample]:
     if not found:
         raise NothingUsable(f"none of the pictures of data.path {config.data.path!r} can be used")
     return found
-
-
-def picture_generators(seed: int, purpose: str, rows: range) -> list[torch.Generator]:
-    """One for each picture of a grid, so that it is the same in any batch and every time."""
-    return [torch.Generator().manual_seed(derive_seed(seed, purpose, row)) for row in rows]
 
 
 class GridMaker:
@@ -126,26 +118,13 @@ class GridMaker:
         return Words.of(held), self.lowres.picture(held, truth), truth
 
     def own_stage(self, unet: Network) -> Stage:
-        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale.
-
-        Guidance that needs a weaker network, which a run has not, is classifier-free here.
-        """
-        grid, stored = self.config.grid, stage_defaults(self.config)
-        scale = stored.guidance_scale if grid.guidance_scale is None else grid.guidance_scale
-        guidance = "cfg" if "weak" in parse_guidance(stored.guidance).branches else stored.guidance
-        settings = replace(
-            stored, num_inference_steps=grid.num_inference_steps, guidance_scale=scale, guidance=guidance
-        )
-        return Stage(self.config.stage.name, unet, self.scheduler, settings)
+        """The stage in training as it will sample, but for DDIM, and grid's steps and guidance scale."""
+        return stage_in_training(self.config, unet, self.scheduler, self.config.grid)
 
     def sample(self, unet: Network, words: Words, lowres: Tensor | None) -> Tensor:
         """(B, C, H, W) in [-1, 1] with `unet` as it is: whole pictures or, with data.crop, windows of them."""
         stage, side = self.own_stage(unet), self.config.data.crop
-        if side is not None:
-            size, low = stage.settings.size, stage.settings.lowres_size
-            window = replace(stage.settings, size=side, lowres_size=None if low is None else side * low // size)
-            stage = stage._replace(settings=window)
-        return self.draw([stage], words, "grid", lowres)[0]
+        return self.draw([stage if side is None else windowed(stage, side)], words, "grid", lowres)[0]
 
     def draw(self, stages: Sequence[Stage], words: Words, purpose: str, start: Tensor | None = None) -> list[Tensor]:
         """The pictures (B, C, H, W) in [-1, 1] of each stage in turn, grid.batch_size or fewer at once.
@@ -174,13 +153,7 @@ class GridMaker:
         """
         conditions = named_conditions(self.config)
         raw = None if held is None or not conditions else collate(self._held_out[held])
-        image = None if raw is None else raw["image"].to(self.device, self.dtype)
-        own = [] if raw is None else [condition.sampled(raw, image) for condition in conditions]
-        if self.config.reads_text:
-            prompt = self.texts(words)
-            own.append(pair(prompt, self.texts.null(1, prompt[0].shape[-1]), len(words), self.device))
-        nulls = called(dict.fromkeys(CALLED), {}, [stage.unet.facts for stage in stages], self.device)
-        return [*own, *(null for null in nulls if null.name not in {one.name for one in own})]
+        return sampled_conditions(self.config, self.texts, words, raw, stages, self.device)
 
     def _through_cascade(self, unet: Network, name: str) -> dict[str, Tensor]:
         """A row for each stage, enlarged to the last one's size; none without grid.cascade."""

@@ -21,6 +21,7 @@ from imagen.cascade.training.inputs.batches import Batch, BatchMaker, draw_batch
 from imagen.cascade.training.inputs.source import make_conditions, make_source
 from imagen.cascade.training.inputs.texts import Texts, with_cache
 from imagen.cascade.training.objective import Objective
+from imagen.cascade.training.scores import Scores, check_scores
 from imagen.cascade.training.start.network import fit_whitening, make_unet, prepare_unet, set_checkpointing
 from imagen.cascade.training.start.origin import Origin, differences, with_origin
 from imagen.cascade.training.validation import Validation
@@ -80,6 +81,7 @@ def check_before_loading(config: RunConfig, origin: Origin) -> None:
         check_sampler(Stage(config.stage.name, unet, scheduler, stage_defaults(config)))
     if config.grid.every and config.grid.cascade is not None:
         find_stages(config)
+    check_scores(config)
     encoder = text.encoder if text.cache is None and text.encoder else ""  # a cache stands in for it
     a_path = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
     if a_path and not Path(encoder).is_dir():
@@ -144,6 +146,8 @@ class StageTask:
             fit_whitening(self.unet, config, source, self.texts)
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
         self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None
+        held_out, asked = self.validation, config.validation.scores is not None
+        self.scores = Scores(config, self.objective, self.texts, held_out) if held_out and asked else None
         self.grids = GridMaker(config, self.objective, self.texts, device, processes)
         assert isinstance(self.unet, nn.Module)
         ready = self.texts.tokenized if self.config.text.unconditional == "zero" else as_it_is  # else rows are replaced
@@ -163,10 +167,13 @@ class StageTask:
         """The quarter of t."""
         return (batch.t * QUARTERS).long().clamp(0, QUARTERS - 1)
 
-    def measure(self) -> dict[str, float]:
-        """The held-out loss, and that of each level; the processes share the work."""
+    def measure(self, step: int) -> dict[str, float]:
+        """The held-out loss, that of each level and, where they are due, scores; the processes share the work."""
         assert self.validation is not None, "nothing is measured without validation.every"
-        return self.validation.record(self.validation.table(self.unet, self.processes))
+        record = self.validation.record(self.validation.table(self.unet, self.processes))
+        if self.scores is not None and (step % self.scores.settings.every == 0 or step == self.config.train.steps):
+            record |= self.scores.measure(self.unet, self.processes)
+        return record
 
     def draw(self, ema: EMA, path: Path) -> list[Path]:
         """The grids of samples."""

@@ -26,13 +26,13 @@ def validation_source(config: RunConfig) -> Any:
     """The pictures that `validation.data` names; of the shapes world, ones that training does not see.
 
     Raises:
-        ConfigError: nothing there, or fewer than validation.samples.
+        ConfigError: nothing there, or fewer than validation asks for.
     """
 
     def make(data: DataConfig, seed: int) -> Any:
         return make_source(replace(config, data=data, validation=LossPerLevelConfig()), seed)
 
-    return held_out_source(config.validation, make)
+    return held_out_source(config.validation, make, config.validation.needs)
 
 
 class Validation:
@@ -70,7 +70,7 @@ class Validation:
         table = torch.zeros(len(self.t), samples, dtype=torch.float64, device=self.batch_maker.device)
         for rows in processes.turns(samples, size):
             raw = collate([self.source[row] for row in rows])
-            self._tell(raw["notes"])
+            self.tell(raw["notes"])
             batch = self.batch_maker(raw, self._draws(0, rows), 0, rows)
             for level in range(len(self.t)):
                 batch = self.batch_maker.redrawn(batch, self._draws(level, rows), level, rows)
@@ -78,7 +78,8 @@ class Validation:
         unet.train(training)
         return processes.add(table)
 
-    def _tell(self, notes: list[Note]) -> None:
+    def tell(self, notes: list[Note]) -> None:
+        """Warn of held-out pictures that cannot be used, of each once."""
         for note in notes:
             if note.action == "skipped" and note not in self._told:
                 self._told.add(note)

@@ -24,13 +24,13 @@ from imagen.cascade.training.config.sections import (
     StageConfig,
     TextConfig,
 )
+from imagen.cascade.training.drawing import picture_generators
 from imagen.cascade.training.grids import (
     GridMaker,
     captioned_grid,
     find_stages,
     held_out,
     load_others,
-    picture_generators,
     save_grid,
     tile,
 )

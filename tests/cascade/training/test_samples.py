@@ -16,7 +16,7 @@ from torch import Tensor
 from imagen import ImagenPipeline
 from imagen.captions import enlargement, strip
 from imagen.cascade.training.compose import compose
-from imagen.cascade.training.grids import picture_generators
+from imagen.cascade.training.drawing import picture_generators
 from imagen.cascade.training.task import StageTask
 from imagen.data.shapes.language import SHAPES
 from imagen.diffusion.augmentation import resize

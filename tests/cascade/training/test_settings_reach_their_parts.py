@@ -72,7 +72,7 @@ ELSEWHERE = {  # changes no number (its own tests show what it does), or ends a 
     *("train.accumulation", "train.num_workers", "train.gradient_checkpointing", "train.compile", "train.init_from"),
     "train.channels_last",
     *("train.drop_variance", "train.time_limit", "train.max_skipped", "train.max_skipped_in_a_row"),
-    *("train.trackers", "train.mixed_precision", "validation.batch_size"),
+    *("train.trackers", "train.mixed_precision", "validation.batch_size", "validation.scores"),
 }
 
 

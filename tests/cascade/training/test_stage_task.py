@@ -170,7 +170,7 @@ def test_the_processes_of_a_run_share_what_is_measured_and_drawn() -> None:
     processes = Processes(0, 2, lambda part: parts.append(part) or torch.ones_like(part))  # type: ignore[func-returns-value]
     task.load(torch.device("cpu"), processes, None)
     assert task.grids.processes is processes
-    record = task.measure()
+    record = task.measure(1)
     assert {*record.values()} == {1.0}, "what is told is what was added up"
     assert len(record) == 4
     (table,) = parts
@@ -179,7 +179,7 @@ def test_the_processes_of_a_run_share_what_is_measured_and_drawn() -> None:
     alone = StageTask(RUN)
     alone.load(torch.device("cpu"), Processes(), None)
     with pytest.raises(AssertionError, match="nothing is measured without validation.every"):
-        alone.measure()
+        alone.measure(1)
 
 
 def test_a_network_is_whitened_where_it_is_new_and_otherwise_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,8 +176,8 @@ def test_what_is_passed_over_is_told_once_and_levels_that_are_one_are_refused(co
     validation = make(settings)
     skipped, repaired = Note("a.png", "skipped", "is empty"), Note("b.png", "repaired", "turned")
     with pytest.warns(UserWarning, match=r"^validation: a.png is empty; another picture takes its place$") as said:
-        validation._tell([repaired, skipped, skipped])
-    validation._tell([skipped])
+        validation.tell([repaired, skipped, skipped])
+    validation.tell([skipped])
     assert len(said) == 1
     flat = replace(settings.stage, schedule=ScheduleConfig(max_log_snr=0.001))
     with pytest.raises(ConfigError, match="validation.levels 3: some have the same log-SNR, use fewer"):

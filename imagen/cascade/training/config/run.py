@@ -14,7 +14,15 @@ from imagen.diffusion.guidance import branches, parse_guidance
 from imagen.errors import require
 from imagen.training.config.sections import GridConfig, RunSettings, TrainConfig, ValidationConfig
 
-from .sections import ConditionsConfig, LoraConfig, SamplingConfig, StageConfig, TextConfig
+from .sections import (
+    ConditionsConfig,
+    LoraConfig,
+    SamplingConfig,
+    ScoresConfig,
+    StageConfig,
+    TextConfig,
+    check_drawing,
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,23 @@ class LossPerLevelConfig(ValidationConfig):
 
     levels: int = 8
     """noise levels, evenly spaced in t; every picture is judged at each"""
+    scores: ScoresConfig | None = None
+    """distances of samples from held-out pictures, and their CLIP score, where features names a feature network; null
+    measures none"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.levels > 0, f"validation.levels {self.levels} must be positive")
+        if self.scores is not None:
+            every = self.scores.every
+            told = f"validation.scores.every {every} must be a multiple of validation.every ({self.every})"
+            require(self.every > 0 and every % self.every == 0, f"{told}, at whose steps it is measured")
+
+    @property
+    def needs(self) -> dict[str, int]:
+        """Keys that say how many held-out pictures are looked at, and how many."""
+        scores = {} if self.scores is None else {"scores.count": self.scores.count}
+        return {"samples": self.samples, **scores}
 
 
 @dataclass(frozen=True)
@@ -68,11 +89,7 @@ class StageGridConfig(GridConfig):
         super().__post_init__()
         require(self.batch_size > 0, f"grid.batch_size {self.batch_size} must be positive")
         require(self.count > 0, f"grid.count {self.count} must be positive: set grid.every to 0 for no grids")
-        steps = self.num_inference_steps
-        require(1 <= steps <= 1000, f"grid.num_inference_steps {steps} must lie in [1, 1000]")
-        scale = self.guidance_scale
-        right = scale is None or 0 <= scale < math.inf
-        require(right, f"grid.guidance_scale {scale} must be at least 0 and finite, or null for the sampling section's")
+        check_drawing("grid", self.num_inference_steps, self.guidance_scale)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from imagen.diffusion.vocabulary import AugSpace, PredictionType, ResizeMode, Sa
 from imagen.errors import config_errors, require
 from imagen.stages.spec import SamplingSettings, slot_named
 from imagen.text.reading import Null, Padding, TextDefaults
+from imagen.training.config.sections import SEEDS
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,44 @@ class ConditionsConfig:
     """a class of each picture: classes, how many, or names, which"""
     mask: MaskConfig | None = None
     """a part of each picture that is to be painted, the rest is given: source, where the masks come from, or {}"""
+
+
+@dataclass(frozen=True)
+class ScoresConfig:
+    """Samples of the EMA weights against held-out pictures, as sets (imagen.scores): the first ones of validation.data
+    are the reference, and the samples have their texts and, for super-resolution, their inputs."""
+
+    features: str = ""
+    """the feature network: folder or Hub id of a CLIP, SigLIP, DINOv2 or ViT, or the file of the FID's Inception"""
+    every: int = 5000
+    """steps between two measurements: a multiple of validation.every"""
+    count: int = 256
+    """pictures; distances of few are larger than of many: compare like with like"""
+    num_inference_steps: int = 20
+    """DDIM steps"""
+    guidance_scale: float | None = None
+    """null takes sampling.guidance_scale"""
+    batch_size: int = 16
+    """pictures sampled at once"""
+    seed: int = 0
+    """of the samples' noise"""
+
+    def __post_init__(self) -> None:
+        named = "name a folder or Hub id of a CLIP, or the file of the FID's Inception"
+        require(bool(self.features), f"validation.scores.features is missing: {named}")
+        require(self.count > 1, f"validation.scores.count {self.count} must be at least 2: a distance is of sets")
+        for name in ("every", "batch_size"):
+            require(getattr(self, name) > 0, f"validation.scores.{name} {getattr(self, name)} must be positive")
+        require(0 <= self.seed < SEEDS, f"validation.scores.seed {self.seed} must lie in [0, {SEEDS})")
+        check_drawing("validation.scores", self.num_inference_steps, self.guidance_scale)
+
+
+def check_drawing(section: str, steps: int, scale: float | None) -> None:
+    """Raises ConfigError for DDIM steps, or a guidance scale, that nothing can be sampled with while training."""
+    require(1 <= steps <= 1000, f"{section}.num_inference_steps {steps} must lie in [1, 1000]")
+    right = scale is None or 0 <= scale < math.inf
+    told = f"{section}.guidance_scale {scale} must be at least 0 and finite, or null for the sampling section's"
+    require(right, told)
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0")
