@@ -9,7 +9,19 @@ from pathlib import Path
 
 from imagen.disk import out_folder
 from imagen.errors import Parser, run_command
-from imagen.evaluation import alignment, curves, guidances, samplers, scores, superres, sweep, tradeoff, zeroshot
+from imagen.evaluation import (
+    alignment,
+    curves,
+    guidances,
+    rerank,
+    retrieval,
+    samplers,
+    scores,
+    superres,
+    sweep,
+    tradeoff,
+    zeroshot,
+)
 from imagen.evaluation.launch import Launch
 
 _COMMANDS = {
@@ -21,6 +33,8 @@ _COMMANDS = {
     "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
     "scores": (scores, "sets of pictures beside others, or beside captions, as papers report them"),
     "zeroshot": (zeroshot, "what does a CLIP see: classes by their names, or the facts of the shapes world?"),
+    "retrieval": (retrieval, "which pictures does a CLIP find for a text, and which text for a picture?"),
+    "rerank": (rerank, "best of several, chosen by a CLIP, beside a random one and the best there is"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }
 
