@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from imagen.scores.sets import Array, check_features
 
 STANDARD = {"tf1": "fid", "clean": "clean-fid"}
 """The label of the standard Inception by its resizing; no other network is called so."""
-UNSAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
+UNSAID = {"transformers_version", "architectures", "dtype"}
 """Entries of a model's config that no feature depends on."""
 GIVE = "give a folder or Hub id of a CLIP, SigLIP, DINOv2 or ViT, or the file of the Inception's weights"
 
@@ -84,7 +85,8 @@ def load_features(name: str | Path, device: str = "cpu", resize: str | None = No
 
     A network of text and images (CLIP, SigLIP) gives its image embedding; one of images its ``pooler_output`` where
     the checkpoint has one (DINOv2: the class token), else the mean over positions of ``last_hidden_state``. Pictures
-    are prepared by PIL as its ``preprocessor_config.json`` says, never by torchvision, whose resizing differs.
+    are prepared as its ``preprocessor_config.json`` says, by PIL even where torchvision is installed, whose resizing
+    differs. A folder or Hub id of timm is read as well, where timm and torchvision are installed.
 
     Args:
         name: a folder or Hub id for ``transformers``, or the file of the Inception's weights, standard or not.
@@ -118,10 +120,8 @@ def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
 
 def _inception(path: Path, device: str, resize: str) -> FeatureNetwork:
     network, standard = load_inception(path)
-    # The count of batches that were trained on is no part of what it computes, and not in every file.
-    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     preprocessing = {
-        "network": fingerprint(state, {"architecture": "inception-v3 of the FID"}),
+        "network": fingerprint(network.state_dict(), {"architecture": "inception-v3 of the FID"}),
         "output": "pool",
         "size": SIDE,
         "resize": resize,
@@ -174,23 +174,24 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
     """(model, image processor, weights that the checkpoint did not set). Raises: ValueError, as `load_features`."""
     from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
 
+    lacking = [package for package in ("timm", "torchvision") if find_spec(package) is None]
     options: dict[str, Any] = {"trust_remote_code": False}
     if not Path(name).is_dir() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         raise ValueError(f"no feature network at {name!r}: there is no such folder or file; {GIVE}")
     with _muted():
         try:
             config = AutoConfig.from_pretrained(name, **options)
-        except ImportError as error:
-            raise _without_timm(name, error) from error
+        except ImportError as error:  # timm's list of classes
+            raise _without(name, lacking) from error
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"no feature network at {name!r}: {_first_line(error)}; {GIVE}") from error
+        if config.model_type == "timm_wrapper" and lacking:
+            raise _without(name, lacking)
         kind = MODEL_MAPPING.get(type(config), None)
         if getattr(kind, "main_input_name", None) != "pixel_values" and not hasattr(kind, "get_image_features"):
             raise ValueError(f"{name!r} is a {config.model_type}, which looks at no pictures; {GIVE}")
         try:
             processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
-        except ImportError as error:
-            raise _without_timm(name, error) from error
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{name!r} has no preprocessor_config.json that can be read ({_first_line(error)}); save its image "
@@ -206,15 +207,12 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
                 raise
             raise ValueError(f"feature network {name!r} is damaged: {one_line(error)}; fetch it anew") from error
     unset = set(told["missing_keys"]) | {str(key[0]) for key in told["mismatched_keys"]}
-    return model.requires_grad_(False).eval(), processor, unset
+    return model.requires_grad_(False), processor, unset  # from_pretrained leaves it in eval mode
 
 
-def _without_timm(name: str, error: ImportError) -> ValueError:
+def _without(name: str, lacking: Sequence[str]) -> ValueError:
     """timm's own preprocessing, which transformers wraps, is torchvision's."""
-    return ValueError(
-        f"{name!r} needs packages that are not installed ({_first_line(error)}); a network of timm needs both: "
-        "pip install timm torchvision"
-    )
+    return ValueError(f"{name!r} is a network of timm, and needs {' and '.join(lacking)}: pip install timm torchvision")
 
 
 def _first_line(error: BaseException) -> str:
