@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from imagen.checks import check_choice, check_device, check_int
@@ -149,7 +150,7 @@ def _transformers(name: str, device: str) -> FeatureNetwork:
             "re-export it"
         )
     both = hasattr(model, "get_image_features")
-    run = (model.to(device).get_image_features) if both else model.to(device)
+    run = model.to(device).get_image_features if both else model.to(device)
 
     def answer(pictures: Sequence[Image.Image]) -> Any:
         return run(**processor(list(pictures), return_tensors="pt").to(device))
@@ -174,25 +175,26 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
     """(model, image processor, weights that the checkpoint did not set). Raises: ValueError, as `load_features`."""
     from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
 
-    lacking = [package for package in ("timm", "torchvision") if find_spec(package) is None]
     options: dict[str, Any] = {"trust_remote_code": False}
+    needs = f"{name!r} is a network of timm, and needs timm and torchvision: pip install timm torchvision"
     if not Path(name).is_dir() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         raise ValueError(f"no feature network at {name!r}: there is no such folder or file; {GIVE}")
     with _muted():
         try:
             config = AutoConfig.from_pretrained(name, **options)
-        except ImportError as error:  # timm's list of classes
-            raise _without(name, lacking) from error
+        except ImportError as error:  # of timm, whose list of classes a config may need
+            raise ValueError(needs) from error
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"no feature network at {name!r}: {_first_line(error)}; {GIVE}") from error
-        if config.model_type == "timm_wrapper" and lacking:
-            raise _without(name, lacking)
+        # Its own preprocessing, which transformers wraps, is torchvision's.
+        if config.model_type == "timm_wrapper" and not (find_spec("timm") and find_spec("torchvision")):
+            raise ValueError(needs)
         kind = MODEL_MAPPING.get(type(config), None)
         if getattr(kind, "main_input_name", None) != "pixel_values" and not hasattr(kind, "get_image_features"):
             raise ValueError(f"{name!r} is a {config.model_type}, which looks at no pictures; {GIVE}")
         try:
             processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"{name!r} has no preprocessor_config.json that can be read ({_first_line(error)}); save its image "
                 "processor beside it"
@@ -200,19 +202,12 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
         try:
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below
             model, told = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"feature network {name!r} cannot be read: {_first_line(error)}; re-export it") from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
+        except SafetensorError as error:
             raise ValueError(f"feature network {name!r} is damaged: {one_line(error)}; fetch it anew") from error
     unset = set(told["missing_keys"]) | {str(key[0]) for key in told["mismatched_keys"]}
     return model.requires_grad_(False), processor, unset  # from_pretrained leaves it in eval mode
-
-
-def _without(name: str, lacking: Sequence[str]) -> ValueError:
-    """timm's own preprocessing, which transformers wraps, is torchvision's."""
-    return ValueError(f"{name!r} is a network of timm, and needs {' and '.join(lacking)}: pip install timm torchvision")
 
 
 def _first_line(error: BaseException) -> str:
