@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from imagen.checks import check_choice, check_device, check_int
 from imagen.errors import one_line
+from imagen.scores.hub import muted, short_name
 from imagen.scores.inception import load_inception
 from imagen.scores.resize import RESIZES, SIDE, resized
 from imagen.scores.sets import Array, check_features
@@ -167,7 +166,7 @@ def _transformers(name: str, device: str) -> FeatureNetwork:
         "output": output,
         **json.loads(processor.to_json_string()),
     }
-    label = _label(Path(os.path.abspath(name)).name)
+    label = _label(short_name(name))
     return FeatureNetwork(label, dim, preprocessing, lambda pictures: read(answer(pictures)))
 
 
@@ -179,7 +178,7 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
     needs = f"{name!r} is a network of timm, and needs timm and torchvision: pip install timm torchvision"
     if not Path(name).is_dir() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         raise ValueError(f"no feature network at {name!r}: there is no such folder or file; {GIVE}")
-    with _muted():
+    with muted():
         try:
             config = AutoConfig.from_pretrained(name, **options)
         except ImportError as error:  # of timm, whose list of classes a config may need
@@ -214,23 +213,6 @@ def _first_line(error: BaseException) -> str:
     """What an error of transformers says first; the rest is advice about its Hub."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Within it transformers does not report to people which weights it did not find, nor that torchvision is missing.
-
-    A level set here would make it look at, and report, how the layers are sharded.
-    """
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.import_utils")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
 
 
 def _pooled(answer: Any) -> Tensor:
