@@ -25,10 +25,17 @@ ASKED = ("text", "image", "negative_prompt", *OPTIONS, "height", "width")
 
 
 class Picture(NamedTuple):
-    """One picture to make: its prompt (None: the model reads no text) and its seed."""
+    """One picture to make.
+
+    Attributes:
+        prompt: None: the model reads no text.
+        seed: of its generator.
+        chosen: how it was chosen among others, for its record; empty where it was not.
+    """
 
     prompt: str | None
     seed: int
+    chosen: Mapping[str, Any] = {}
 
 
 def describe(args: argparse.Namespace, pipe: ImagenPipeline, running: Mapping[str, StageDefaults]) -> dict[str, Any]:
@@ -119,7 +126,8 @@ class Writer:
         final = pipe.stage == list(self.running)[-1]
         for picture, stem, image in zip(self.batch, self.stems, images, strict=True):
             if final or self.args.save_stages:
-                settings = {"prompt": picture.prompt, "seed": picture.seed, **self.shared, "stage": size}
+                settings = {"prompt": picture.prompt, "seed": picture.seed, **picture.chosen, **self.shared}
+                settings["stage"] = size
                 settings["command"] = command(self.args, picture, self.shared)
                 self.write(image, stem if final else stem + self.suffix(pipe.stage), settings)
         if final:

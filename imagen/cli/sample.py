@@ -18,6 +18,7 @@ from imagen.cli.before import check_adapters, check_call, check_files
 from imagen.cli.commands import typed
 from imagen.cli.model import DTYPES, load
 from imagen.cli.record import Picture, Writer, describe
+from imagen.cli.rerank import candidates, choose
 from imagen.conditions.options import OPTIONS, check_conditions, picture
 from imagen.disk import out_folder, read_json
 from imagen.errors import Parser, Stopped, run_command
@@ -29,6 +30,7 @@ from imagen.stages.spec import OF_CALLS, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from imagen.pipeline import ImagenPipeline
+    from imagen.scores.encoders import DualEncoder
 
 MODEL_HELP = "a model, or the folders of training runs: runs/base64,runs/sr256; default: %(default)s"
 DTYPE_HELP = "the networks compute in; auto: bfloat16 where that is fast, else float32; default: %(default)s"
@@ -53,6 +55,14 @@ def parser() -> Parser:
     add("--out", default="samples", metavar="DIR", help="where the pictures go; default: %(default)s")
     add("--seed", type=int, default=0, help="of the first picture, the next has one more; default: 0")
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt; default: 1")
+    add(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make N of each picture, keep the best; default: 1",
+    )
+    add("--rerank", metavar="DIR_OR_HUB_ID", help="the CLIP that says which is the best one, after the first stage")
     add("--negative-prompt", metavar="TEXT", help="what guidance leads away from, in place of no text")
     add("--size", type=int, help="side to stop at in pixels, e.g. 64, 256 or 1024; default: the last stage's")
     add("--height", type=int, metavar="PX", help="of the last stage's picture, with --width; default: square")
@@ -135,6 +145,63 @@ def check_read(
     check_conditions(conditions, {name: kept for stage in stages for name, kept in stage.conditions.items()}, networks)
 
 
+def batch_size(args: argparse.Namespace, pipe: ImagenPipeline) -> int:
+    """Pictures made at once."""
+    size: int = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
+    return size
+
+
+def make(
+    pipe: ImagenPipeline, call: Mapping[str, Any], side: int, batch: Sequence[Picture], stage_end: Callable[..., None]
+) -> Any:
+    """What the pipeline makes of a batch.
+
+    Args:
+        call: what of the pipeline's arguments all batches share.
+        side: of the last stage's pictures.
+        stage_end: the pipeline's callback_on_stage_end.
+
+    Raises:
+        MemoryError: the batch does not fit into the device's memory.
+        Stopped: numbers that are not finite.
+    """
+    import torch
+
+    with_text = batch[0].prompt is not None
+    try:
+        return pipe(
+            prompt=[str(picture.prompt) for picture in batch] if with_text else None,
+            num_images_per_prompt=1 if with_text else len(batch),
+            generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
+            callback_on_stage_end=stage_end,
+            **call,
+        )
+    except ValueError as error:  # numbers that are not finite
+        raise Stopped(str(error)) from error
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is only its text
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
+        many = f"{len(batch)} pictures of {side} px do not fit into the memory of {pipe._execution_device}"
+        raise MemoryError(f"{many}; {remedy}") from error
+
+
+def read_reranker(args: argparse.Namespace, prompts: Sequence[str]) -> DualEncoder | None:
+    """The CLIP of --rerank; None without --best-of. Raises: ValueError, where one is given without the other."""
+    best_of = check_int("--best-of", args.best_of, 1)
+    if best_of == 1:
+        if args.rerank is not None:
+            raise ValueError(f"--rerank {args.rerank!r} chooses among several: say how many, as --best-of 8")
+        return None
+    if args.rerank is None:
+        raise ValueError(f"--best-of {best_of} needs --rerank, a CLIP to choose by, such as pretrained/shapes-clip")
+    if not prompts:
+        raise ValueError(f"--best-of {best_of} chooses by the prompt, and there is none: leave it out")
+    from imagen.scores.encoders import DualEncoder
+
+    return DualEncoder.load(args.rerank)
+
+
 def sample(
     args: argparse.Namespace, pipe: ImagenPipeline, pictures: Sequence[Picture], call: Mapping[str, Any], writer: Writer
 ) -> None:
@@ -144,35 +211,16 @@ def sample(
         call: what of the pipeline's arguments all batches share.
 
     Raises:
-        MemoryError: a batch does not fit into the device's memory.
-        Stopped: numbers that are not finite.
+        MemoryError, Stopped: as :func:`make`.
     """
-    import torch
-
-    size = args.batch_size or (1 if pipe._execution_device.type == "cpu" else 4)
+    size = batch_size(args, pipe)
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
         writer.begin(batch)
         if len(pictures) > len(batch):
             span = f"{start + 1}" if len(batch) == 1 else f"{start + 1}-{start + len(batch)}"
             pipe.set_progress_bar_config(desc=f"{span} of {len(pictures)}")
-        with_text = batch[0].prompt is not None
-        try:
-            pipe(
-                prompt=[str(picture.prompt) for picture in batch] if with_text else None,
-                num_images_per_prompt=1 if with_text else len(batch),
-                generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
-                callback_on_stage_end=writer.stage_end,
-                **call,
-            )
-        except ValueError as error:  # numbers that are not finite
-            raise Stopped(str(error)) from error
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is only its text
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-                raise
-            remedy = "use a smaller --batch-size" if len(batch) > 1 else "use --dtype bfloat16 or a smaller --size"
-            many = f"{len(batch)} pictures of {writer.shared['size']} px"
-            raise MemoryError(f"{many} do not fit into the memory of {pipe._execution_device}; {remedy}") from error
+        make(pipe, call, writer.shared["size"], batch, writer.stage_end)
     if args.grid:
         from imagen.captions import captioned
         from imagen.data.shapes.sheet import arrange
@@ -219,6 +267,7 @@ def run(args: argparse.Namespace) -> None:
     check_files(model.stages)
     check_adapters(args.lora, model.stages)
     check_call(wish, running, model.stages)
+    encoder = read_reranker(args, prompts)
     out = out_folder(args.out)
 
     with uncollected(keep=True):
@@ -232,7 +281,12 @@ def run(args: argparse.Namespace) -> None:
     wanted: Sequence[str | None] = prompts or [None]
     every = [prompt for prompt in wanted for _ in range(args.num_images)]
     pictures = [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)]
-    sample(args, pipe, pictures, {"negative_prompt": args.negative_prompt, **asked, **conditions}, writer)
+    call = {"negative_prompt": args.negative_prompt, **asked, **conditions}
+    if encoder is not None:
+        groups = candidates(pictures, args.best_of, args.seed)
+        made = partial(make, pipe, call, writer.shared["size"])
+        pictures = choose(pipe, encoder, groups, made, batch_size(args, pipe))
+    sample(args, pipe, pictures, call, writer)
 
 
 if __name__ == "__main__":

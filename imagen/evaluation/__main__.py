@@ -7,9 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen.disk import occupied, out_folder
+from imagen.disk import out_folder
 from imagen.errors import Parser, run_command
-from imagen.evaluation import alignment, curves, guidances, samplers, superres, sweep, tradeoff
+from imagen.evaluation import (
+    alignment,
+    curves,
+    guidances,
+    rerank,
+    retrieval,
+    samplers,
+    scores,
+    superres,
+    sweep,
+    tradeoff,
+    zeroshot,
+)
+from imagen.evaluation.launch import Launch
 
 _COMMANDS = {
     "alignment": (alignment, "do pictures show what the prompts say?"),
@@ -18,6 +31,10 @@ _COMMANDS = {
     "samplers": (samplers, "samplers of the base stage and their options, paired, at equal evaluations"),
     "tradeoff": (tradeoff, "ways to sample the base stage, paired: network evaluations against quality"),
     "superres": (superres, "do the super-resolution stages keep to their input, and to the caption?"),
+    "scores": (scores, "sets of pictures beside others, or beside captions, as papers report them"),
+    "zeroshot": (zeroshot, "what does a CLIP see: classes by their names, or the facts of the shapes world?"),
+    "retrieval": (retrieval, "which pictures does a CLIP find for a text, and which text for a picture?"),
+    "rerank": (rerank, "best of several, chosen by a CLIP, beside a random one and the best there is"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }
 
@@ -46,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
 
     def work() -> None:
-        with occupied(out_folder(args.out)):  # before anything is sampled for it
+        with Launch.of_environment().keeping(out_folder(args.out)):  # before anything is sampled for it
             _COMMANDS[args.command][0].run(args, words)
 
     return run_command(f"imagen.evaluation {args.command}", work)

@@ -134,6 +134,30 @@ def open_pictures(name: str, size: int | None = None, num: int | None = None) ->
     return _stored(name, data, size, num, read)
 
 
+def open_classes(name: str, num: int | None = None) -> PictureSet[Image.Image]:
+    """The pictures that ``name`` means as they are stored, RGB, each with its class for a caption: of a folder without
+    shards the folder that a picture lies in, else what :func:`open_pictures` takes for the caption. Those without one
+    are passed over.
+
+    Raises:
+        ValueError: as :func:`open_pictures`.
+    """
+    if name.startswith(SUITES):
+        raise ValueError(f"pictures {name!r} have whole captions and no classes; leave --data out for the shapes world")
+    data, limit = _data_of(name)
+    if data == DataConfig("folder", name):
+        data = DataConfig("folder", name, captions="class")
+    found = _stored(name, data, None, limit if num is None else num, _as_stored)
+    read = found.read
+
+    def labelled() -> Iterator[Shown[Image.Image] | Note]:
+        for one in read():
+            yield Note(one.key, "skipped", "has no class") if isinstance(one, Shown) and one.caption is None else one
+
+    found.read = labelled
+    return found
+
+
 def open_arrays(name: str, num: int | None = None) -> PictureSet[Array]:
     """The stored pictures that ``name`` means as arrays (C, H, W) of the numbers that are stored, in their own unit.
 

@@ -67,10 +67,15 @@ def _plain(value: Any) -> Any:
     return value.to_json() if hasattr(value, "to_json") else str(value)
 
 
-def write_result(args: argparse.Namespace, command: Sequence[str], pipe: ImagenPipeline, **result: Any) -> None:
-    """Write ``COMMAND.json``: how it came about, the options, what each stage does by itself, and the result."""
-    stages = {slot: defaults.to_dict() for slot, defaults in pipe.stage_defaults.items()}
-    settings = {"options": vars(args), "stages": stages}
+def write_result(
+    args: argparse.Namespace, command: Sequence[str], pipe: ImagenPipeline | None = None, **result: Any
+) -> None:
+    """Write ``COMMAND.json``: how it came about, the options, what each stage of the pipeline that sampled does by
+    itself, and the result.
+    """
+    settings: dict[str, Any] = {"options": vars(args)}
+    if pipe is not None:
+        settings["stages"] = {slot: defaults.to_dict() for slot, defaults in pipe.stage_defaults.items()}
     content = {"kind": args.command, **provenance(command), "settings": settings, **result}
     path = args.out / f"{args.command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,8 @@ by folder or Hub id, through transformers.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagen.errors import one_line
+from imagen.scores.hub import muted, short_name
 
 
 class DualEncoder:
@@ -45,8 +44,9 @@ class DualEncoder:
 
         told = f"{str(name)!r} is no encoder of pictures and texts that can be read"
         try:
-            with _quiet():
-                model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            with muted():
+                how: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
+                model, info = AutoModel.from_pretrained(name, dtype=torch.float32, **how)
                 tokenizer = AutoTokenizer.from_pretrained(name)
                 processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -54,9 +54,9 @@ class DualEncoder:
             raise ValueError(f"{told} ({said[:300]}); give a folder or Hub id of a CLIP or SigLIP") from error
         if not all(hasattr(model, one) for one in ("get_image_features", "get_text_features", "logit_scale")):
             raise ValueError(f"{told}: it holds a {type(model).__name__}; give a folder or Hub id of a CLIP or SigLIP")
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{told}: its weights lack {missing[0]} and {len(missing) - 1} more")
-        return cls(model.to(device), tokenizer, processor, Path(str(name)).resolve().name or str(name))
+        if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
+            raise ValueError(f"{told}: its weights lack {missing[0]}, and {len(missing) - 1} more, of the right shape")
+        return cls(model.to(device), tokenizer, processor, short_name(name))
 
     @property
     def device(self) -> torch.device:
@@ -131,23 +131,3 @@ def _unit(features: Any) -> Tensor:
 def _parts(things: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(things), size):
         yield things[start : start + size]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on weights, its bars, and its advice to install torchvision."""
-    from transformers.utils import logging as told
-
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "image_processing_utils")]
-    loggers.append(logging.getLogger("transformers.utils.import_utils"))
-    before, bars = [logger.disabled for logger in loggers], told.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.disabled = True
-    told.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
-        if bars:
-            told.enable_progress_bar()

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from imagen.checks import check_choice, check_device, check_int
 from imagen.errors import one_line
+from imagen.scores.hub import muted, short_name
 from imagen.scores.inception import load_inception
 from imagen.scores.resize import RESIZES, SIDE, resized
 from imagen.scores.sets import Array, check_features
 
 STANDARD = {"tf1": "fid", "clean": "clean-fid"}
 """The label of the standard Inception by its resizing; no other network is called so."""
-UNSAID = {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
+UNSAID = {"transformers_version", "architectures", "dtype"}
 """Entries of a model's config that no feature depends on."""
 GIVE = "give a folder or Hub id of a CLIP, SigLIP, DINOv2 or ViT, or the file of the Inception's weights"
 
@@ -84,7 +85,8 @@ def load_features(name: str | Path, device: str = "cpu", resize: str | None = No
 
     A network of text and images (CLIP, SigLIP) gives its image embedding; one of images its ``pooler_output`` where
     the checkpoint has one (DINOv2: the class token), else the mean over positions of ``last_hidden_state``. Pictures
-    are prepared by PIL as its ``preprocessor_config.json`` says, never by torchvision, whose resizing differs.
+    are prepared as its ``preprocessor_config.json`` says, by PIL even where torchvision is installed, whose resizing
+    differs. A folder or Hub id of timm is read as well, where timm and torchvision are installed.
 
     Args:
         name: a folder or Hub id for ``transformers``, or the file of the Inception's weights, standard or not.
@@ -118,10 +120,8 @@ def fingerprint(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
 
 def _inception(path: Path, device: str, resize: str) -> FeatureNetwork:
     network, standard = load_inception(path)
-    # The count of batches that were trained on is no part of what it computes, and not in every file.
-    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     preprocessing = {
-        "network": fingerprint(state, {"architecture": "inception-v3 of the FID"}),
+        "network": fingerprint(network.state_dict(), {"architecture": "inception-v3 of the FID"}),
         "output": "pool",
         "size": SIDE,
         "resize": resize,
@@ -149,7 +149,7 @@ def _transformers(name: str, device: str) -> FeatureNetwork:
             "re-export it"
         )
     both = hasattr(model, "get_image_features")
-    run = (model.to(device).get_image_features) if both else model.to(device)
+    run = model.to(device).get_image_features if both else model.to(device)
 
     def answer(pictures: Sequence[Image.Image]) -> Any:
         return run(**processor(list(pictures), return_tensors="pt").to(device))
@@ -166,7 +166,7 @@ def _transformers(name: str, device: str) -> FeatureNetwork:
         "output": output,
         **json.loads(processor.to_json_string()),
     }
-    label = _label(Path(os.path.abspath(name)).name)
+    label = _label(short_name(name))
     return FeatureNetwork(label, dim, preprocessing, lambda pictures: read(answer(pictures)))
 
 
@@ -175,23 +175,25 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
     from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
 
     options: dict[str, Any] = {"trust_remote_code": False}
+    needs = f"{name!r} is a network of timm, and needs timm and torchvision: pip install timm torchvision"
     if not Path(name).is_dir() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
         raise ValueError(f"no feature network at {name!r}: there is no such folder or file; {GIVE}")
-    with _muted():
+    with muted():
         try:
             config = AutoConfig.from_pretrained(name, **options)
-        except ImportError as error:
-            raise _without_timm(name, error) from error
+        except ImportError as error:  # of timm, whose list of classes a config may need
+            raise ValueError(needs) from error
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"no feature network at {name!r}: {_first_line(error)}; {GIVE}") from error
+        # Its own preprocessing, which transformers wraps, is torchvision's.
+        if config.model_type == "timm_wrapper" and not (find_spec("timm") and find_spec("torchvision")):
+            raise ValueError(needs)
         kind = MODEL_MAPPING.get(type(config), None)
         if getattr(kind, "main_input_name", None) != "pixel_values" and not hasattr(kind, "get_image_features"):
             raise ValueError(f"{name!r} is a {config.model_type}, which looks at no pictures; {GIVE}")
         try:
             processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
-        except ImportError as error:
-            raise _without_timm(name, error) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"{name!r} has no preprocessor_config.json that can be read ({_first_line(error)}); save its image "
                 "processor beside it"
@@ -199,45 +201,18 @@ def _read(name: str) -> tuple[Any, Any, set[str]]:
         try:
             options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below
             model, told = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"feature network {name!r} cannot be read: {_first_line(error)}; re-export it") from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
+        except SafetensorError as error:
             raise ValueError(f"feature network {name!r} is damaged: {one_line(error)}; fetch it anew") from error
     unset = set(told["missing_keys"]) | {str(key[0]) for key in told["mismatched_keys"]}
-    return model.requires_grad_(False).eval(), processor, unset
-
-
-def _without_timm(name: str, error: ImportError) -> ValueError:
-    """timm's own preprocessing, which transformers wraps, is torchvision's."""
-    return ValueError(
-        f"{name!r} needs packages that are not installed ({_first_line(error)}); a network of timm needs both: "
-        "pip install timm torchvision"
-    )
+    return model.requires_grad_(False), processor, unset  # from_pretrained leaves it in eval mode
 
 
 def _first_line(error: BaseException) -> str:
     """What an error of transformers says first; the rest is advice about its Hub."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Within it transformers does not report to people which weights it did not find, nor that torchvision is missing.
-
-    A level set here would make it look at, and report, how the layers are sharded.
-    """
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.import_utils")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
 
 
 def _pooled(answer: Any) -> Tensor:

@@ -51,8 +51,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     of as many pictures (`imagen.scores.resampling` has its intervals).
 
     Only the trace of the square root is needed. With S = L L^T it is the sum of the singular values of L_a^T L_b, for
-    any factors L; those here are of the numerical rank. `scipy.linalg.sqrtm` of S_a S_b loses digits or turns complex
-    where there are fewer features than dimensions: the product is singular then, and not symmetric.
+    any factors L; those here are of the numerical rank. `scipy.linalg.sqrtm` of S_a S_b, not symmetric and with
+    fewer features than dimensions singular, is complex there and adds up the square roots of rounding errors: between
+    sets of 100 in 400 dimensions it was off by 2e-5, this by 4e-13.
 
     Raises:
         ValueError: moments of other widths, or a ``cov`` with eigenvalues below 0.

@@ -72,7 +72,7 @@ def save_statistics(path: str | Path, features: Array, network: FeatureNetwork, 
     }
     tensors = {"features": rows.astype(np.float32), "mean": moments.mean, "cov": np.ascontiguousarray(moments.cov)}
     with whole(Path(path)) as partial:
-        save_file(tensors, partial, {ENTRY: json.dumps(said, sort_keys=True)})
+        save_file(tensors, partial, {ENTRY: json.dumps(said)})
 
 
 def load_statistics(path: str | Path, network: FeatureNetwork) -> Reference:
@@ -113,8 +113,7 @@ def _check_said(path: str | Path, said: Mapping[str, Any], network: FeatureNetwo
     kept, now = dict(said["preprocessing"]), network.preprocessing
     differing = sorted(key for key in kept.keys() | now.keys() if kept.get(key) != now.get(key))
     if differing:
-        first = "network" if "network" in differing else differing[0]
-        rest = ", ".join(key for key in differing if key != first)
+        first, rest = differing[0], ", ".join(differing[1:])
         raise _Other(
             f"statistics {str(path)!r} were made with {said['label']!r}, whose {first} was {kept.get(first)!r}; that "
             f"of {network.label!r} is {now.get(first)!r}{f' ({rest} differ, too)' if rest else ''}: {AGAIN}, or give "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from imagen.scores.features import FeatureNetwork, load_features
+from imagen.scores.features import FeatureNetwork, fingerprint, load_features
 
 VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 TEXT = {
@@ -147,7 +148,7 @@ def test_the_preprocessing_tells_networks_apart(folders: dict[str, Path], tmp_pa
     assert {"network", "output", "size", "image_mean", "image_std", "resample"} <= plain.preprocessing.keys()
 
     copy = shutil.copytree(folders["vit"], tmp_path / "copy")
-    changed(copy, "config.json", transformers_version="0.0", dtype="float16")
+    changed(copy, "config.json", dtype="float16", architectures=["ViTForAnything"])
     assert not differing(plain, load_features(copy))
     changed(copy, "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
     assert differing(plain, load_features(copy)) == {"image_mean"}
@@ -159,6 +160,16 @@ def test_the_preprocessing_tells_networks_apart(folders: dict[str, Path], tmp_pa
     state["layernorm.bias"] = state["layernorm.bias"] + 1e-6
     save_file(state, weights / "model.safetensors", metadata={"format": "pt"})
     assert differing(plain, load_features(weights)) == {"network"}
+
+
+def test_a_fingerprint_is_of_names_shapes_and_values() -> None:
+    one, other = torch.arange(6.0), torch.arange(6.0) + 1
+    states = [
+        *({"a": one, "b": other}, {"a": other, "b": one}, {"a": one, "c": other}, {"a": one}),
+        *({"a": one.reshape(2, 3), "b": other}, {"a": one, "b": other.view(torch.int32)}),
+    ]
+    assert len({fingerprint(state, {}) for state in states}) == len(states)
+    assert fingerprint({"b": other, "a": one}, {}) == fingerprint(states[0], {}) != fingerprint(states[0], {"c": 1})
 
 
 def test_a_pooler_that_was_drawn_is_no_part_of_the_network(folders: dict[str, Path]) -> None:
@@ -203,6 +214,14 @@ def test_what_is_no_feature_network_is_refused_in_a_line(
     refused(bare, "bare' has no preprocessor_config.json.*save its image processor")
     refused(folders["vit"], "resize 'clean' is for the Inception's file", resize="clean")
     refused(folders["vit"], "device 'tpu0' is not there", device="tpu0")
+
+
+@pytest.mark.skipif(bool(find_spec("timm") and find_spec("torchvision")), reason="both are installed")
+@pytest.mark.parametrize("labels", [{}, {"label_names": ["a", "b"]}], ids=["of ImageNet", "own"])
+def test_a_network_of_timm_says_what_it_needs(labels: dict[str, Any], tmp_path: Path) -> None:
+    said = {"architecture": "resnet10t", "num_classes": 2, "pretrained_cfg": {"input_size": [3, 176, 176]}, **labels}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    refused(tmp_path, "is a network of timm, and needs .*: pip install timm torchvision")
 
 
 def test_damaged_weights_are_refused_in_a_line(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -105,6 +105,17 @@ def test_duplicates_have_balls_of_no_size_and_lie_in_them() -> None:
     assert manifold(np.repeat(others, 6, axis=0), np.repeat(picture, 8, axis=0)).precision == 0.0
 
 
+def test_sets_of_one_picture_alone_are_each_other_s() -> None:
+    assert close(manifold(np.zeros((6, 3)), np.zeros((8, 3)), k=4), 1, 1, 8 / 4, 1)
+
+
+def test_a_ball_ends_where_it_does() -> None:
+    """Real ones at 0 and 1 have balls of radius 1: that about 1 ends at 2, and no ten-millionth behind it."""
+    real = np.array([[0.0], [1.0]])
+    for end, precision in ((2.0, 1.0), (2.0 + 1e-7, 0.0)):
+        assert manifold(np.full((3, 1), end), real, k=1).precision == precision
+
+
 def test_scores_do_not_change_with_rotation_shift_and_scale() -> None:
     x, y = draws(40, 5), draws(30, 5, shift=0.5, seed=1)
     turn = np.linalg.qr(draws(5, 5, seed=2))[0]

@@ -25,7 +25,7 @@ BEHIND = {"base64_card": "base64"}  # what is read behind another file, and chan
 STAGE_FILES = [
     path
     for path in sorted(CONFIGS.rglob("*.yaml"))
-    if path.parent.name != "accelerate" and path.stem not in ("presets", *BEHIND)
+    if path.parent.name != "accelerate" and path.stem not in ("presets", "clip64", *BEHIND)
 ]
 
 
