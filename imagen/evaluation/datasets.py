@@ -61,8 +61,6 @@ def data_source(
     try:
         if data.kind == "shapes":
             return make_source(replace(data, fields={}), want, seed)
-        if size is None:  # nothing is too small
-            want = Want(data.min_size or 1, captions="optional")
         return stored_source(replace(data, flip=False, square="center"), want)
     except OSError as error:
         raise ValueError(f"data.path {data.path!r} cannot be read: {one_line(error)}") from error

@@ -24,7 +24,6 @@ from imagen.conditions.text import Words
 from imagen.data.sources import collate
 from imagen.diffusion.sampling import make_scheduler
 from imagen.errors import config_errors, require
-from imagen.modes import evaluating
 from imagen.scores.encoders import DualEncoder, clip_score
 from imagen.scores.features import load_features
 from imagen.scores.frechet import Moments, frechet_distance
@@ -51,26 +50,26 @@ class Scores:
         ConfigError: no feature network there.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, texts: Texts, validation: Validation) -> None:
+    def __init__(
+        self, config: RunConfig, objective: Objective, texts: Texts, validation: Validation, processes: Processes
+    ) -> None:
         assert config.validation.scores is not None
         self.config, self.settings, self.texts, self.validation = config, config.validation.scores, texts, validation
         self.device, self.lowres = validation.batch_maker.device, lowres_condition(config)
         self.scheduler = make_scheduler("ddim", objective.schedule, config.stage.prediction_type)
-        self.processes = Processes()
+        self.processes = processes
         with config_errors("validation.scores.features: "):
             self.network = load_features(self.settings.features, str(self.device))
             both = self.network.preprocessing.get("output") == "image embedding" and config.text.used
             self.encoder = DualEncoder.load(self.settings.features, self.device) if both else None
 
     @torch.no_grad()
-    def measure(self, unet: Network, processes: Processes) -> dict[str, float]:
+    def measure(self, unet: Network) -> dict[str, float]:
         """``scores/fd[LABEL]``, ``scores/kd[LABEL]`` and, of networks that embed texts too, ``scores/clip``, of samples
         of `unet` as it is. All processes of a run call it, and share the work.
         """
-        self.processes = processes
         truth, moments, texts = self._held_out
-        with evaluating(unet):
-            made = self._table(lambda raw, rows: self._features(self._sample(unet, raw, rows)), self.network.dim)
+        made = self._table(lambda raw, rows: self._features(self._sample(unet, raw, rows)), self.network.dim)
         label = self.network.label
         record = {
             f"scores/fd[{label}]": frechet_distance(Moments.of(made), moments),

@@ -147,7 +147,7 @@ class StageTask:
         set_checkpointing(self.unet, config.train.gradient_checkpointing)
         self.validation = Validation(config, self.objective, self.batch_maker) if config.validation.every else None
         held_out, asked = self.validation, config.validation.scores is not None
-        self.scores = Scores(config, self.objective, self.texts, held_out) if held_out and asked else None
+        self.scores = Scores(config, self.objective, self.texts, held_out, processes) if held_out and asked else None
         self.grids = GridMaker(config, self.objective, self.texts, device, processes)
         assert isinstance(self.unet, nn.Module)
         ready = self.texts.tokenized if self.config.text.unconditional == "zero" else as_it_is  # else rows are replaced
@@ -172,7 +172,7 @@ class StageTask:
         assert self.validation is not None, "nothing is measured without validation.every"
         record = self.validation.record(self.validation.table(self.unet, self.processes))
         if self.scores is not None and (step % self.scores.settings.every == 0 or step == self.config.train.steps):
-            record |= self.scores.measure(self.unet, self.processes)
+            record |= self.scores.measure(self.unet)
         return record
 
     def draw(self, ema: EMA, path: Path) -> list[Path]:

@@ -51,15 +51,15 @@ def changes(clip: str, **scores: Any) -> dict[str, Any]:
     return {"validation": {"every": 1, "samples": 2, "levels": 2, "data": HELD_OUT, "scores": asked}}
 
 
-def made(settings: RunConfig) -> Scores:
+def made(settings: RunConfig, processes: Processes | None = None) -> Scores:
     task = StageTask(settings)
-    task.load(torch.device("cpu"), Processes(), None)
+    task.load(torch.device("cpu"), processes or Processes(), None)
     assert task.scores is not None
     return task.scores
 
 
 def measured(settings: RunConfig) -> dict[str, float]:
-    return made(settings).measure(redraw(make_unet(settings), 1), Processes())
+    return made(settings).measure(redraw(make_unet(settings), 1))
 
 
 def test_what_is_logged_is_of_the_exported_stage_s_samples_and_the_held_out_pictures(
@@ -94,7 +94,7 @@ def test_pictures_that_are_the_held_out_ones_are_at_no_distance(
     settings = config(**changes(clip))
     scores = made(settings)
     monkeypatch.setattr(scores, "_sample", lambda unet, raw, rows: raw["image"])
-    record = scores.measure(make_unet(settings), Processes())
+    record = scores.measure(make_unet(settings))
     truth = scores._held_out[0]
     assert record == {"scores/fd[tiny]": pytest.approx(0, abs=1e-8), "scores/kd[tiny]": kernel_distance(truth, truth)}
 
@@ -103,7 +103,7 @@ def test_the_processes_share_the_work_and_the_weights_alone_change_the_numbers(c
     settings = config(**changes(clip), **{"unet.dropout": 0.2})
     unet, scores = redraw(make_unet(settings), 1).train(), made(settings)
     torch.manual_seed(5)
-    record = scores.measure(unet, Processes())
+    record = scores.measure(unet)
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1)), "nothing is drawn from torch's own generator"
@@ -115,16 +115,17 @@ def test_the_processes_share_the_work_and_the_weights_alone_change_the_numbers(c
             tables.append(part.clone())
             return part + torch.rand(part.shape)  # so that it is a set with a spread
 
-        made(settings).measure(unet, Processes(rank, 2, add))
+        made(settings, Processes(rank, 2, add)).measure(unet)
     sums = [first + second for first, second in zip(*parts, strict=True)]
+    assert len(sums) == 2, "of the held-out pictures and of samples"
     assert all((part == 0).any() for tables in parts for part in tables)
 
     def given(part: torch.Tensor) -> torch.Tensor:
         return sums.pop(0)
 
-    assert made(settings).measure(unet, Processes(0, 2, given)) == record
+    assert made(settings, Processes(0, 2, given)).measure(unet) == record
     other = redraw(make_unet(settings), 2)
-    assert made(settings).measure(other, Processes()) != record
+    assert made(settings).measure(other) != record
 
 
 def test_a_run_that_goes_on_measures_what_an_unbroken_one_does_and_training_does_not_notice(
@@ -170,7 +171,7 @@ def test_super_resolution_starts_from_the_held_out_pictures_inputs(
 
     monkeypatch.setattr(module, "run_stage", spy)
     scores = made(settings)
-    record = scores.measure(redraw(make_unet(settings), 1), Processes())
+    record = scores.measure(redraw(make_unet(settings), 1))
     assert list(record) == ["scores/fd[tiny]", "scores/kd[tiny]"], "no text, no CLIP score"
     ((lowres, samples),) = seen
     held = [scores.validation.source[row] for row in range(2)]
