@@ -37,6 +37,7 @@ _COMMANDS = {
     "rerank": (rerank, "best of several, chosen by a CLIP, beside a random one and the best there is"),
     "curves": (curves, "plot losses of training runs and alignment over training"),
 }
+_SHARED = ("scores", "rerank")  # whose sampling several processes share
 
 
 def _folder(name: str) -> Path:
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
 
     def work() -> None:
-        with Launch.of_environment().keeping(out_folder(args.out)):  # before anything is sampled for it
+        launch = Launch.of_environment()
+        if launch.world > 1 and args.command not in _SHARED:
+            raise ValueError(f"{args.command} runs on one process, and {launch.world} were started: leave torchrun out")
+        with launch.keeping(out_folder(args.out)):  # before anything is sampled for it
             _COMMANDS[args.command][0].run(args, words)
 
     return run_command(f"imagen.evaluation {args.command}", work)
