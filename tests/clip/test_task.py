@@ -197,3 +197,12 @@ def test_captions_that_say_nothing_are_told(make: Callable[..., ContrastConfig])
     with pytest.raises(ConfigError, match="caption"):
         Trainer(ContrastTask(config))
     assert not (Path(config.run_dir) / "state").exists()
+
+
+def test_partners_with_the_same_caption_count(make: Callable[..., ContrastConfig]) -> None:
+    config = make()
+    for caption in Path(str(config.validation.data.path)).glob("*.txt"):  # type: ignore[union-attr]
+        caption.write_text("a picture")
+    run(config)
+    told = next(line for line in lines(config) if "val_loss" in line)  # type: ignore[arg-type]
+    assert (told["val_image_to_text"], told["val_text_to_image"]) == (1.0, 1.0)
