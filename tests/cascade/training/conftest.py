@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,8 @@ import yaml
 from imagen.cascade.training.config.parsing import parse
 from imagen.cascade.training.config.run import RunConfig
 from tests.factories import tiny_text_encoder, tiny_tokenizer
+from tests.two_processes import run_on_two
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY: dict[str, Any] = {
     "stage": {"size": 8, "prediction_type": "sample", "loss": {"kind": "clamped_snr", "gamma": 5.0, "low": 0.05}},
     "unet": {
@@ -97,15 +93,6 @@ def on_two_processes() -> Callable[..., None]:
     """on_two_processes("--config", ...) runs train.py on two processes, as accelerate launch starts them."""
 
     def launch(*arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        ranks = [
-            subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-            for r in range(2)
-        ]
-        assert [process.wait() for process in ranks] == [0, 0]
+        run_on_two("train.py", *arguments)
 
     return launch
