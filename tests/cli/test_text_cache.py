@@ -247,6 +247,7 @@ HELD_OUT = {"every": 2, "samples": 2, "levels": 2, "data": {"kind": "shapes", "s
         ({**SR, "grid": {"every": 2, "count": 3, "prompts": ["a red star"]}}, 3, 0),  # its own grid shows pictures
         ({**SR, "grid": {"every": 0, "count": 3}}, 0, 0),
         ({**SR, "grid": {"every": 2, "count": 3}, "validation": HELD_OUT}, 3, 2),
+        ({"validation": {**HELD_OUT, "scores": {"features": "clip", "every": 2, "count": 5}}}, 0, 5),
     ],
 )
 def test_a_run_s_captions_are_those_of_its_data_its_grids_and_its_held_out_pictures(tmp_path, changes, held, measured):
