@@ -156,6 +156,7 @@ def make_samples(
         Stopped: another process ended before its shards were there.
     """
     check_calls(pipe, (), batch_size)
+    pipe.reader.check(samples.prompts)  # one that is too long would end the work where it is met
     told = describe(pipe, samples)
     paths = [shard_path(folder, shard) for shard in range(samples.shards)]
     missing = [shard for shard, path in enumerate(paths) if not path.is_file()]  # before anybody makes one
