@@ -112,21 +112,25 @@ def _check_read(args: argparse.Namespace, wanted: set[str]) -> None:
     for option, (value, is_read, reader) in readers.items():
         if value and not is_read:
             raise ValueError(f"{option} {value!r} is read by {reader}: ask for them, or leave it out")
-    names = args.features or [args.clip]
+    names = _network_names(args)
+    if looks and not names:
+        raise ValueError("--train and --keep-statistics need a feature network: give --features")
     if args.resize is not None and not any(Path(name).is_file() for name in names):
         raise ValueError(f"--resize {args.resize} is for the FID's Inception, and --features names none: leave it out")
     if args.keep_statistics is not None and len(names) != 1:
         raise ValueError(f"--keep-statistics keeps those of one network, and there are {len(names)}")
 
 
+def _network_names(args: argparse.Namespace) -> list[str]:
+    """Folders, Hub ids or files."""
+    return list(args.features) or ([args.clip] if args.clip else [])
+
+
 def networks_of(args: argparse.Namespace, metrics: Sequence[str]) -> list[FeatureNetwork]:
     """The feature networks, as far as they are looked at. Raises: ValueError, two of one name among others."""
     if not ({*metrics} & {*OF_SETS} or args.train or args.keep_statistics):
         return []
-    names = args.features or ([args.clip] if args.clip else [])
-    if not names:
-        raise ValueError("--train and --keep-statistics need a feature network: give --features")
-    device = compute_device(args)
+    names, device = _network_names(args), compute_device(args)
     found = [load_features(name, device, args.resize if Path(name).is_file() else None) for name in names]
     labels = [network.label for network in found]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
