@@ -9,7 +9,19 @@ from typing import Any
 
 import torch
 from tokenizers import models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from imagen import ImagenPipeline
 from imagen.cascade.adapter_files import save_adapter
@@ -189,3 +201,24 @@ def tiny_base_alone() -> ImagenPipeline:
     pipe = tiny_pipeline(stages={**tiny_stages(), "base": {"size": 64, "guidance_scale": 3.0}}, max_length=99)
     pipe.register_modules(sr256_unet=None, sr256_scheduler=None, sr1024_unet=None, sr1024_scheduler=None)
     return pipe
+
+
+def save_clip(folder: Path, seed: int = 0) -> Path:
+    """A folder of a drawn CLIP in the layout of the released ones, that sees 8 px and reads 80 tokens."""
+    side = {"height": 8, "width": 8}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=side)
+    for part in (tiny_whole_clip(seed, 80), tiny_clip_tokenizer(), processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path, seed: int = 0) -> Path:
+    """A folder of a drawn SigLIP that sees 8 px and reads 80 tokens, with the T5's tokenizer."""
+    common = {"intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": WIDTH}
+    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    text = {"vocab_size": len(tiny_tokenizer()), "max_position_embeddings": 80, "projection_size": WIDTH, **ids}
+    config = SiglipConfig(text_config={**common, **text}, vision_config={**common, "image_size": 8, "patch_size": 4})
+    processor = SiglipImageProcessorPil(size={"height": 8, "width": 8})
+    for part in (redraw(SiglipModel(config), seed), tiny_tokenizer(), processor):
+        part.save_pretrained(folder)
+    return folder

@@ -46,6 +46,7 @@ def choose(
     """
     every = [one for group in groups for one in group]
     scores: list[float] = []
+    shown = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)  # one bar for all of them
     with tqdm(total=len(every), desc="candidates", unit=" pictures") as bar:
         for start in range(0, len(every), batch_size):
@@ -53,7 +54,7 @@ def choose(
             made: list[Image.Image] = next(iter(make(batch, stop_after_first).stages.slots.values()))
             scores += score(encoder, made, [str(one.prompt) for one in batch])
             bar.update(len(batch))
-    pipe.set_progress_bar_config(disable=False)
+    pipe.set_progress_bar_config(**shown)
     found, start = [], 0
     for group in groups:
         own = scores[start : start + len(group)]

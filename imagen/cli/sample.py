@@ -227,6 +227,7 @@ def sample(
 
         columns = args.num_images if args.num_images > 1 else math.ceil(math.sqrt(len(pictures)))
         settings = {**writer.shared, "prompts": [picture.prompt for picture in pictures], "seed": args.seed}
+        settings |= {"seeds": [picture.seed for picture in pictures]} if args.best_of > 1 else {}
         shown = [captioned(image, made.prompt) for image, made in zip(writer.finished, pictures, strict=True)]
         writer.write(arrange(shown, columns, gap=4), f"grid_seed{args.seed}", settings)
 

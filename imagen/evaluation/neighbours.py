@@ -20,7 +20,7 @@ CLOSEST = 20  # pairs of a sheet
 
 def nearest_pictures(args: argparse.Namespace, x: Features, network: FeatureNetwork, sheet: Path) -> dict[str, Any]:
     """For each picture the nearest one of ``--train`` and how far it is in the network's features; the closest pairs as
-    a sheet, each picture above its neighbour.
+    a sheet, each picture with its neighbour at its right.
     """
     training = read_features(open_pictures(args.train, args.size), [network], None, args.batch_size)
     rows, distances = nearest(x.of[network.label], training.of[network.label])
@@ -28,13 +28,15 @@ def nearest_pictures(args: argparse.Namespace, x: Features, network: FeatureNetw
     pairs = [(int(row), int(rows[row])) for row in order[:CLOSEST]]
     own = _some(x.name, args.size, args.num, {row for row, _ in pairs})
     theirs = _some(args.train, args.size, None, {row for _, row in pairs})
-    above = [Tile(own[row], f"{x.keys[row]}") for row, _ in pairs]
-    below = [Tile(theirs[other], f"{training.keys[other]} at {distances[row]:.3g}") for row, other in pairs]
-    columns = min(10, len(pairs))
     tiles = [
-        tile for start in range(0, len(pairs), columns) for part in (above, below) for tile in part[start:][:columns]
+        tile
+        for row, other in pairs
+        for tile in (
+            Tile(own[row], x.keys[row]),
+            Tile(theirs[other], f"{training.keys[other]} at {distances[row]:.3g}"),
+        )
     ]
-    save_sheet(sheet, tiles, columns)
+    save_sheet(sheet, tiles, columns=10)
     quantiles = np.quantile(distances, [0.0, 0.01, 0.1, 0.5])
     names = [training.keys[row] for row in rows]
     return {

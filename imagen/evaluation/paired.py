@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imagen.evaluation.pictures import PictureSet, open_arrays, open_pictures
+from imagen.evaluation.zeroshot import compute_device
 from imagen.scores.resampling import half_samples
 from imagen.scores.sets import Array
 
@@ -23,7 +24,7 @@ def scores(args: argparse.Namespace, name: str, metrics: Sequence[str]) -> dict[
     psnr, ssim and mae are of the stored numbers, in any number of channels; lpips of colours.
 
     Raises:
-        ValueError: sets of other numbers of pictures or of other keys, or pictures that cannot be compared.
+        ValueError: sets of other numbers of pictures, or pictures that cannot be compared.
     """
     values: dict[str, Array] = {}
     keys: list[str] = []
@@ -47,19 +48,22 @@ def _of_numbers(args: argparse.Namespace, name: str) -> tuple[dict[str, Array], 
 
     sets = [name, args.against, *([args.masks] if args.masks else [])]
     rows = list(in_step([open_arrays(one, args.num) for one in sets]))
-    for row in rows:
-        outside = max(float(np.nanmax(np.abs(one.picture))) for one in row[:2])
-        if outside > args.data_range:
-            raise ValueError(f"{row[0].key} holds {outside:g}, beyond --data-range {args.data_range:g}: give theirs")
-    masks = None if args.masks is None else [row[2].picture[0] > 0 for row in rows]
+    masks = None if args.masks is None else [(row[2].picture > 0).any(axis=0) for row in rows]
     found = pair_scores([r[0].picture for r in rows], [r[1].picture for r in rows], args.data_range, masks)
+    for number, row in enumerate(rows):
+        inside = np.ones(row[0].picture.shape[1:], dtype=bool) if masks is None else masks[number]
+        values = np.stack([one.picture[:, inside] for one in row[:2]])  # (2, C, pixels)
+        widest = float((values.max(axis=(0, 2)) - values.min(axis=(0, 2))).max())
+        if widest > args.data_range:
+            told = f"{row[0].key}: values are {widest:g} apart, more than --data-range {args.data_range:g}"
+            raise ValueError(f"{told}; give the range of the data")
     return found, [row[0].key for row in rows]
 
 
 def _lpips(args: argparse.Namespace, name: str) -> tuple[Array, list[str]]:
     from imagen.scores.lpips import Lpips
 
-    lpips, values, keys = Lpips(args.lpips), [], []
+    lpips, values, keys = Lpips(args.lpips, compute_device(args)), list[Array](), list[str]()
     for x, y in in_step([open_pictures(one, args.size, args.num) for one in (name, args.against)]):
         values.append(lpips(_signed(x.picture), _signed(y.picture)))
         keys.append(x.key)

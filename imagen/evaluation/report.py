@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -62,9 +62,17 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """What JSON cannot hold by itself: our results, which know how, and paths."""
-    return value.to_json() if hasattr(value, "to_json") else str(value)
+def plain(value: Any) -> Any:
+    """What JSON can hold: our results know how, paths are text, and so is "inf"; what is no number is null."""
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def write_result(
@@ -79,7 +87,7 @@ def write_result(
     content = {"kind": args.command, **provenance(command), "settings": settings, **result}
     path = args.out / f"{args.command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
     note(f"wrote {path} and the pictures beside it")
 
 

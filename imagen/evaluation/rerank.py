@@ -23,6 +23,7 @@ from imagen.evaluation.report import note, save_sheet, table, write_result
 from imagen.evaluation.sampling import Samples, make_samples
 from imagen.evaluation.stats import Share, paired_difference
 from imagen.evaluation.suites import Prompt, suite
+from imagen.evaluation.zeroshot import load_clip
 from imagen.scores.sets import Array, Rows
 
 WAYS = ("random", "clip", "best")
@@ -76,17 +77,17 @@ def compare(judged: Mapping[str, Sequence[Judged]]) -> str:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample, choose, judge, print the tables, write ``rerank.json`` and a sheet of the chosen ones."""
-    from imagen.scores.encoders import DualEncoder, clip_score
+    from imagen.scores.encoders import clip_score
 
     if args.best_of < 2:
         raise ValueError(f"--best-of is {args.best_of}; expected two at least")
     launch = Launch.of_environment()
-    encoder = DualEncoder.load(args.clip)
+    encoder = load_clip(args)
     prompts = suite(args.split, args.num, args.seed)
     pipe = load(args)
     settings = {**sampling_settings(args), **({} if args.preset is None else {"preset": args.preset})}
     base = pipe.stage_defaults["base"].size
-    size = args.size or base
+    size = base if args.size is None else args.size
     check_calls(pipe, [(base, settings), (size, settings)], args.batch_size)
     texts = [prompt.text for prompt in prompts]
     folder = args.out / "samples"
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     each = [prompt for prompt in prompts for _ in range(args.best_of)]
     judged = judge_all(each, pictures)
     vectors = encoder.texts(texts).repeat_interleave(args.best_of, dim=0)
-    scores = clip_score(encoder.images(pictures), vectors).numpy().reshape(len(prompts), -1)
+    scores = clip_score(encoder.images(pictures, args.batch_size), vectors).numpy().reshape(len(prompts), -1)
     right = np.array([one.verdict.ok for one in judged]).reshape(scores.shape)
     picked = picks(scores, right)
     results = {base: {way: _those(judged, picked[way], args.best_of) for way in WAYS}}

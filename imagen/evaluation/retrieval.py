@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Embed, rank, print the table, write ``retrieval.json`` and a sheet of texts with the pictures found for them."""
-    encoder = load_clip(args)
     pictures = open_pictures(args.data, args.size, args.num)
+    encoder = load_clip(args)
     vectors, captions, small = [], list[str](), list[Image.Image]()
     for batch in pictures.batches(args.batch_size):
         bare = next((one.key for one in batch if one.caption is None), None)
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     cosines = encoder.texts(captions) @ torch.cat(vectors).T
     labels = np.unique(captions, return_inverse=True)[1]
     orders = {
-        "text to picture": cosines.argsort(dim=1, descending=True).numpy(),
-        "picture to text": cosines.T.argsort(dim=1, descending=True).numpy(),
+        "text to picture": cosines.argsort(dim=1, descending=True, stable=True).numpy(),
+        "picture to text": cosines.T.argsort(dim=1, descending=True, stable=True).numpy(),
     }
     found = {
         name: {f"R@{rank}": Share.of((first_right(order, labels) < rank).tolist()) for rank in RANKS}

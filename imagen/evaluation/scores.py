@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from imagen.checks import check_device, check_int
+from imagen.checks import check_int
 from imagen.evaluation import paired, sampling
+from imagen.evaluation.generate import sampling_settings
 from imagen.evaluation.launch import Launch
 from imagen.evaluation.neighbours import nearest_pictures
 from imagen.evaluation.pictures import open_pictures
 from imagen.evaluation.report import note, table, write_result
 from imagen.evaluation.scoring import OF_SETS, Features, floor, read_features, scores_of, scores_of_seeds
+from imagen.evaluation.zeroshot import compute_device, load_clip
 from imagen.scores.features import FeatureNetwork, load_features
 from imagen.scores.resize import RESIZES
 from imagen.scores.sets import Array
@@ -71,10 +71,16 @@ def check(args: argparse.Namespace) -> list[str]:
         raise ValueError("--model and --prompts go together: a model to sample, and what")
     if not args.pictures and args.model is None:
         raise ValueError("there are no pictures to judge: name them, or sample them with --model and --prompts")
+    if args.model is None and (sampling_settings(args) or args.preset or args.per_prompt != 1 or args.seed):
+        raise ValueError("there is nothing to sample: give --model and --prompts, or leave out how it is sampled")
     for name, low in (("num", 1), ("k", 1), ("resamples", 2), ("batch_size", 1)):
         if getattr(args, name) is not None:
             check_int(f"--{name.replace('_', '-')}", getattr(args, name), low)
     kept = args.against is not None and args.against.endswith(STATISTICS)
+    if args.keep_statistics is not None and (args.against is None or kept):
+        raise ValueError(
+            f"--keep-statistics {str(args.keep_statistics)!r} keeps those of --against: give pictures there"
+        )
     possible = {
         **dict.fromkeys(OF_SETS, args.against is not None and bool(args.features or args.clip)),
         "clip": args.clip is not None,
@@ -88,24 +94,44 @@ def check(args: argparse.Namespace) -> list[str]:
             raise ValueError(f"--metrics {one} needs {needs.get(one, '--against, as pictures')}")
     if not wanted and args.train is None and args.keep_statistics is None:
         raise ValueError("nothing is measured: give --against and --features, --clip, or --metrics of pairs")
-    if args.lpips is not None and "lpips" not in wanted:
-        raise ValueError(f"--lpips {args.lpips!r} is read by --metrics lpips: add it, or leave it out")
-    if args.masks is not None and not {*wanted} & {"psnr", "ssim", "mae"}:
-        raise ValueError(f"--masks {args.masks!r} are for psnr, ssim and mae: add them to --metrics, or leave it out")
+    _check_read(args, {*wanted})
     return list(dict.fromkeys(wanted))
+
+
+def _check_read(args: argparse.Namespace, wanted: set[str]) -> None:
+    """Refuse an option that nothing reads, given what is measured. Raises: ValueError."""
+    looks = bool(wanted & {*OF_SETS} or args.train or args.keep_statistics)
+    readers = {
+        "--lpips": (args.lpips, "lpips" in wanted, "--metrics lpips"),
+        "--masks": (args.masks, bool(wanted & {"psnr", "ssim", "mae"}), "--metrics psnr, ssim and mae"),
+        "--clip": (args.clip, "clip" in wanted or (looks and not args.features), "--metrics clip"),
+        "--features": (args.features, looks, "--metrics fd, kd and manifold, and by --train"),
+        "--resize": (args.resize, looks, "--metrics fd, kd and manifold, and by --train"),
+        "--against": (args.against, bool(wanted - {"clip"} or args.keep_statistics), "metrics beside another set"),
+    }
+    for option, (value, is_read, reader) in readers.items():
+        if value and not is_read:
+            raise ValueError(f"{option} {value!r} is read by {reader}: ask for them, or leave it out")
+    names = _network_names(args)
+    if looks and not names:
+        raise ValueError("--train and --keep-statistics need a feature network: give --features")
+    if args.resize is not None and not any(Path(name).is_file() for name in names):
+        raise ValueError(f"--resize {args.resize} is for the FID's Inception, and --features names none: leave it out")
+    if args.keep_statistics is not None and len(names) != 1:
+        raise ValueError(f"--keep-statistics keeps those of one network, and there are {len(names)}")
+
+
+def _network_names(args: argparse.Namespace) -> list[str]:
+    """Folders, Hub ids or files."""
+    return list(args.features) or ([args.clip] if args.clip else [])
 
 
 def networks_of(args: argparse.Namespace, metrics: Sequence[str]) -> list[FeatureNetwork]:
     """The feature networks, as far as they are looked at. Raises: ValueError, two of one name among others."""
     if not ({*metrics} & {*OF_SETS} or args.train or args.keep_statistics):
         return []
-    names = args.features or ([args.clip] if args.clip else [])
-    if not names:
-        raise ValueError("--train and --keep-statistics need a feature network: give --features")
-    device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    names, device = _network_names(args), compute_device(args)
     found = [load_features(name, device, args.resize if Path(name).is_file() else None) for name in names]
-    if args.resize is not None and not any(Path(name).is_file() for name in names):
-        raise ValueError(f"--resize {args.resize} is for the FID's Inception, and --features names none: leave it out")
     labels = [network.label for network in found]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ValueError(f"--features has two networks called {twice!r}: rename the folder of one")
@@ -121,8 +147,6 @@ def reference(args: argparse.Namespace, networks: Sequence[FeatureNetwork]) -> d
         return {networks[0].label: load_statistics(name, networks[0]).features}
     found = read_features(open_pictures(name, args.size, args.num), networks, None, args.batch_size)
     if args.keep_statistics is not None:
-        if len(networks) != 1:
-            raise ValueError(f"--keep-statistics keeps those of one network, and there are {len(networks)}")
         made_of = f"{found.count} pictures of {name}" + (f", {args.size} px" if args.size else "")
         save_statistics(args.keep_statistics, found.of[networks[0].label], networks[0], made_of)
         note(f"wrote {args.keep_statistics}")
@@ -151,18 +175,14 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     metrics = check(args)
     launch, names, pipe = Launch.of_environment(), list(args.pictures), None
     networks = networks_of(args, metrics) if launch.first else []
+    encoder = load_clip(args) if launch.first and "clip" in metrics else None
+    needs_reference = bool({*metrics} & {*OF_SETS}) or args.keep_statistics is not None
+    y = reference(args, networks) if launch.first and needs_reference else {}  # what is wrong is told before sampling
     if args.model is not None:
         pipe, _ = sampling.sample_model(args, args.out / "samples", launch)
         names.append(str(args.out / "samples"))
     if not launch.first:
         return
-    encoder = None
-    if "clip" in metrics:
-        from imagen.scores.encoders import DualEncoder
-
-        encoder = DualEncoder.load(args.clip, args.device or "cpu")
-    needs_reference = bool({*metrics} & {*OF_SETS}) or args.keep_statistics is not None
-    y = reference(args, networks) if needs_reference else {}
     columns: dict[str, dict[str, Any]] = {}
     for name in names:
         pictures = open_pictures(name, args.size, args.num)
@@ -178,8 +198,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
             columns[name] |= found
     most = min((one["count"] for one in columns.values() if one["count"]), default=0)
     if y:
-        truth = floor(y, most, metrics, args.k, args.resamples)
-        rows = {label: len(features) for label, features in y.items()}
-        columns["truth beside truth"] = {"count": min(most, min(rows.values()) // 2), "scores": truth}
+        count = min(most, min(map(len, y.values())) // 2)
+        if truth := floor(y, count, metrics, args.k, args.resamples):
+            columns["truth beside truth"] = {"count": count, "scores": truth}
     print(shown(columns))
     write_result(args, command, pipe, columns=columns)

@@ -17,9 +17,9 @@ from imagen.evaluation.pictures import PictureSet
 from imagen.evaluation.report import note
 from imagen.evaluation.sampling import MANIFEST
 from imagen.scores.features import STANDARD, FeatureNetwork
-from imagen.scores.frechet import frechet_of_rows
-from imagen.scores.kernel import kernel_of_rows
-from imagen.scores.manifold import manifold_of_rows
+from imagen.scores.frechet import Moments, frechet_distance, frechet_of_rows
+from imagen.scores.kernel import kernel_distance, kernel_of_rows
+from imagen.scores.manifold import manifold, manifold_of_rows
 from imagen.scores.resampling import Estimate, half_samples, over_seeds
 from imagen.scores.sets import Array, Rows
 
@@ -59,9 +59,10 @@ class Features:
         return len(next(iter(self.of.values()), self.clip))
 
     def seeds(self) -> list[Rows]:
-        """The rows of each seed's pictures, one for each prompt; empty where there is but one."""
+        """The rows of each seed's pictures, one for each prompt that has all; empty where there is but one seed."""
         each = self.per_prompt
-        return [] if each < 2 else [np.arange(self.count)[seed::each] for seed in range(each)]
+        prompts = self.count // each
+        return [] if each < 2 or not prompts else [np.arange(prompts) * each + seed for seed in range(each)]
 
 
 def per_prompt(name: str) -> int:
@@ -118,6 +119,20 @@ def statistic(metric: str, x: Array, y: Array, k: int) -> Callable[[Rows, Rows],
     return kernel_of_rows(x, y) if metric == "kd" else manifold_of_rows(x, y, k)
 
 
+def whole(metric: str, x: Array, y: Array, k: int) -> Array:
+    """The numbers of a metric of all rows of x beside all of y, in bounded memory."""
+    if metric == "fd":
+        return np.array([frechet_distance(Moments.of(x), Moments.of(y))])
+    if metric == "kd":
+        return np.array([kernel_distance(x, y)])
+    return np.array(list(manifold(x, y, k).to_json().values()))
+
+
+def few(x: Array) -> Array:
+    """At most `MOST` rows, drawn: the first ones may be of one class."""
+    return x if len(x) <= MOST else x[np.random.default_rng(0).permutation(len(x))[:MOST]]
+
+
 def set_scores(metric: str, x: Array, y: Array, k: int, resamples: int) -> dict[str, Estimate]:
     """The numbers of a metric of x beside y, each with its interval.
 
@@ -125,14 +140,14 @@ def set_scores(metric: str, x: Array, y: Array, k: int, resamples: int) -> dict[
         ValueError: too few rows.
     """
     names = OF_SETS[metric]
-    few = x[:MOST], y[:MOST]
-    inside = half_samples(statistic(metric, few[0], few[1], k), [len(rows) for rows in few], resamples)
+    some = few(x), few(y)
+    inside = half_samples(statistic(metric, *some, k), [len(rows) for rows in some], resamples)
     if max(len(x), len(y)) <= MOST:
         return dict(zip(names, inside, strict=True))
-    whole = np.atleast_1d(statistic(metric, x, y, k)(np.arange(len(x)), np.arange(len(y))))
-    narrower = math.sqrt(min(len(few[0]), len(few[1])) / min(len(x), len(y)))
+    narrower = math.sqrt(min(map(len, some)) / min(len(x), len(y)))
     reaches = [(one.high - one.low) / 2 * narrower for one in inside]
-    values = [Estimate(float(v), float(v - r), float(v + r)) for v, r in zip(whole, reaches, strict=True)]
+    pairs = zip(whole(metric, x, y, k), reaches, strict=True)
+    values = [Estimate(float(v), float(v - r), float(v + r)) for v, r in pairs]
     return dict(zip(names, values, strict=True))
 
 
@@ -154,10 +169,8 @@ def scores_of_seeds(x: Features, y: Mapping[str, Array], metrics: Sequence[str],
     values: dict[str, list[float]] = defaultdict(list)
     for rows in x.seeds():
         for label, features in x.of.items():
-            reference = np.arange(len(y[label])) if label in y else np.arange(0)
             for metric in (one for one in metrics if one in OF_SETS):
-                numbers = np.atleast_1d(statistic(metric, features[rows], y[label], k)(np.arange(len(rows)), reference))
-                for name, number in zip(OF_SETS[metric], numbers, strict=True):
+                for name, number in zip(OF_SETS[metric], whole(metric, features[rows], y[label], k), strict=True):
                     values[called(name, label)].append(float(number))
         if "clip" in metrics:
             values["clip"].append(float(x.clip[rows].mean()))
@@ -165,12 +178,19 @@ def scores_of_seeds(x: Features, y: Mapping[str, Array], metrics: Sequence[str],
 
 
 def floor(y: Mapping[str, Array], count: int, metrics: Sequence[str], k: int, resamples: int) -> dict[str, Any]:
-    """Truth beside truth: ``count`` rows of the reference, at most half of them, beside its others."""
+    """Truth beside truth: ``count`` rows of the reference, at most half of them, beside its others; nothing, and a
+    note, where so few have no interval.
+    """
     found: dict[str, Any] = {}
+    metrics = [one for one in metrics if one in OF_SETS]
+    least = 2 * (k + 1) if "manifold" in metrics else 4
+    if metrics and min(count, *(len(features) // 2 for features in y.values())) < least:
+        note(f"truth beside truth is left out: it needs {least} pictures, and twice as many of --against")
+        return {}
     for label, features in y.items():
         order = np.random.default_rng(0).permutation(len(features))
         some = features[order[: min(count, len(features) // 2)]]
         other = features[order[len(some) :]]
         part = Features("floor", {label: some})
-        found |= scores_of(part, {label: other}, [one for one in metrics if one in OF_SETS], k, resamples)
+        found |= scores_of(part, {label: other}, metrics, k, resamples)
     return found

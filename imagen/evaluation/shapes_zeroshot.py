@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from imagen.data.shapes.language import (
@@ -35,7 +34,7 @@ from imagen.data.shapes.layout import place
 from imagen.data.shapes.render import render
 from imagen.evaluation.report import table, write_result
 from imagen.evaluation.stats import Share
-from imagen.evaluation.zeroshot import Classified, class_vectors, classify, save_confusion
+from imagen.evaluation.zeroshot import Classified, class_vectors, classify, load_clip, save_confusion
 from imagen.scores.encoders import DualEncoder
 
 SIZE = 64
@@ -43,8 +42,6 @@ EACH = 400  # pictures of each question
 TEMPLATES = ("{}", "a picture of {}", "an image of {}", "a drawing of {}", "there is {}", "we see {}")
 PAIRS = tuple(itertools.product(COLORS, SHAPES))
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-
-
 ANSWERS = {"colour and shape": len(PAIRS), "number": len(COUNTS), "relation": len(INVERSE), "swapped words": "2 to 4"}
 
 
@@ -61,7 +58,7 @@ def drawn(facts: Facts, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
-def pairs(encoder: DualEncoder, seed: int, num: int) -> Classified:
+def pairs(encoder: DualEncoder, seed: int, num: int, batch_size: int = 64) -> Classified:
     """Single things among all pairs of colour and shape: ``num`` pictures of known pairs, and as many of held-out ones,
     rounded up to as many of each.
     """
@@ -75,7 +72,7 @@ def pairs(encoder: DualEncoder, seed: int, num: int) -> Classified:
             pictures.append(drawn(Facts((thing,), background=background), rng))
             truth.append(number)
     names = [caption(Facts((Thing(*pair),))) for pair in PAIRS]
-    return classify(encoder.images(pictures), truth, class_vectors(encoder, names, TEMPLATES), names)
+    return classify(encoder.images(pictures, batch_size), truth, class_vectors(encoder, names, TEMPLATES), names)
 
 
 def counts(facts: Facts) -> list[Facts]:
@@ -116,34 +113,37 @@ def questions(kind: str, split: Split, seed: int, num: int) -> Iterator[Question
         yield Question(drawn(facts, rng), [caption(one) for one in (facts, *others(facts))])
 
 
-def asked(encoder: DualEncoder, found: Sequence[Question]) -> Share:
-    """How often the true text is nearest."""
-    images = encoder.images([one.picture for one in found])
+def asked(encoder: DualEncoder, found: Sequence[Question], batch_size: int = 64) -> Share:
+    """How often the true text is nearer than all others."""
+    images = encoder.images([one.picture for one in found], batch_size)
     texts = encoder.texts([text for one in found for text in one.texts])
     starts = np.cumsum([0, *(len(one.texts) for one in found)])
     cosines = [texts[a:b] @ image for image, a, b in zip(images, starts[:-1], starts[1:], strict=True)]
-    return Share.of([int(torch.argmax(one)) == 0 for one in cosines])
+    return Share.of([bool(one[0] > one[1:].max()) for one in cosines])
 
 
-def shares(encoder: DualEncoder, seed: int, num: int) -> tuple[Classified, dict[str, dict[str, Share]]]:
+def shares(
+    encoder: DualEncoder, seed: int, num: int, batch_size: int = 64
+) -> tuple[Classified, dict[str, dict[str, Share]]]:
     """The classified pairs, and of every question the shares that were right, of either split."""
-    classified = pairs(encoder, seed, num)
+    classified = pairs(encoder, seed, num, batch_size)
     kept = np.array([pair in HELDOUT_PAIRS for pair in PAIRS])[classified.truth]
     right = classified.order[:, 0] == classified.truth
     found: dict[str, dict[str, Share]] = defaultdict(dict)
     for split, rows in (("train", ~kept), ("heldout", kept)):
         found["colour and shape"][split] = Share.of(right[rows].tolist())
     for kind, split in itertools.product(QUESTIONS, SPLITS):
-        found[kind][split] = asked(encoder, list(questions(kind, split, seed, num)))
+        found[kind][split] = asked(encoder, list(questions(kind, split, seed, num)), batch_size)
     return classified, dict(found)
 
 
-def run(args: argparse.Namespace, command: Sequence[str], encoder: DualEncoder) -> None:
+def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Ask all questions, print the table, write ``zeroshot.json`` and ``confusion.png``."""
     num = EACH if args.num is None else args.num
     if num < 1 or args.seed < 0:
         raise ValueError(f"--num is {num} and --seed {args.seed}; expected at least 1 picture and a seed of 0 or more")
-    classified, found = shares(encoder, args.seed, num)
+    encoder = load_clip(args)
+    classified, found = shares(encoder, args.seed, num, args.batch_size)
     rows = [(kind, ANSWERS[kind], each["train"], each["heldout"]) for kind, each in found.items()]
     print(table([("question", "answers", "known combinations, 95 % interval", "held out"), *rows]))
     save_confusion(args.out / "confusion.png", classified)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagen.checks import check_device
+from imagen.disk import whole
 from imagen.evaluation.pictures import open_classes
 from imagen.evaluation.report import note, table, write_result
 from imagen.evaluation.stats import Share
@@ -63,22 +64,22 @@ class Classified:
         return {**shares, "classes": each, "confusion": self.confusion.tolist()}
 
 
-def class_vectors(encoder: DualEncoder, said: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(C, D) unit vectors of classes, each the mean of its unit vectors in all templates.
-
-    Raises:
-        ValueError: a template without ``{}``.
-    """
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ValueError for one without ``{}``."""
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"--template {template!r} needs {{}} where the class goes, as in {TEMPLATE!r}")
+
+
+def class_vectors(encoder: DualEncoder, said: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(C, D) unit vectors of classes, each the mean of its unit vectors in all templates, made a unit vector."""
     found = [encoder.texts([template.replace("{}", name) for name in said]) for template in templates]
     return torch.nn.functional.normalize(torch.stack(found).mean(dim=0), dim=1)
 
 
 def classify(images: Tensor, truth: Sequence[int], classes: Tensor, names: Sequence[str]) -> Classified:
     """Classes of pictures (N, D) by class vectors (C, D)."""
-    order = (images @ classes.T).argsort(dim=1, descending=True)
+    order = (images @ classes.T).argsort(dim=1, descending=True, stable=True)  # one that tells nothing is at chance
     return Classified(names, np.asarray(truth, dtype=np.intp), order.numpy())
 
 
@@ -112,14 +113,18 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="where to compute, such as cpu or cuda:1; default: a GPU if there is one")
 
 
+def compute_device(args: argparse.Namespace) -> str:
+    """That of ``--device``, or a GPU where there is one. Raises: ValueError, where it is not there."""
+    return check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def load_clip(args: argparse.Namespace) -> DualEncoder:
     """The encoder that the options name. Raises: ValueError."""
     from imagen.scores.encoders import DualEncoder
 
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}; expected at least 1")
-    device = check_device("--device", args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return DualEncoder.load(args.clip, device)
+    return DualEncoder.load(args.clip, compute_device(args))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,20 +145,25 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
 
         if args.classes is not None or args.template != [TEMPLATE]:
             raise ValueError("--classes and --template are for --data: the shapes world has its own")
-        shapes_zeroshot.run(args, command, load_clip(args))
+        shapes_zeroshot.run(args, command)
         return
-    encoder = load_clip(args)
-    pictures = open_classes(args.data, args.num)
+    if args.seed:
+        raise ValueError(f"--seed {args.seed} is for the shapes world, and --data has its own pictures: leave it out")
+    check_templates(args.template)
     known = None if args.classes is None else read_classes(args.classes)
-    vectors, labels = [], []
+    pictures = open_classes(args.data, args.num)
+    encoder = load_clip(args)
+    vectors, labels = list[Tensor](), list[str]()
     for batch in pictures.batches(args.batch_size):
         vectors.append(encoder.images([one.picture for one in batch], args.batch_size))
         labels += [str(one.caption) for one in batch]
+        if strange := sorted({*labels} - {*(labels if known is None else known)}):
+            raise ValueError(
+                f"--data {args.data!r} has pictures of {strange[0]!r}, which --classes lacks; add it there"
+            )
     if pictures.skipped:
         note(pictures.told())
     said = known if known is not None else {label: label for label in sorted(set(labels))}
-    if strange := sorted(set(labels) - set(said)):
-        raise ValueError(f"--data {args.data!r} has pictures of {strange[0]!r}, which --classes lacks; add it there")
     if len(said) < 2:
         raise ValueError(f"--data {args.data!r} has pictures of {list(said)} alone; name other classes with --classes")
     numbers = {name: number for number, name in enumerate(said)}
@@ -183,4 +193,5 @@ def save_confusion(path: Path, found: Classified) -> None:
     axes.set_ylabel("class")
     axes.set_title(f"top-1 {100 * found.top(1).value:.1f} % of {len(found.truth)} pictures")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=100, format="png")

@@ -38,7 +38,7 @@ class DualEncoder:
         """From a folder or Hub id: CLIP, SigLIP or another model of transformers with features of both.
 
         Raises:
-            ValueError: nothing there, or no such model, tokenizer or image processor.
+            ValueError: nothing there, or no such model, tokenizer or image processor, or a damaged one.
         """
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -49,13 +49,13 @@ class DualEncoder:
                 model, info = AutoModel.from_pretrained(name, dtype=torch.float32, **how)
                 tokenizer = AutoTokenizer.from_pretrained(name)
                 processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # a damaged file has as many kinds as there are readers
             said = one_line(error)
             raise ValueError(f"{told} ({said[:300]}); give a folder or Hub id of a CLIP or SigLIP") from error
         if not all(hasattr(model, one) for one in ("get_image_features", "get_text_features", "logit_scale")):
             raise ValueError(f"{told}: it holds a {type(model).__name__}; give a folder or Hub id of a CLIP or SigLIP")
-        if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
-            raise ValueError(f"{told}: its weights lack {missing[0]}, and {len(missing) - 1} more, of the right shape")
+        if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
+            raise ValueError(f"{told}: its weights lack {missing[0]} of the right shape, {len(missing)} in all")
         return cls(model.to(device), tokenizer, processor, short_name(name))
 
     @property
@@ -66,31 +66,46 @@ class DualEncoder:
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> Tensor:
-        """(N, D) float32 unit vectors of pictures, prepared as the encoder's own processor does it; on the CPU."""
+        """(N, D) float32 unit vectors of pictures, prepared as the encoder's own processor does it; on the CPU.
+
+        Raises:
+            ValueError: no pictures, or vectors that are not finite.
+        """
         found = []
         for some in _parts(pictures, batch_size):
             shown = self.processor(images=[picture.convert("RGB") for picture in some], return_tensors="pt")
             found.append(_unit(self.model.get_image_features(pixel_values=shown["pixel_values"].to(self.device))))
-        return torch.cat(found)
+        return self._joined(found, "pictures")
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """(N, D) float32 unit vectors of texts, on the CPU; texts longer than the encoder reads are cut, with a
         warning.
+
+        Raises:
+            ValueError: no texts, or vectors that are not finite.
         """
         self._warn_of_cuts(texts)
         found = []
         for some in _parts(texts, batch_size):
             tokens = {name: ids.to(self.device) for name, ids in text_tokens(self.tokenizer, some, self.config).items()}
             found.append(_unit(self.model.get_text_features(**tokens)))
-        return torch.cat(found)
+        return self._joined(found, "texts")
+
+    def _joined(self, found: Sequence[Tensor], what: str) -> Tensor:
+        if not found:
+            raise ValueError(f"there are no {what} for {self.name!r} to encode; give one at least")
+        vectors = torch.cat(list(found))
+        if not vectors.isfinite().all():  # no comparison with them is true, and every ranking would look like one
+            raise ValueError(f"{self.name!r} makes vectors of {what} that are not finite: its weights are damaged")
+        return vectors
 
     def _warn_of_cuts(self, texts: Sequence[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
         cut = sum(length > self.longest for length in lengths)
         if cut:
             told = f"{cut} of {len(texts)} texts are longer than the {self.longest} tokens that {self.name} reads"
-            warnings.warn(f"{told}, and are cut", stacklevel=3)
+            warnings.warn(f"{told}, and are cut", stacklevel=4)  # behind torch's decorator
 
 
 def longest_text(config: Any) -> int:

@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from .language import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Facts, Split, choice, is_heldout, occurs
+from .language import BACKGROUNDS, COLORS, PATTERNS, RELATIONS, SHAPES, SIZES, Facts, Split, choice, is_heldout, occurs
 
 
 def vary(facts: Facts, rng: np.random.Generator, split: Split = "train") -> Facts:
     """Facts that differ from ``facts`` in one fact: another colour, shape, size, background, number or relation, or two
-    things that have changed colours, shapes or places. They are of the same split.
+    things that have changed colours, shapes or places. They are of the same split; a held-out thing that is told by
+    nothing but colour and shape gets another pattern, for no other fact of it can be another held-out one.
     """
+    bare = facts.category == "single" and facts.things[0].size is None
+    changes = (_patterned,) if bare and split == "heldout" else _CHANGES
     while True:
-        changed = _CHANGES[int(rng.integers(len(_CHANGES)))](facts, rng)
+        changed = changes[int(rng.integers(len(changes)))](facts, rng)
         if changed in (None, facts) or not occurs(changed):
             continue
         if is_heldout(changed) == (split == "heldout"):
@@ -50,6 +53,10 @@ def _resized(facts: Facts, rng: np.random.Generator) -> Facts | None:
     thing = facts.things[place]
     other = replace(thing, size=_other(rng, SIZES, thing.size or ""))
     return replace(facts, things=(*facts.things[:place], other, *facts.things[place + 1 :]))
+
+
+def _patterned(facts: Facts, rng: np.random.Generator) -> Facts | None:
+    return _with_thing(facts, rng, pattern=_other(rng, PATTERNS, facts.things[0].pattern or ""))
 
 
 def _moved(facts: Facts, rng: np.random.Generator) -> Facts | None:
