@@ -78,7 +78,11 @@ def test_who_is_right_is_counted_and_a_tie_is_no_hit() -> None:
     pictures = [Image.new("L", (2, 2), value) for value in range(3)]
     told = {pictures[0].tobytes(): "a", pictures[1].tobytes(): "b", pictures[2].tobytes(): "c"}
     encoder: Any = Written(told)
-    asks = [Question(pictures[0], ["a", "b"]), Question(pictures[1], ["x", "b", "y"]), Question(pictures[2], ["c", "a"])]
+    asks = [
+        Question(pictures[0], ["a", "b"]),
+        Question(pictures[1], ["x", "b", "y"]),
+        Question(pictures[2], ["c", "a"]),
+    ]
     assert asked(encoder, asks) == Share(2, 3)
     blind: Any = Blind()
     assert asked(blind, asks) == Share(0, 3)
@@ -119,7 +123,17 @@ def test_pictures_of_pairs_show_them(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_end_to_end(
     save: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["zeroshot", "--clip", str(save(tmp_path / "drawn")), "--num", "2", "--out", str(tmp_path), "--device", "cpu"]
+    words = [
+        "zeroshot",
+        "--clip",
+        str(save(tmp_path / "drawn")),
+        "--num",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 0
     result = json.loads((tmp_path / "zeroshot.json").read_text())
     assert {*result["questions"]} == {"colour and shape", *QUESTIONS}
