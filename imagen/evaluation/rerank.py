@@ -8,6 +8,7 @@ one that the judge passes if any does. With ``--size 256`` these go on to the ne
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def picks(scores: Array, right: NDArray[np.bool_]) -> dict[str, Rows]:
 def closed(right: Mapping[str, Sequence[bool]]) -> float:
     """The share of the gap between a random one and the best that the CLIP closes; NaN without a gap."""
     random, clip, best = (sum(right[way]) for way in WAYS)
-    return (clip - random) / (best - random) if best > random else float("nan")
+    return (clip - random) / (best - random) if best > random else math.nan
 
 
 def expected(right: NDArray[np.bool_]) -> float:
@@ -72,7 +73,9 @@ def compare(judged: Mapping[str, Sequence[Judged]]) -> str:
         rows.append((way, Share.of(right[way]), f"{points:+5.1f} [{100 * low:+5.1f}, {100 * high:+5.1f}]"))
     kinds = [[way, *(f"{100 * one.value:.0f} %" for one in shares(judged[way]).values())] for way in WAYS]
     by_kind = table([["picked", *shares(judged["clip"])], *kinds])
-    return f"{table(rows)}\n\n{by_kind}\n\nshare of the gap that is closed: {closed(right):.2f}"
+    gap = closed(right)
+    told = "none of them gains anything" if math.isnan(gap) else f"share of the gap that is closed: {gap:.2f}"
+    return f"{table(rows)}\n\n{by_kind}\n\n{told}"
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:

@@ -94,7 +94,8 @@ def read_features(
             if encoder is not None:
                 bare = next((one.key for one in batch if one.caption is None), None)
                 if bare is not None:
-                    raise ValueError(f"{pictures.name!r} has no caption for {bare!r}, and a CLIP score is of both")
+                    told = f"{pictures.name!r} has no caption for {bare!r}, and a CLIP score is of both"
+                    raise ValueError(f"{told}: give others, or other --metrics than clip")
                 texts = encoder.texts([str(one.caption) for one in batch])
                 scores.append(clip_score(encoder.images(shown), texts).numpy())
             keys += [one.key for one in batch]

@@ -71,6 +71,7 @@ class DualEncoder:
         Raises:
             ValueError: no pictures, or vectors that are not finite.
         """
+        self._check_any(pictures, "pictures")
         found = []
         for some in _parts(pictures, batch_size):
             shown = self.processor(images=[picture.convert("RGB") for picture in some], return_tensors="pt")
@@ -85,6 +86,7 @@ class DualEncoder:
         Raises:
             ValueError: no texts, or vectors that are not finite.
         """
+        self._check_any(texts, "texts")
         self._warn_of_cuts(texts)
         found = []
         for some in _parts(texts, batch_size):
@@ -92,9 +94,11 @@ class DualEncoder:
             found.append(_unit(self.model.get_text_features(**tokens)))
         return self._joined(found, "texts")
 
-    def _joined(self, found: Sequence[Tensor], what: str) -> Tensor:
-        if not found:
+    def _check_any(self, given: Sequence[Any], what: str) -> None:
+        if not len(given):
             raise ValueError(f"there are no {what} for {self.name!r} to encode; give one at least")
+
+    def _joined(self, found: Sequence[Tensor], what: str) -> Tensor:
         vectors = torch.cat(list(found))
         if not vectors.isfinite().all():  # no comparison with them is true, and every ranking would look like one
             raise ValueError(f"{self.name!r} makes vectors of {what} that are not finite: its weights are damaged")
