@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from PIL import Image
@@ -36,6 +37,19 @@ class Blind(Colours):
 
     def texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         return torch.ones(len(texts), 3) / 3**0.5
+
+
+class Lettered(Colours):
+    """Likes of every text other colours, all somewhat: of noise one is nearest, and no score is 0."""
+
+    name = "lettered"
+
+    def images(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> Tensor:
+        return normalize(super().images(pictures).abs(), dim=1)
+
+    def texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        rows = [torch.rand(3, generator=torch.Generator().manual_seed(crc32(text.encode()))) for text in texts]
+        return normalize(torch.stack(rows), dim=1)
 
 
 def _unit(colours: Sequence[object]) -> Tensor:

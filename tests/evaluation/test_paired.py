@@ -84,7 +84,7 @@ def test_only_what_is_above_0_in_a_mask_counts(
     for number, one in enumerate(inside):
         Image.fromarray(np.where(one, 255, 0).astype(np.uint8)).save(masks / f"{number}.png")
     spoiled = [np.where(one, x, 1e6) for one, x in zip(inside, own, strict=True)]
-    missing = [np.where(one, y, np.nan) for one, y in zip(inside, truth, strict=True)]
+    missing = [np.where(inside[0], truth[0], np.nan), *truth[1:]]
     sets = arrays(tmp_path / "own", spoiled), arrays(tmp_path / "truth", missing)
     found = run(*sets, *METRICS, "--data-range", 50, "--masks", masks)
     expected = [np.abs(x - y)[:, one].mean() for x, y, one in zip(own, truth, inside, strict=True)]
@@ -150,6 +150,5 @@ def test_lpips_of_drawn_weights(run: Callable[..., Any], tmp_path: Path) -> None
     assert found["scores"].keys() == {"lpips"}
     every = run(tmp_path / "a", tmp_path / "b", "--lpips", tmp_path / "alex.pth", "--device", "cpu")
     assert list(every["scores"]) == ["psnr", "ssim", "mae", "lpips"]
-    assert run(tmp_path / "a", tmp_path / "a", "--metrics", "lpips", "--lpips", tmp_path / "alex.pth")["pairs"]["lpips"] == [
-        0.0, 0.0
-    ]  # fmt: skip
+    same = run(tmp_path / "a", tmp_path / "a", "--metrics", "lpips", "--lpips", tmp_path / "alex.pth")
+    assert same["pairs"]["lpips"] == [0.0, 0.0]

@@ -18,7 +18,8 @@ from imagen.evaluation.__main__ import main
 from imagen.evaluation.alignment import judge_all, truth_pictures
 from imagen.evaluation.rerank import closed, compare, expected, picks
 from imagen.evaluation.suites import suite
-from imagen.scores.encoders import DualEncoder, clip_score
+from imagen.scores.encoders import clip_score
+from tests.evaluation.coloured import Lettered
 from tests.factories import save_clip, save_siglip, tiny_pipeline
 
 SCORES = np.array([[10.0, 30, 20], [5, 1, 4], [0, 0, 7], [1, 2, 3]])
@@ -105,17 +106,20 @@ def test_the_command_end_to_end(kind: str, models: Callable[[str], str], tmp_pat
 
 
 def test_the_chosen_go_on_to_the_next_stage_from_their_seeds(
-    models: Callable[[str], str], tmp_path: Path, seen: list[Any]
+    models: Callable[[str], str], tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["rerank", "--model", models("cascade"), "--clip", models("clip"), "--num", "2", "--best-of", "2"]
+    monkeypatch.setattr(rerank, "load_clip", lambda args: Lettered())
+    words = ["rerank", "--model", models("cascade"), "--clip", "lettered", "--num", "3", "--best-of", "2"]
     words += ["--seed", "5", "--size", "32", "--device", "cpu", "--batch-size", "1", "--out", str(tmp_path)]
     assert main(words) == 0
     (_, base), (again, large) = seen
-    encoder, texts = DualEncoder.load(models("clip")), [prompt.text for prompt in suite("heldout", 2, 5)]
-    scores = clip_score(encoder.images(base), encoder.texts([texts[0]] * 2 + [texts[1]] * 2)).reshape(2, 2)
+    encoder, texts = Lettered(), [prompt.text for prompt in suite("heldout", 3, 5)]
+    told = [text for text in texts for _ in range(2)]
+    scores = clip_score(encoder.images(base), encoder.texts(told)).reshape(3, 2)
     chosen = scores.argmax(dim=1).tolist()
+    assert {*chosen} == {0, 1}
     seeds = {prompt.seed for prompt in again}
-    assert {5, 7} | {5 + 2 * place + one for place, one in enumerate(chosen)} == seeds
+    assert {5, 7, 9} | {5 + 2 * place + one for place, one in enumerate(chosen)} == seeds
     assert len(again) == len(seeds), "none is made twice"
     pipe = tiny_pipeline(max_length=99)
     for prompt, picture in zip(again, large, strict=True):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imagen.evaluation import retrieval
@@ -48,6 +49,27 @@ def test_the_command_by_an_encoder_of_colours(
     plain("red").save(folder / "bare.png")
     assert main(words) == 2
     assert "has no caption for 'bare.png'; retrieval is by captions" in capsys.readouterr().err.splitlines()[-1]
+
+
+class Central(Colours):
+    """Three pictures that are apart, and three texts that are all nearest to the first, each next to its own."""
+
+    def images(self, pictures: Sequence[Image.Image], batch_size: int = 64) -> torch.Tensor:
+        return torch.eye(3)
+
+    def texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        return torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0.1], [0.9, 0.1, 0.3]])
+
+
+def test_texts_find_pictures_in_rows_and_pictures_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "load_clip", lambda args: Central())
+    folder = write_pictures(tmp_path / "pictures", [("red", "one"), ("red", "two"), ("red", "three")])
+    assert main(["retrieval", "--clip", "x", "--data", str(folder), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "retrieval.json").read_text())["result"]
+    assert {name: one["R@1"]["successes"] for name, one in found.items()} == {
+        "text to picture": 1,
+        "picture to text": 3,
+    }
 
 
 @pytest.mark.parametrize("save", [save_clip, save_siglip])

@@ -24,7 +24,7 @@ def write(folder: Path, count: int, seed: int) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(seed)
     for number in range(count):
-        Image.fromarray(rng.integers(0, 200 + seed, (9, 8, 3), np.uint8)).save(folder / f"{number:02d}.png")
+        Image.fromarray(rng.integers(0, 200 + seed, (18, 16, 3), np.uint8)).save(folder / f"{number:02d}.png")
         (folder / f"{number:02d}.txt").write_text(f"a {('red', 'blue')[number % 2]} circle")
     return folder
 
@@ -112,6 +112,7 @@ def test_statistics_are_kept_of_one_network(run: Callable[..., Any], tmp_path: P
 def test_a_model_is_sampled_and_scored_over_seeds(at: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     words = ("--model", "model", "--prompts", "heldout:4", "--per-prompt", 3, "--size", 16, "--seed", 5)
     found = run(*words, "--against", "truth", "--clip", "net", "--metrics", "fd", "clip", "--steps", 1)
+    assert not isinstance(found, str), found
     column = found["samples"]
     assert (column["count"], column["seeds"]) == (12, 3)
     _, paths = finished(tmp_path / "out" / "samples")

@@ -1,4 +1,4 @@
-"""Scores of sets: each equals the statistic of the features by hand, under its own name, whole, by seeds, and as floor."""
+"""Scores of sets: each is the statistic of the features by hand, under its own name, whole, by seeds, and as floor."""
 
 from __future__ import annotations
 
