@@ -111,12 +111,13 @@ def new_clip(config: ClipConfig, tokenizer: Any, seed: int) -> Clip:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     text = {
-        **_tower(config.text),
+        **_tower(config.text, config.projection),
         "vocab_size": len(tokenizer),
         "max_position_embeddings": config.max_length,
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     }
-    vision = {**_tower(config.image), "image_size": config.image_size, "patch_size": config.patch_size}
+    sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
+    vision = {**_tower(config.image, config.projection), **sizes}
     torch.manual_seed(seed)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.projection))
     side = config.image_size
@@ -129,13 +130,14 @@ def new_clip(config: ClipConfig, tokenizer: Any, seed: int) -> Clip:
     return Clip(model, tokenizer, processor)
 
 
-def _tower(config: TowerConfig) -> dict[str, Any]:
+def _tower(config: TowerConfig, projection: int) -> dict[str, Any]:
     return {
         "hidden_size": config.width,
         "intermediate_size": 4 * config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "hidden_act": "gelu",
+        "projection_dim": projection,
     }
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from imagen.scores.encoders import DualEncoder
 
 TEMPLATE = "a picture of {}"
-SHOWN = 40  # classes of a confusion matrix whose names are written
+SHOWN = 100  # classes of a confusion matrix whose names are written
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ def save_confusion(path: Path, found: Classified) -> None:
 
     matrix, names = found.confusion.astype(np.float64), list(found.names)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.22 * len(names), 24)
+    side = min(4 + 0.15 * len(names), 16)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(shown, label="share of the pictures of a class", shrink=0.8)
     if len(names) <= SHOWN:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(f"top-1 {100 * found.top(1).value:.1f} % of {len(found.truth)} pictures")

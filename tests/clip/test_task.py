@@ -13,7 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, SiglipConfig, SiglipModel
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from imagen.clip.config import ClipConfig, ContrastConfig
 from imagen.clip.task import ContrastTask
@@ -90,6 +97,7 @@ def test_what_is_left_is_the_average_as_transformers_keep_it(make: Callable[...,
     run(config)
     folder = Path(config.run_dir) / "model"
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert CLIPTextModelWithProjection.from_pretrained(folder).text_projection.out_features == config.clip.projection
     kept = state(config)
     for name, value in model.state_dict().items():
         assert torch.equal(value, kept[f"ema clip.{name}"])
