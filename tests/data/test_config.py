@@ -29,6 +29,7 @@ READERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "square": ("random", STORED),
     "resize": ("bicubic", STORED),
     "category": ("single", ("shapes",)),
+    "variations": (2, ("shapes",)),
     "streaming": (True, ("hub", "shards")),
 }
 
