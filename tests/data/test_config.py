@@ -29,6 +29,7 @@ READERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "square": ("random", STORED),
     "resize": ("bicubic", STORED),
     "category": ("single", ("shapes",)),
+    "variations": (2, ("shapes",)),
     "streaming": (True, ("hub", "shards")),
 }
 
@@ -111,10 +112,10 @@ def test_the_package_has_the_names_it_says_and_no_others() -> None:
 
 
 def test_every_setting_of_the_shapes_world_is_handed_on() -> None:
-    config = DataConfig(split="heldout", crop=8, category="counting", fields={"label": "color"})
+    config = DataConfig(split="heldout", crop=8, category="counting", fields={"label": "color"}, variations=3)
     kind = Label(names=("black", "blue", "cyan", "green", "orange", "pink", "purple", "red", "white", "yellow"))
     made = make_source(config, Want(32, lowres_size=16, fields={"label": kind}), seed=7)
-    expected = ShapesDataset(32, 7, "heldout", 8, 16, "counting", {"label": "color"}, {"label": kind})
+    expected = ShapesDataset(32, 7, "heldout", 8, 16, "counting", {"label": "color"}, {"label": kind}, 3)
     assert isinstance(made, ShapesDataset)
     assert vars(made) == vars(expected)
 

@@ -215,6 +215,7 @@ DATA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # field -> the secti
     "rules": ({**FOLDER, "path": "profiled"}, {"rules": 1}),
     "min_size": (FOLDER, {"min_size": 20}),
     "category": ({}, {"category": "counting"}),
+    "variations": ({}, {"variations": 2}),
 }
 
 
