@@ -284,6 +284,7 @@ def run(args: argparse.Namespace) -> None:
     pictures = [Picture(prompt, args.seed + index) for index, prompt in enumerate(every)]
     call = {"negative_prompt": args.negative_prompt, **asked, **conditions}
     if encoder is not None:
+        encoder.model.to(pipe._execution_device)
         groups = candidates(pictures, args.best_of, args.seed)
         made = partial(make, pipe, call, writer.shared["size"])
         pictures = choose(pipe, encoder, groups, made, batch_size(args, pipe))
