@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from imagen.clip.config import ClipConfig, ContrastConfig
+from imagen.clip.sheet import write_sheet
 from imagen.clip.task import ContrastTask
 from imagen.errors import ConfigError
 from imagen.scores.encoders import DualEncoder
@@ -214,3 +215,30 @@ def test_partners_with_the_same_caption_count(make: Callable[..., ContrastConfig
     run(config)
     told = next(line for line in lines(config) if "val_loss" in line)  # type: ignore[arg-type]
     assert (told["val_image_to_text"], told["val_text_to_image"]) == (1.0, 1.0)
+
+
+def test_a_sheet_tells_what_each_picture_picks(
+    make: Callable[..., ContrastConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[list[str], list[str]]] = []
+
+    def write(path: Path, images: torch.Tensor, captions: list[str], picked: list[str]) -> None:
+        told.append((captions, picked))
+        write_sheet(path, images, captions, picked)
+
+    monkeypatch.setattr("imagen.clip.task.write_sheet", write)
+    config = make()
+    run(config)
+    [(captions, picked)] = told
+    encoder = DualEncoder.load(Path(config.run_dir) / "model")
+    files = Path(str(config.validation.data.path)).glob("*.txt")  # type: ignore[union-attr]
+    pictures = {file.read_text(): Image.open(file.with_suffix(".png")) for file in files}
+    cosines = encoder.images([pictures[caption] for caption in captions]) @ encoder.texts(captions).T
+    assert picked == [captions[row] for row in cosines.argmax(dim=1)]
+
+
+def test_a_sheet_tells_the_wrong_caption_before_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("imagen.clip.sheet.captioned", lambda picture, text: told.append(text) or picture)
+    write_sheet(tmp_path / "sheet.png", torch.zeros(2, 3, 16, 16), ["a cat", "a dog"], ["a cat", "a cow"])
+    assert told == ["a cat", "NO: a cow (it is: a dog)"]

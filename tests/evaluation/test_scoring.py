@@ -71,6 +71,17 @@ def test_more_rows_than_an_interval_is_drawn_from(monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(scoring.few(y[:100]), y[:100])
 
 
+@pytest.mark.parametrize("rows", [(60, 1000), (1000, 60)])
+def test_a_small_set_is_not_told_better_by_a_large_one_beside_it(
+    rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = features(rows[0], 0), features(rows[1], 1)
+    whole = set_scores("fd", x, y, 3, 100)["fd"]
+    monkeypatch.setattr(scoring, "MOST", 100)
+    part = set_scores("fd", x, y, 3, 100)["fd"]
+    assert 0.7 < (part.high - part.low) / (whole.high - whole.low) < 2
+
+
 def test_seeds_are_every_nth_picture_and_a_prompt_that_lacks_some_is_left_out() -> None:
     x = Features("x", {"a": features(11, 0)}, np.arange(11.0), per_prompt=3)
     assert [rows.tolist() for rows in x.seeds()] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]

@@ -88,6 +88,18 @@ def test_long_texts_are_cut_and_told(kind: str, folders: dict[str, Path]) -> Non
         torch.testing.assert_close(found[1:], encoder.texts(["a red circle"]))
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_text_that_just_fits_is_not_told(kind: str, folders: dict[str, Path]) -> None:
+    encoder = DualEncoder.load(folders[kind])
+    texts = ["a" + " a" * count for count in range(encoder.longest)]
+    [full] = [text for text in texts if len(encoder.tokenizer(text)["input_ids"]) == encoder.longest]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.texts([full])
+    with pytest.warns(UserWarning, match="1 of 1 texts are longer than the 80 tokens"):
+        encoder.texts([f"{full} a"])
+
+
 def test_the_score_is_a_hundred_cosines_and_never_below_0() -> None:
     x = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])
     y = torch.tensor([[0.8, 0.6], [0, -1], [0.6, 0.8]])

@@ -162,6 +162,16 @@ def test_the_preprocessing_tells_networks_apart(folders: dict[str, Path], tmp_pa
     assert differing(plain, load_features(weights)) == {"network"}
 
 
+def test_what_a_tower_says_of_its_making_is_no_part_of_the_network(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A CLIP's config holds one for each tower."""
+    copy = shutil.copytree(folders["clip"], tmp_path / "copy")
+    tower = json.loads((copy / "config.json").read_text())["vision_config"]
+    changed(copy, "config.json", vision_config={**tower, "dtype": "float16", "architectures": ["CLIPVisionModel"]})
+    assert not differing(load_features(folders["clip"]), load_features(copy))
+    changed(copy, "config.json", vision_config={**tower, "layer_norm_eps": 1e-3})
+    assert differing(load_features(folders["clip"]), load_features(copy)) == {"network"}
+
+
 def test_a_fingerprint_is_of_names_shapes_and_values() -> None:
     one, other = torch.arange(6.0), torch.arange(6.0) + 1
     states = [
