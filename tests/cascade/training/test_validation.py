@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imagen.cascade.training.config.run import LossPerLevelConfig, RunConfig, StageTrainConfig
-from imagen.cascade.training.config.sections import ScheduleConfig, StageConfig
+from imagen.cascade.training.config.sections import ScheduleConfig, ScoresConfig, StageConfig
 from imagen.cascade.training.inputs.batches import BatchMaker
 from imagen.cascade.training.inputs.source import make_conditions
 from imagen.cascade.training.inputs.texts import Texts
@@ -200,6 +201,20 @@ def test_as_many_pictures_as_there_are_can_be_held_out_and_no_more(tmp_path):
     ]
     assert torch.equal(drawn[0], drawn[1]), "the run's seed has no say"
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_of_a_stream_as_many_are_held_as_any_measurement_looks_at(tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name in "abcde":
+            Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+            shard.add(tmp_path / f"{name}.png", f"{name}.png")
+    data = DataConfig("shards", str(tmp_path / "shard.tar"), streaming=True, resize="area")
+    held = LossPerLevelConfig(every=2, data=data, samples=2, scores=ScoresConfig("clip", every=2, count=4))
+    settings = RunConfig("run", stage=StageConfig(size=8), validation=held)
+    assert len(validation_source(settings)) == 4
+    assert len(validation_source(replace(settings, validation=replace(held, samples=5)))) == 5
+    with pytest.raises(ConfigError, match="validation.scores.count 6 is more than the 5 pictures"):
+        validation_source(replace(settings, validation=replace(held, scores=replace(held.scores, count=6))))
 
 
 @pytest.mark.parametrize("section", ["data", "validation.data"])
