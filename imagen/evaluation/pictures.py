@@ -128,7 +128,7 @@ def open_pictures(name: str, size: int | None = None, num: int | None = None) ->
     if name.startswith(SUITES):
         return _suite(name, size, num)
     data, limit = _data_of(name)
-    num = limit if num is None else num if limit is None else min(num, limit)
+    num = _fewer(limit, num)
     if data.kind == "shapes":
         return _drawn(name, data, size, num)
     return _stored(name, data, size, num, read)
@@ -147,7 +147,7 @@ def open_classes(name: str, num: int | None = None) -> PictureSet[Image.Image]:
     data, limit = _data_of(name)
     if data == DataConfig("folder", name):
         data = DataConfig("folder", name, captions="class")
-    found = _stored(name, data, None, limit if num is None else num, _as_stored)
+    found = _stored(name, data, None, _fewer(limit, num), _as_stored)
     read = found.read
 
     def labelled() -> Iterator[Shown[Image.Image] | Note]:
@@ -170,7 +170,13 @@ def open_arrays(name: str, num: int | None = None) -> PictureSet[Array]:
     data, limit = (None, None) if name.startswith(SUITES) else _data_of(name)
     if data is None or data.kind == "shapes":
         raise ValueError(f"pictures {name!r} are drawn, not stored: save them first, as .npy for example")
-    return _stored(name, data, None, limit if num is None else num, _numbers)
+    return _stored(name, data, None, _fewer(limit, num), _numbers)
+
+
+def _fewer(limit: int | None, num: int | None) -> int | None:
+    """How many are meant by a name that says so itself, and ``--num``; None: all."""
+    given = [one for one in (limit, num) if one is not None]
+    return min(given, default=None)
 
 
 def _data_of(name: str) -> tuple[DataConfig, int | None]:

@@ -15,7 +15,7 @@ from PIL import Image
 from imagen.data import ShapesDataset
 from imagen.data.transforms import resize_square
 from imagen.evaluation.alignment import truth_pictures
-from imagen.evaluation.pictures import open_arrays, open_pictures
+from imagen.evaluation.pictures import open_arrays, open_classes, open_pictures
 from imagen.evaluation.sampling import Samples, make_samples
 from imagen.evaluation.suites import suite
 from tests.factories import SENTENCES, tiny_pipeline
@@ -225,3 +225,14 @@ def test_what_is_nothing_is_told_with_what_it_may_be(tmp_path: Path) -> None:
                        ("lost.yaml", "are not there"), (str(tmp_path), "no pictures in")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             open_pictures(name)
+
+
+def test_of_two_numbers_the_smaller_holds_for_classes_and_arrays_too(tmp_path: Path) -> None:
+    for number in range(4):
+        folder = tmp_path / "data" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "my.yaml").write_text(f"data: {{kind: folder, path: {tmp_path / 'data'}, captions: class}}")
+    for num, expected in ((3, 2), (1, 1), (None, 2)):
+        assert len(list(open_classes(f"{tmp_path / 'my.yaml'}:2", num))) == expected
+        assert len(list(open_arrays(f"{tmp_path / 'my.yaml'}:2", num))) == expected
