@@ -49,7 +49,8 @@ def test_autoguidance_leads_away_from_the_weaker_network(tmp_path):
 
     pipe.save_pretrained(tmp_path)
     again = ImagenPipeline.from_pretrained(tmp_path)
-    assert torch.equal(sample(again, guidance={"base": "auto"}, **asked).images, made.images)
+    # what is read lies elsewhere in memory, by which some processors' products round
+    torch.testing.assert_close(sample(again, guidance={"base": "auto"}, **asked).images, made.images, atol=1e-5, rtol=0)
     with pytest.raises(
         ValueError, match="stage base: guidance 'auto' needs a weaker network, and base_weak_unet is empty"
     ):

@@ -86,8 +86,14 @@ def in_step(sets: Sequence[PictureSet[Any]]) -> Iterator[tuple[Any, ...]]:
     except ValueError as error:
         if "zip()" not in str(error):
             raise
+        _check_whole(sets)
         names = " and ".join(repr(one.name) for one in sets)
         raise ValueError(f"{names} hold other numbers of pictures: pairs need as many of each, in one order") from None
+    _check_whole(sets)
+
+
+def _check_whole(sets: Sequence[PictureSet[Any]]) -> None:
+    """Raises ValueError where a picture was passed over: what stands beside which is not known then."""
     for one in sets:
         if one.skipped:
             raise ValueError(f"{one.told()}: no pairs can be made")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "samples.json"
 FORMAT_VERSION = 1
-SHARD_SIZE = 256
+SHARD_SIZE = 64  # what an interruption loses at most, of each process
 ALONE = Launch()
 
 

@@ -140,7 +140,10 @@ def set_scores(metric: str, x: Array, y: Array, k: int, resamples: int) -> dict[
     Raises:
         ValueError: too few rows.
     """
-    names = OF_SETS[metric]
+    names, fewest = OF_SETS[metric], 2 * (k + 1)
+    if metric == "manifold" and min(len(x), len(y)) < fewest:
+        told = f"manifold with --k {k} needs {fewest} pictures of each set, and there are {len(x)} and {len(y)}"
+        raise ValueError(f"{told}: give more, a smaller --k, or --metrics fd kd")
     some = few(x), few(y)
     inside = half_samples(statistic(metric, *some, k), [len(rows) for rows in some], resamples)
     if max(len(x), len(y)) <= MOST:

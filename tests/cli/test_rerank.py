@@ -17,7 +17,7 @@ from imagen.cli.png import read_settings
 from imagen.cli.record import Picture
 from imagen.cli.rerank import candidates, choose
 from imagen.cli.sample import main
-from imagen.scores.encoders import DualEncoder, clip_score
+from imagen.scores.encoders import DualEncoder
 from tests.evaluation.coloured import Colours, plain
 from tests.factories import save_clip, save_siglip, tiny_pipeline
 
@@ -59,7 +59,7 @@ def test_the_one_of_the_prompts_colour_is_chosen(capsys: pytest.CaptureFixture[s
     assert [(one.prompt, one.seed) for one in found] == [("a red thing", 1), ("a green thing", 4)]
     told = found[0].chosen
     assert (told["best_of"], told["rerank"], told["clip_score"]) == (3, "colours", 100.0)
-    assert told["clip_scores"] == [0.0, 100.0, 0.0]
+    assert told["clip_scores"] == [-54.99, 100.0, -31.568], "cosines, below 0 too"
     assert found[1].chosen["clip_scores"][1:] == [100.0, 100.0], "of equals the first"
     assert pipe._progress_bar_config == {"disable": True, "desc": "own"}
 
@@ -74,7 +74,7 @@ def test_the_best_is_the_picture_of_its_seed_bit_for_bit(
     assert (told["best_of"], told["rerank"]) == (4, kind)
     pipe, encoder = tiny_pipeline(), DualEncoder.load(folders[kind])
     made = [pipe("a red circle", generator=torch.Generator().manual_seed(s), size=16).images[0] for s in range(3, 7)]
-    scores = clip_score(encoder.images(made), encoder.texts(["a red circle"] * 4))
+    scores = 100 * (encoder.images(made) * encoder.texts(["a red circle"] * 4)).sum(dim=1)
     assert told["clip_scores"] == pytest.approx(scores.tolist(), abs=2e-3)
     assert told["clip_score"] == max(told["clip_scores"])
     assert told["seed"] == 3 + int(scores.argmax())

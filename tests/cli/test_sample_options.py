@@ -65,6 +65,8 @@ ELSEWHERE = {
     "offload",
     "lora",
     "compile",
+    "best_of",
+    "rerank",
 } | set(OPTIONS)
 
 

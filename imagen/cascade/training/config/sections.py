@@ -214,13 +214,13 @@ class ScoresConfig:
     """of the samples' noise"""
 
     def __post_init__(self) -> None:
-        named = "name a folder or Hub id of a CLIP, or the file of the FID's Inception"
-        require(bool(self.features), f"validation.scores.features is missing: {named}")
         require(self.count > 1, f"validation.scores.count {self.count} must be at least 2: a distance is of sets")
         for name in ("every", "batch_size"):
             require(getattr(self, name) > 0, f"validation.scores.{name} {getattr(self, name)} must be positive")
         require(0 <= self.seed < SEEDS, f"validation.scores.seed {self.seed} must lie in [0, {SEEDS})")
         check_drawing("validation.scores", self.num_inference_steps, self.guidance_scale)
+        named = "name a folder or Hub id of a CLIP, or the file of the FID's Inception"
+        require(bool(self.features), f"validation.scores.features is missing: {named}")
 
 
 def check_drawing(section: str, steps: int, scale: float | None) -> None:
