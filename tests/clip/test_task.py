@@ -25,6 +25,7 @@ from transformers import (
 from imagen.clip.config import ClipConfig, ContrastConfig
 from imagen.clip.sheet import write_sheet
 from imagen.clip.task import ContrastTask
+from imagen.clip.towers import new_clip, train_tokenizer
 from imagen.errors import ConfigError
 from imagen.scores.encoders import DualEncoder
 from imagen.training.trainer import Trainer
@@ -206,6 +207,15 @@ def test_captions_that_say_nothing_are_told(make: Callable[..., ContrastConfig])
     with pytest.raises(ConfigError, match="caption"):
         Trainer(ContrastTask(config))
     assert not (Path(config.run_dir) / "state").exists()
+
+
+def test_new_weights_are_those_of_the_seed(make: Callable[..., ContrastConfig]) -> None:
+    clip = make().clip
+    tokenizer = train_tokenizer(["a red picture", "a blue picture"], clip)
+    first, again, other = (new_clip(clip, tokenizer, seed).model.state_dict() for seed in (3, 3, 4))
+    name = "visual_projection.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
 
 
 def test_partners_with_the_same_caption_count(make: Callable[..., ContrastConfig]) -> None:

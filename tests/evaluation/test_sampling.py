@@ -152,6 +152,14 @@ def test_other_weights_schedules_and_texts_are_refused_and_an_empty_folder_is_no
     assert finished(tmp_path)[0]["seed"] == 1
 
 
+def test_samples_of_another_weaker_network_are_refused(tmp_path: Path) -> None:
+    led = replace(FEW, settings={"guidance": "auto"})
+    make_samples(tiny_pipeline(base_weak_unet=tiny_base(seed=9)), led, tmp_path)
+    make_samples(tiny_pipeline(base_weak_unet=tiny_base(seed=9)), led, tmp_path)
+    with pytest.raises(ValueError, match="holds samples of another model: give another"):
+        make_samples(tiny_pipeline(base_weak_unet=tiny_base(seed=8)), led, tmp_path)
+
+
 def test_the_batch_size_changes_no_picture(tmp_path: Path) -> None:
     made = []
     for size in (1, 3):
