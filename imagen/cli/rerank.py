@@ -67,7 +67,8 @@ def choose(
 
 
 def score(encoder: DualEncoder, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-    """100 cos of each picture and its prompt, below 0 too, so that there is a best one among bad ones."""
-    cosines = (encoder.images(pictures).double() * encoder.texts(prompts).double()).sum(dim=1)
-    scores: list[float] = (100 * cosines).tolist()
+    """What pictures are ranked by: how near each is to its prompt."""
+    from imagen.scores.encoders import similarity
+
+    scores: list[float] = similarity(encoder.images(pictures), encoder.texts(prompts)).tolist()
     return scores

@@ -80,7 +80,7 @@ def compare(judged: Mapping[str, Sequence[Judged]]) -> str:
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Sample, choose, judge, print the tables, write ``rerank.json`` and a sheet of the chosen ones."""
-    from imagen.scores.encoders import clip_score
+    from imagen.scores.encoders import similarity
 
     if args.best_of < 2:
         raise ValueError(f"--best-of is {args.best_of}; expected two at least")
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     each = [prompt for prompt in prompts for _ in range(args.best_of)]
     judged = judge_all(each, pictures)
     vectors = encoder.texts(texts).repeat_interleave(args.best_of, dim=0)
-    scores = clip_score(encoder.images(pictures, args.batch_size), vectors).numpy().reshape(len(prompts), -1)
+    scores = similarity(encoder.images(pictures, args.batch_size), vectors).numpy().reshape(len(prompts), -1)
     right = np.array([one.verdict.ok for one in judged]).reshape(scores.shape)
     picked = picks(scores, right)
     results = {base: {way: _those(judged, picked[way], args.best_of) for way in WAYS}}

@@ -129,7 +129,14 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], config: Any) -> dict[str, 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     """(N,) float64: 100 max(cos, 0) of each picture (N, D) and its own text (N, D), as papers report it (Hessel et al.
-    2021, arXiv:2104.08718, with 100 in place of 2.5).
+    2021, arXiv:2104.08718, with 100 in place of 2.5). Raises: ValueError, not as many of each.
+    """
+    return similarity(images, texts).clamp(min=0)
+
+
+def similarity(images: Tensor, texts: Tensor) -> Tensor:
+    """(N,) float64: 100 cos of each picture (N, D) and its own text (N, D), below 0 too: by it pictures are ranked, so
+    that there is a best one among bad ones.
 
     Raises:
         ValueError: not as many of each.
@@ -138,7 +145,7 @@ def clip_score(images: Tensor, texts: Tensor) -> Tensor:
         raise ValueError(
             f"vectors are {tuple(images.shape)} and {tuple(texts.shape)}; expected a text for each picture"
         )
-    return 100 * (images.double() * texts.double()).sum(dim=1).clamp(min=0)
+    return 100 * (images.double() * texts.double()).sum(dim=1)
 
 
 def _unit(features: Any) -> Tensor:
